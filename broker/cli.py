@@ -1,0 +1,166 @@
+"""The commands. Each loads what it needs when it runs: `get` in a script must not pay for the server."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+from broker import __version__
+
+FAILED: Final = 1
+BUSY: Final = 75  # EX_TEMPFAIL: another daemon owns the store
+MISCONFIGURED: Final = 78  # EX_CONFIG
+
+CONFIG: Final = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The configuration; default: $TOKEN_BROKER_CONFIG, then /etc/token-broker/config.toml.",
+)
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+KEY_FILE: Final = click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    envvar="TOKEN_BROKER_KEY_FILE",
+    help="A file with this client's key, where the daemon has [clients] and no Unix socket.",
+)
+
+
+def stop(code: int, *lines: str) -> NoReturn:
+    """End with sentences on stderr; never a traceback."""
+    for line in lines:
+        click.echo(f"token-broker: {line}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="token-broker")
+def main() -> None:
+    """The one process that fetches WeChat access tokens, so that your services never fight over them."""
+
+
+@main.command()
+@CONFIG
+def serve(config: Path | None) -> None:
+    """Run the daemon."""
+    from broker import log
+    from broker.app import serve as run
+    from broker.core.ports import StoreBusy, StoreError, StoreRefused
+    from broker.listen import AddressTaken
+
+    settings = _configured(config)
+    log.configure()
+    try:
+        asyncio.run(run(settings))
+    except StoreBusy as busy:
+        stop(BUSY, str(busy))
+    except StoreRefused as refused:
+        stop(MISCONFIGURED, str(refused))
+    except (StoreError, AddressTaken, OSError) as failure:
+        stop(FAILED, str(failure))
+
+
+@main.command()
+@CONFIG
+def check(config: Path | None) -> None:
+    """Read configuration, secrets, permissions and store; call nobody; say all that is wrong."""
+    from broker.config import ConfigError, load
+    from broker.sqlite import inspect
+
+    try:
+        settings = load(config)
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    found = inspect(settings.store.path)
+    if found:
+        stop(MISCONFIGURED, *(f"store.url: {complaint}" for complaint in found))
+    click.echo(f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store: {settings.store.path}.")
+
+
+@main.command()
+@CONFIG
+@JSON
+def status(config: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click's way
+    """Ask the running daemon how it is."""
+    import json
+
+    from broker import ask
+
+    answer = _asked(config, "/v1/status", None)
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False) if as_json else ask.table(answer))
+
+
+@main.command()
+@click.argument("app")
+@CONFIG
+@KEY_FILE
+@JSON
+def get(app: str, config: Path | None, key_file: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click's way
+    """Print the token of APP and nothing else, for scripts."""
+    import json
+    from urllib.parse import quote
+
+    answer = _asked(config, f"/v1/tokens/{quote(app, safe='')}", key_file)
+    click.echo(json.dumps(answer) if as_json else answer["access_token"])
+
+
+@main.command()
+@click.option("--port", default=8780, show_default=True, help="Where to listen on loopback.")
+@click.option("--expires-in", default=7200, show_default=True, help="Seconds a token lives.")
+@click.option("--overlap", default=300, show_default=True, help="Seconds the previous token lives on.")
+@click.option("--daily-quota", default=2000, show_default=True, help="Token calls a day.")
+@click.option("--followers", default=24, show_default=True, help="Followers of each account.")
+@click.option("--withhold-avatars", is_flag=True, help="Withhold nicknames and avatars, as WeChat does since 2021-12-27.")
+def sandbox(port: int, **options: Any) -> None:
+    """Stand in for WeChat, for development without an account."""
+    from broker.sandbox import Options
+    from broker.sandbox import serve as run
+
+    try:
+        _until_interrupted(lambda: run(Options(**options), port))
+    except OSError as error:
+        stop(FAILED, f"cannot listen on 127.0.0.1:{port}: {error.strerror}")
+
+
+@main.command()
+def demo() -> None:
+    """Run sandbox, daemon and companion on loopback, in a temporary directory, until Ctrl-C."""
+    from broker.demo import run
+
+    try:
+        run(click.echo)
+    except KeyboardInterrupt:
+        click.echo("")
+
+
+def _configured(config: Path | None) -> Any:
+    from broker.config import ConfigError, load
+
+    try:
+        return load(config)
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+
+
+def _asked(config: Path | None, path: str, key_file: Path | None) -> Any:
+    """Ask the running daemon, wherever the configuration says it listens; needs no secret of an app."""
+    from broker import ask
+    from broker.config import ConfigError, load_server
+
+    try:
+        addresses = load_server(config).listen
+        key = key_file.read_text().strip() if key_file else None
+        return ask.daemon(addresses, path, key)
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    except (ask.NoAnswer, OSError) as error:
+        stop(FAILED, str(error))
+
+
+def _until_interrupted(work: Callable[[], Any]) -> None:
+    import contextlib
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(work())

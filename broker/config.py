@@ -1,0 +1,250 @@
+"""The configuration: parsed once, at the edge, into something frozen; what is wrong with it is said by key, all at once.
+
+:func:`load` is for the daemon and the commands beside it, :func:`load_avatars` for the companion, which reads no secret
+of an app. What may be written where is in tables.py, how it is read in document.py, how secrets are guarded in
+guarded_files.py.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from broker.address import Address
+from broker.core.credential import JITTER, LIFETIME, Account, Policy, Secret
+from broker.core.quota import calls_per_day
+from broker.document import SECRET_PREFIX, ConfigError, Key, Names, Problems, env_name, read_document, suggestion
+from broker.guarded_files import Refused, as_secret, credential, read_secret
+from broker.tables import App, Avatars, Client, Document
+
+__all__ = ["Address", "AvatarsSettings", "ClientSettings", "ConfigError", "Settings", "default_path", "load", "load_avatars"]
+
+DEFAULT_PATH: Final = Path("/etc/token-broker/config.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the daemon listens, and which names it answers to beside loopback and the bound addresses (lower case)."""
+
+    listen: tuple[Address, ...]
+    allowed_hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where state is kept: a URL, and the absolute path of the file it means."""
+
+    url: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class WeChatSettings:
+    """Where WeChat is (`scheme://host[:port]`, no slash at its end), and the seconds a whole call may take."""
+
+    api_base: str
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Who may ask: the SHA-256 of its bearer key in lower-case hex, the names of its apps, and its scopes."""
+
+    name: str
+    key_sha256: str = field(repr=False)
+    apps: frozenset[str]
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class AvatarsSettings:
+    """The companion's own. `key` is read by :func:`load_avatars` only; `broker` is a URL's origin or `unix:/path`."""
+
+    listen: Address
+    broker: str
+    app: str
+    cache_ttl: float
+    key_file: Path | None
+    key: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of it, checked, with secrets in hand. Nothing in it can be changed."""
+
+    path: Path
+    server: ServerSettings
+    store: StoreSettings
+    wechat: WeChatSettings
+    policy: Policy
+    apps: Mapping[str, Account]
+    clients: Mapping[str, ClientSettings]
+    avatars: AvatarsSettings | None
+
+
+def default_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the configuration is when nobody says: `$TOKEN_BROKER_CONFIG`, then `/etc/token-broker/config.toml`."""
+    return Path(environ.get("TOKEN_BROKER_CONFIG") or DEFAULT_PATH)
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the whole configuration and the secrets it names. Raises ConfigError with everything that is wrong."""
+    path = path or default_path(environ)
+    problems = Problems()
+    document, names = read_document(path, environ, problems)
+    policy = _policy(document, problems)
+    if document.server.listen and not names.clients and not all(address.is_loopback for address in document.server.listen):
+        problems.add(("server", "listen"), "an address beyond loopback needs [clients], or anybody who reaches it gets tokens")
+    reader = _Reader(path.parent, environ, problems)
+    settings = Settings(
+        path=path,
+        server=ServerSettings(document.server.listen, document.server.allowed_hosts),
+        store=_store(document.store.url, environ),
+        wechat=WeChatSettings(document.wechat.api_base, document.wechat.timeout),
+        policy=policy,
+        apps=MappingProxyType(_apps(document, names, policy, reader)),
+        clients=MappingProxyType(_clients(document, names, reader)),
+        avatars=_avatars(document.avatars, names, reader) if document.avatars else None,
+    )
+    problems.raise_any()
+    return settings
+
+
+def load_avatars(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> AvatarsSettings:
+    """Read what the companion needs: [avatars] (its defaults where it is missing) and its key.
+
+    Nothing else is looked at, except that unknown keys are refused everywhere. Raises ConfigError.
+    """
+    path = path or default_path(environ)
+    problems = Problems()
+    document, names = read_document(path, environ, problems, only="avatars")
+    settings = _avatars(document.avatars or Avatars(), names, _Reader(path.parent, environ, problems), with_key=True)
+    problems.raise_any()
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads secrets; what goes wrong becomes a complaint about their key. Relative paths begin beside the configuration."""
+
+    home: Path
+    environ: Mapping[str, str]
+    problems: Problems
+
+    def file(self, key: Key, path: str | Path) -> Secret | None:
+        """Return the secret in a file, or None after a complaint."""
+        return self._attempt(key, partial(read_secret, self.home / path, self.environ))
+
+    def app_secret(self, name: str, app: App) -> Secret | None:
+        """Return an app's secret from the first of the four places that has one, or None after a complaint."""
+        key, inline = ("apps", name, "secret_file"), ("apps", name, "secret")
+        if self.problems.about(*key) or self.problems.about(*inline):
+            return None
+        if app.secret_file is not None and app.secret is not None:
+            self.problems.add(key, "there is `secret` as well: keep one of them")
+            return None
+        if app.secret_file is not None:
+            return self.file(key, app.secret_file)
+        file = credential(f"{name}.secret", self.environ)
+        if file is not None and os.path.lexists(file):
+            return self.file(key, file)
+        variable = SECRET_PREFIX + env_name(name)
+        for place, word in ((f"${variable}", self.environ.get(variable)), ("here", app.secret)):
+            if word:
+                return self._attempt(inline, partial(as_secret, word, place))
+        tried = f"{file} does not exist" if file else "$CREDENTIALS_DIRECTORY is not set"
+        self.problems.add(key, f"no secret: this key is not set, {tried}, ${variable} is not set, nor is `secret`")
+        return None
+
+    def _attempt(self, key: Key, read: Callable[[], Secret]) -> Secret | None:
+        try:
+            return read()
+        except Refused as why:
+            self.problems.add(key, str(why))
+            return None
+
+
+def _policy(document: Document, problems: Problems) -> Policy:
+    policy = Policy(**document.policy.model_dump())
+    if policy.max_backoff < policy.min_gap and not problems.about("policy", "min_gap"):
+        problems.add(("policy", "max_backoff"), f"must be at least policy.min_gap ({policy.min_gap:g})")
+    most = (1 - policy.min_serve / LIFETIME) / (1 + JITTER)
+    if policy.refresh_fraction >= most and not problems.about("policy", "min_serve"):
+        problems.add(("policy", "refresh_fraction"), f"must be less than {most:.3f}: jitter and min_serve would leave a gap")
+    return policy
+
+
+def _store(url: str | None, environ: Mapping[str, str]) -> StoreSettings:
+    if url is None:  # systemd may name several directories, the first is ours
+        url = f"sqlite://{Path(environ.get('STATE_DIRECTORY', '').partition(':')[0], 'broker.db').absolute()}"
+    return StoreSettings(url, Path(url.removeprefix("sqlite://")))
+
+
+def _apps(document: Document, names: Names, policy: Policy, reader: _Reader) -> dict[str, Account]:
+    problems, accounts = reader.problems, {}
+    owners: dict[str, str] = {}
+    if not names.apps:
+        problems.add(("apps",), "at least one app is needed: [apps.main] with its appid and secret_file")
+    for name, app in document.apps.items():
+        needed = calls_per_day(app.endpoint, policy)
+        if needed > app.daily_quota and not problems.about("apps", name, "daily_quota"):
+            cure = "raise it or policy.refresh_fraction, or use endpoint stable_token"
+            problems.add(("apps", name, "daily_quota"), f"a day needs up to {needed} calls, it is {app.daily_quota}; {cure}")
+        secret = reader.app_secret(name, app)
+        if app.appid is None:
+            problems.add(("apps", name, "appid"), "is needed")
+            continue
+        first = owners.setdefault(app.appid, name)
+        if first != name:
+            problems.add(("apps", name, "appid"), f"is the AppID of apps.{first} too; one app can serve many clients")
+        if secret is not None:
+            accounts[name] = Account(name, app.appid, secret, app.endpoint, app.daily_quota)
+    for name in sorted(owners.keys() & document.apps.keys()):
+        if owners[name] != name:
+            problems.add(("apps", name), f"is named like the AppID of apps.{owners[name]}: services could not tell them apart")
+    return accounts
+
+
+def _clients(document: Document, names: Names, reader: _Reader) -> dict[str, ClientSettings]:
+    problems, clients = reader.problems, {}
+    owners: dict[str, str] = {}
+    for name, client in document.clients.items():
+        for place, app in enumerate(client.apps or ()):
+            if names.apps and app not in names.apps:
+                problems.add(("clients", name, "apps", place), f"names no app{suggestion(app, names.apps)}")
+        digest = _key_digest(name, client, reader)
+        if digest is None:
+            continue
+        first = owners.setdefault(digest, name)
+        if first != name:
+            problems.add(("clients", name), f"has the same key as clients.{first}: give each its own")
+        apps = names.apps if client.apps is None else client.apps
+        clients[name] = ClientSettings(name, digest, frozenset(apps), frozenset(client.scopes))
+    return clients
+
+
+def _key_digest(name: str, client: Client, reader: _Reader) -> str | None:
+    """Return the SHA-256 of a client's key, or None after a complaint."""
+    key = ("clients", name, "key_sha256")
+    if reader.problems.about(*key) or reader.problems.about("clients", name, "key_file"):
+        return None
+    if client.key_sha256 is None and client.key_file is None:
+        reader.problems.add(key, "give this or key_file")
+    if client.key_sha256 is not None and client.key_file is not None:
+        reader.problems.add(key, "there is key_file as well: keep one of them")
+    if client.key_file is None:
+        return client.key_sha256
+    secret = reader.file(("clients", name, "key_file"), client.key_file)
+    return None if secret is None else hashlib.sha256(secret.reveal().encode()).hexdigest()
+
+
+def _avatars(table: Avatars, names: Names, reader: _Reader, *, with_key: bool = False) -> AvatarsSettings:
+    if names.apps and table.app not in names.apps and not reader.problems.about("avatars", "app"):
+        reader.problems.add(("avatars", "app"), f"names no app{suggestion(table.app, names.apps)}")
+    file = None if table.key_file is None else reader.home / table.key_file
+    key = reader.file(("avatars", "key_file"), file) if file and with_key else None
+    return AvatarsSettings(table.listen, table.broker, table.app, table.cache_ttl, file, key)

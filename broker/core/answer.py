@@ -1,0 +1,125 @@
+"""What WeChat's bytes say: the parser that no bytes can break (wechat.md §2).
+
+An answer is JSON in UTF-8 whatever its content type says; an error is HTTP 200 with an integer `errcode`, which may come
+as a string. Nothing of WeChat's text is kept but an IP address and a request id, each checked for its shape.
+"""
+
+import ipaddress
+import json
+import re
+from typing import Any, Final
+
+from broker.core.credential import Secret
+from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind, rule_for
+from broker.core.ports import Minted, Verdict
+
+MOST_BYTES: Final = 64 * 1024
+LONGEST_LIFE: Final = 86400.0
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,8192}")  # opaque, at least 512 characters (wechat.md §1), but never blank
+_RID: Final = re.compile(r"\brid: ?([0-9a-f]{1,16}(?:-[0-9a-f]{1,16}){1,3})\b")
+_NUMBER: Final = re.compile(r"-?[0-9]{1,15}(?:\.0{1,9})?")
+
+
+class NotAnAnswer(Exception):  # noqa: N818 -- a value in disguise, never shown
+    """The bytes are not an answer of WeChat's. Says why, without quoting them."""
+
+
+def token_answer(body: bytes) -> Minted | Failure:
+    """Read a token endpoint's HTTP 200 answer. Never raises.
+
+    What cannot be read counts as a lost answer: the call was spent, and a token may have been minted.
+    """
+    try:
+        answer = _object(body)
+        errcode = _errcode(answer)
+        if errcode:
+            return _refusal(errcode, answer.get("errmsg"))
+        return Minted(_token(answer.get("access_token")), _seconds(answer.get("expires_in")))
+    except NotAnAnswer as why:
+        return Failure(Kind.TRANSIENT, f"not an answer of WeChat's: {why}", lost=True)
+
+
+def verdict(body: bytes) -> Verdict:
+    """Read what a data API said of the token it was called with. Never raises."""
+    try:
+        answer = _object(body)
+        errcode = _errcode(answer)
+    except NotAnAnswer:
+        return Verdict.UNKNOWN
+    if errcode in TOKEN_REFUSED:
+        return Verdict.DEAD
+    return Verdict.ALIVE if not errcode and isinstance(answer.get("ip_list"), list) else Verdict.UNKNOWN
+
+
+def _refusal(errcode: int, errmsg: object) -> Failure:
+    text = errmsg if isinstance(errmsg, str) else ""
+    rid = _RID.search(text)
+    kind = rule_for(errcode).kind
+    return Failure(kind, f"errcode {errcode}", errcode, ip=_ip(text) if kind is Kind.ADMISSION else None, rid=rid and rid[1])
+
+
+def _ip(text: str) -> str | None:
+    for word in re.split(r"[\s,;]+", text):
+        try:
+            return str(ipaddress.ip_address(word))
+        except ValueError:
+            continue
+    return None
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise NotAnAnswer("not UTF-8") from None
+    except RecursionError:
+        raise NotAnAnswer("nested too deeply") from None
+    except ValueError:  # JSONDecodeError, and integers too long to convert
+        raise NotAnAnswer("not JSON") from None
+    if not isinstance(answer, dict):
+        raise NotAnAnswer("not a JSON object")
+    return answer
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise NotAnAnswer("a key stands twice")
+    return dict(pairs)
+
+
+def _no_constant(_: str) -> None:
+    raise NotAnAnswer("NaN or Infinity")
+
+
+def _errcode(answer: dict[str, Any]) -> int:
+    value = answer.get("errcode", 0)
+    number = _integral(value)
+    if number is None:
+        raise NotAnAnswer("an errcode that is no integer")
+    return int(number)
+
+
+def _token(value: object) -> Secret:
+    if not isinstance(value, str):
+        raise NotAnAnswer("no access_token")
+    if not _TOKEN.fullmatch(value):
+        raise NotAnAnswer("an access_token that is empty, too long, or has blanks")
+    return Secret(value)
+
+
+def _seconds(value: object) -> float:
+    number = _integral(value)
+    if number is None or number <= 0:
+        raise NotAnAnswer("an expires_in that is not a positive number of seconds")
+    return min(number, LONGEST_LIFE)
+
+
+def _integral(value: object) -> float | None:
+    """Return an integer, an integral float, or a string of one, as a float; None for everything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value) else None
+    if isinstance(value, int):
+        return float(value) if abs(value) < 2**53 else None
+    return value if isinstance(value, float) and value.is_integer() else None

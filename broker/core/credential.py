@@ -1,0 +1,321 @@
+"""What the broker holds for one account, and THE decision: when to ask WeChat for another token.
+
+Every instant (`*_at`, `not_before`, `safe_until`) is in seconds on one steady clock that runs through suspend and that
+nobody can set. A change of state is a function from one :class:`Credential` to the next, so that a store can apply it
+inside its own transaction.
+"""
+
+import hashlib
+import hmac
+import math
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, NoReturn
+from zlib import crc32
+
+from broker.core.errcodes import Failure
+
+NEVER: Final = -math.inf
+LIFETIME: Final = 7200.0  # what WeChat grants (wechat.md §1); each answer's own expires_in is what counts
+ROTATES_WITHIN: Final = 300.0  # the stable endpoint hands out another token only in the last 300 s (wechat.md §1)
+JITTER: Final = 0.1
+SUSPECTS_SECOND_ISSUER_AT: Final = 3  # scenario 37
+RIVALRY_FADES_AFTER: Final = 7 * 86400.0
+
+
+class Secret:
+    """A string that cannot print itself: ``repr``, ``str`` and ``format`` say ``[secret]``, and it does not pickle."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the string. Call it where the value leaves for its one destination, nowhere else."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "[secret]"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is not written anywhere")
+
+
+def fingerprint(secret: Secret, salt: str) -> str:
+    """16 bits of a salted hash: enough to see that a secret was changed, far too few to learn anything of it."""
+    return hashlib.sha256(f"{salt} {secret.reveal()}".encode()).hexdigest()[:4]
+
+
+class Endpoint(StrEnum):
+    """Which of WeChat's isolated token endpoints an app uses (wechat.md §1)."""
+
+    TOKEN = "token"  # noqa: S105 -- the endpoint's name, as in the configuration
+    STABLE = "stable_token"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the broker behaves; seconds where a time. The defaults are the contract's."""
+
+    tick: float = 5
+    refresh_fraction: float = 0.5
+    overlap: float = 300
+    min_gap: float = 30
+    max_backoff: float = 300
+    min_serve: float = 15
+    verify_gap: float = 10
+    report_quota: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One of WeChat's accounts as the keeper knows it. `name` is what services call it."""
+
+    name: str
+    appid: str
+    secret: Secret
+    endpoint: Endpoint = Endpoint.TOKEN
+    daily_quota: int = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token and how long WeChat said it lives. `call` is the ledger row of the call that brought it."""
+
+    value: Secret
+    call: int
+    requested_at: float  # before the request was sent: the safe end to count from
+    expires_at: float
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds from request to expiry."""
+        return self.expires_at - self.requested_at
+
+
+class Doubt(StrEnum):
+    """Why the token we hold may not be good."""
+
+    LOST_ANSWER = "lost-answer"  # a call may have minted another one: this one dies within the overlap
+    CLOCK = "clock"  # its age is not known
+    REFUSED = "refused"  # WeChat itself said so
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """A doubt, since when, and until when the token may be served all the same."""
+
+    doubt: Doubt
+    since: float
+    safe_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rivalry:
+    """Signs of a second issuer: tokens that WeChat refused before their time though we had not replaced them.
+
+    `since` and `last` are wall time (they are for people).
+    """
+
+    count: int = 0
+    since: float | None = None
+    last: float | None = None
+
+    @property
+    def suspected(self) -> bool:
+        """Whether chance no longer explains it."""
+        return self.count >= SUSPECTS_SECOND_ISSUER_AT
+
+    def again(self, wall: float) -> "Rivalry":
+        """One more sign; signs a week apart do not add up."""
+        if self.since is None or self.last is None or wall - self.last > RIVALRY_FADES_AFTER:
+            return Rivalry(1, wall, wall)
+        return Rivalry(self.count + 1, self.since, wall)
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """All that is known of one account, and all that is stored of it."""
+
+    epoch: str = ""
+    token: Token | None = None
+    suspicion: Suspicion | None = None
+    called_at: float = NEVER  # start of the last token call, whatever came of it
+    reserved_call: int | None = None  # a call that has no outcome yet
+    not_before: float = NEVER  # no token call before this, because of `failure`
+    failures: int = 0  # in a row
+    failure: Failure | None = None
+    checked_at: float = NEVER  # last verification
+    rivalry: Rivalry = field(default_factory=Rivalry)
+    fingerprint: str = ""  # of the AppSecret that `failure` is about, too short to tell anything of it
+
+    @property
+    def version(self) -> str | None:
+        """What clients compare: the store's epoch and the call's number, or None without a token."""
+        return None if self.token is None else f"{self.epoch}-{self.token.call}"
+
+    @property
+    def refused(self) -> bool:
+        """Whether WeChat said that this token is dead."""
+        return self.suspicion is not None and self.suspicion.doubt is Doubt.REFUSED
+
+
+# --- the decision -----------------------------------------------------------------------------------------------------
+
+
+def refresh_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> float:
+    """When the next token call is due: as soon as it is wanted and allowed. Quota is the ledger's business (quota.py)."""
+    return max(wanted_at(credential, endpoint, policy), allowed_at(credential, policy))
+
+
+def wanted_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> float:
+    """When we would like another token; at once where there is none, or one in doubt."""
+    if credential.token is None or credential.suspicion is not None:
+        return NEVER
+    return scheduled_at(credential, endpoint, policy)
+
+
+def scheduled_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> float:
+    """When the schedule alone replaces the token, doubt or no doubt.
+
+    Classic: half-life, ± 10 % so that a thousand apps do not call together. Stable: inside the last 300 s, before which
+    WeChat repeats the same token (wechat.md §1); 10 to 20 % inside, because the edge is theirs.
+    """
+    token = credential.token
+    if token is None:
+        return NEVER
+    # Derived from the version rather than drawn: the same after a restart, with nothing to store.
+    jitter = crc32(f"{credential.version}".encode()) / 2**32
+    if endpoint is Endpoint.STABLE:
+        margin = min(ROTATES_WITHIN * (1 - JITTER * (1 + jitter)), token.lifetime * (1 - policy.refresh_fraction))
+        return token.expires_at - margin
+    return token.requested_at + token.lifetime * policy.refresh_fraction * (1 + JITTER * (2 * jitter - 1))
+
+
+def allowed_at(credential: Credential, policy: Policy) -> float:
+    """From when a call may be made, whatever wants it."""
+    return max(credential.called_at + policy.min_gap, credential.not_before)
+
+
+def safe_end(credential: Credential) -> float:
+    """Until when the token may be handed out."""
+    if credential.token is None:
+        return NEVER
+    if credential.suspicion is None:
+        return credential.token.expires_at
+    return min(credential.token.expires_at, credential.suspicion.safe_until)
+
+
+def seconds_left(credential: Credential, policy: Policy, now: float) -> int | None:
+    """Whole seconds the token may still be used, rounded down; None where it must not be handed out."""
+    left = safe_end(credential) - now
+    return math.floor(left) if left >= max(policy.min_serve, 1) else None
+
+
+def check_due(credential: Credential, policy: Policy, now: float) -> bool:
+    """Whether to ask WeChat if the held token is alive, which is free.
+
+    After a lost answer it is asked twice: at once, since a refusal ends the matter; and when the overlap is surely over
+    (its edge is fuzzy, wechat.md §1), since a token that still lives then was never pushed out.
+    """
+    suspicion, token = credential.suspicion, credential.token
+    if suspicion is None or token is None or suspicion.doubt is not Doubt.LOST_ANSWER or now >= token.expires_at:
+        return False
+    if now < credential.checked_at + policy.verify_gap:
+        return False
+    overlap_over = suspicion.safe_until + policy.overlap / 5
+    return credential.checked_at < suspicion.since or credential.checked_at < overlap_over <= now
+
+
+# --- what changes it --------------------------------------------------------------------------------------------------
+
+
+def reserved(credential: Credential, call: int, now: float) -> Credential:
+    """A token call is about to be made."""
+    return replace(credential, called_at=now, reserved_call=call)
+
+
+def minted(credential: Credential, call: int, started_at: float, answer: tuple[Secret, float], endpoint: Endpoint) -> Credential:
+    """WeChat answered with a token and its seconds. An answer older than what we hold changes nothing (the fence)."""
+    value, expires_in = answer
+    held = credential.token
+    done = replace(_closed(credential, call), failures=0, failure=None, not_before=NEVER)
+    if held is not None and held.call > call:
+        return done
+    if held is not None and held.value == value:
+        # The same token again: same version, its expiry from this answer. The stable endpoint repeats a dead one too.
+        again = replace(held, requested_at=started_at, expires_at=started_at + expires_in)
+        keeps_doubt = credential.refused and endpoint is Endpoint.STABLE
+        return replace(done, token=again, suspicion=credential.suspicion if keeps_doubt else None)
+    return replace(done, token=Token(value, call, started_at, started_at + expires_in), suspicion=None)
+
+
+def failed(credential: Credential, call: int, failure: Failure, not_before: float, fingerprint: str) -> Credential:
+    """WeChat did not give a token; the one we hold stays as it was."""
+    return replace(
+        _closed(credential, call),
+        failures=credential.failures + 1,
+        failure=failure,
+        not_before=max(not_before, credential.not_before),
+        fingerprint=fingerprint,
+    )
+
+
+def forgiven(credential: Credential, fingerprint: str) -> Credential | None:
+    """Drop a pause that was about another AppSecret than the one in use now; None where there is nothing to drop."""
+    if credential.failure is None or credential.fingerprint == fingerprint:
+        return None
+    return replace(credential, failures=0, failure=None, not_before=NEVER)
+
+
+def lost(credential: Credential, started_at: float, endpoint: Endpoint, policy: Policy) -> Credential:
+    """A call's answer is not known. On the classic endpoint it may have minted: ours dies within the overlap (wechat.md §1)."""
+    if endpoint is Endpoint.STABLE or credential.token is None or credential.refused:
+        return credential
+    safe_until = started_at + policy.overlap
+    if credential.suspicion is not None:  # one generation only: the first loss counts
+        safe_until = min(safe_until, credential.suspicion.safe_until)
+    return replace(credential, suspicion=Suspicion(Doubt.LOST_ANSWER, started_at, safe_until))
+
+
+def of_unknown_age(credential: Credential, now: float) -> Credential:
+    """No clock can say how old the token is."""
+    if credential.token is None or credential.refused:
+        return credential
+    return replace(credential, suspicion=Suspicion(Doubt.CLOCK, now, now))
+
+
+def begin_check(credential: Credential, version: str | None, policy: Policy, now: float) -> Credential | None:
+    """Claim the right to one verification of `version`; None where it was replaced, or checked a moment ago."""
+    if credential.version != version or now < credential.checked_at + policy.verify_gap:
+        return None
+    return replace(credential, checked_at=now)
+
+
+def found_alive(credential: Credential, version: str | None, policy: Policy, now: float) -> Credential | None:
+    """WeChat accepts the token. That ends a doubt only when the overlap is over, for until then it may be a dying one."""
+    suspicion = credential.suspicion
+    if credential.version != version or suspicion is None or suspicion.doubt is not Doubt.LOST_ANSWER:
+        return None
+    return replace(credential, suspicion=None) if now >= suspicion.safe_until + policy.overlap / 5 else None
+
+
+def found_dead(credential: Credential, version: str | None, now: float, wall: float) -> Credential | None:
+    """WeChat refuses the token. Where nothing of ours explains that, somebody else may be calling the endpoint."""
+    token = credential.token
+    if credential.version != version or token is None or credential.refused:
+        return None
+    dead = replace(credential, suspicion=Suspicion(Doubt.REFUSED, now, now))
+    unexplained = credential.suspicion is None and now < token.expires_at - JITTER * token.lifetime
+    return replace(dead, rivalry=credential.rivalry.again(wall)) if unexplained else dead
+
+
+def _closed(credential: Credential, call: int) -> Credential:
+    return replace(credential, reserved_call=None) if credential.reserved_call == call else credential

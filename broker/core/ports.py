@@ -1,0 +1,157 @@
+"""What the keeper needs of the world, and what both sides owe each other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from broker.core.credential import Account, Credential, Secret
+from broker.core.errcodes import Failure
+from broker.core.quota import Entry, Lane
+
+
+class StoreError(Exception):
+    """The store cannot do it now (disk full, read-only, locked, damaged). The text is for the operator and holds no token."""
+
+
+class StoreBusy(Exception):  # noqa: N818 -- a state, not a fault
+    """Another daemon owns the store."""
+
+
+class StoreRefused(Exception):  # noqa: N818 -- the same
+    """The store must not be opened as it is (newer schema, readable by others, a symlink). The text names the cure."""
+
+
+class Clock(Protocol):
+    """Two clocks: one to count with, one to show."""
+
+    def now(self) -> float:
+        """Return steady seconds: they run through suspend, and nobody can set them. Comparable within one boot only."""
+
+    def wall(self) -> float:
+        """Return unix time, as right as the machine's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """WeChat's good answer; `expires_in` in seconds, within (0, 86400]."""
+
+    token: Secret
+    expires_in: float
+
+
+class Verdict(StrEnum):
+    """What WeChat says of a token we asked about."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNKNOWN = "unknown"
+
+
+class Upstream(Protocol):
+    """WeChat. Neither method raises for anything the network or WeChat may do; both end within the call timeout.
+
+    What goes over the wire is one request per call of a method: no repetition, no redirect, no second host.
+    """
+
+    async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
+        """Spend one token call. `force` asks the stable endpoint for another token than the current one."""
+
+    async def check(self, token: Secret) -> Verdict:
+        """Ask whether a token is alive; costs no token quota."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A wish to make a token call: on whose behalf, and of which kind."""
+
+    lane: Lane
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A reserved call: its row is durable, its outcome is open. `entries` is the ledger with this call in it."""
+
+    call: int
+    started_at: float
+    claim: Claim
+    credential: Credential
+    entries: Sequence[Entry]
+
+
+class Reason(StrEnum):
+    """Why a reservation was not granted."""
+
+    FASTER = "faster"  # somebody replaced the token meanwhile
+    IN_FLIGHT = "in-flight"  # somebody's call is under way
+    TOO_SOON = "too-soon"  # min_gap, or a pause after failures
+    QUOTA = "quota"
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """No call: why, the steady time from which it is worth asking again, and which limit where it is a limit."""
+
+    reason: Reason
+    until: float
+    limit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A denial, with what the store holds."""
+
+    denial: Denial
+    credential: Credential
+    entries: Sequence[Entry]
+
+
+Decide = Callable[[Credential, Sequence[Entry], float], Claim | Denial]
+Change = Callable[[Credential, float], Credential | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the store holds for an account: its state, and the calls that still count."""
+
+    credential: Credential
+    entries: Sequence[Entry]
+
+
+class Store(Protocol):
+    """Where tokens and the ledger live, for one process (SQLite) or several (a shared database).
+
+    The store owes: each method is one transaction; `reserve` and `settle` are durable when they return; `decide` and
+    `change` see what is stored at that moment, under a lock that keeps others of the same account out, and the store's
+    own `now` (a shared store has its own clock) put on the caller's steady clock. Every instant it returns is on that clock.
+    The caller owes: `decide` and `change` are pure and fast, and may run on another thread; one `settle` per grant.
+    All methods raise StoreError, and change nothing when they do.
+    """
+
+    sole_owner: bool  # nobody else can have a call under way: an open reservation at start is a crash's
+
+    async def load(self, account: Account) -> Held:
+        """Return what is held, an empty credential for a new account.
+
+        A reservation that a crash left open is still in `reserved_call`; what it means is the caller's to say.
+        """
+
+    async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
+        """Decide about a token call and, if it is to be made, write its ledger row."""
+
+    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+        """Write the outcome of a call and what it changes; returns what is held then, which may be a newer token."""
+
+    async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
+        """Change what is held, unless `change` returns None; returns what is held then, and whether this changed it."""
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the files."""
+
+
+class Witness(Protocol):
+    """Who is told what happened: the log and the metrics. Never given a token or a secret."""
+
+    def __call__(self, event: str, app: str, **facts: object) -> None:
+        """Take note; must not raise or block."""

@@ -1,0 +1,135 @@
+"""The ledger's arithmetic: which calls count, against which limit, and when a slot frees.
+
+Nobody says when WeChat's quota day begins or whether failed calls count (wechat.md §1), so a call counts in the Beijing
+day it was made in AND for 24 hours from its start, whatever came of it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from broker.core.credential import JITTER, LIFETIME, ROTATES_WITHIN, Endpoint, Policy
+
+DAY: Final = 86400.0
+BEIJING: Final = 8 * 3600.0
+FORCED_A_DAY: Final = 20  # force_refresh on the stable endpoint (wechat.md §1)
+FORCED_GAP: Final = 30.0
+
+
+class Lane(StrEnum):
+    """On whose behalf a call is made."""
+
+    SCHEDULED = "scheduled"
+    REPORT = "report"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One call in the ledger: when it began, on the steady clock and on the wall, and what it counts."""
+
+    at: float
+    wall: float
+    lane: Lane
+    forced: bool = False
+    cost: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an account may spend. `report` is what reports may cause, and never what the schedule itself needs."""
+
+    total: int
+    report: int
+
+    @classmethod
+    def of(cls, daily_quota: int, endpoint: Endpoint, policy: Policy) -> "Limits":
+        """Limits of an account under a policy."""
+        spare = daily_quota - calls_per_day(endpoint, policy)
+        return cls(daily_quota, max(0, min(policy.report_quota, spare)))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What has been spent, for people."""
+
+    limit: int
+    today: int
+    last_24h: int
+
+    @property
+    def remaining(self) -> int:
+        """Calls that may still be made now."""
+        return max(0, self.limit - max(self.today, self.last_24h))
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """No call now: which limit is reached, and the steady time at which a slot frees."""
+
+    limit: str
+    until: float
+
+
+def calls_per_day(endpoint: Endpoint, policy: Policy) -> int:
+    """Token calls that a day without incidents needs at most."""
+    if endpoint is Endpoint.STABLE:
+        return math.ceil(DAY / (LIFETIME - ROTATES_WITHIN))
+    return math.ceil(DAY / (LIFETIME * policy.refresh_fraction * (1 - JITTER)))
+
+
+def day_began(wall: float) -> float:
+    """Wall time at which the Beijing day of `wall` began. China has no summer time."""
+    return (wall + BEIJING) // DAY * DAY - BEIJING
+
+
+def until_next_day(wall: float) -> float:
+    """Seconds until the next Beijing midnight."""
+    return day_began(wall) + DAY - wall
+
+
+def usage(entries: Sequence[Entry], limit: int, now: float, wall: float) -> Usage:
+    """Count what was spent."""
+    today, rolling = _today(entries, wall), _rolling(entries, now)
+    return Usage(limit, sum(e.cost for e in today), sum(e.cost for e in rolling))
+
+
+def full(entries: Sequence[Entry], limits: Limits, lane: Lane, now: float, wall: float, *, force: bool = False) -> Full | None:
+    """Whether a call in `lane` would break a limit; None where it may be made."""
+    rolling = _rolling(entries, now)
+    checks = [("daily_quota", rolling, limits.total)]
+    if lane is Lane.REPORT:
+        checks.append(("report_quota", [e for e in rolling if e.lane is Lane.REPORT], limits.report))
+    if force:
+        forced = [e for e in rolling if e.forced]
+        checks.append(("force_refresh", forced, FORCED_A_DAY))
+        if forced and now < (again := max(e.at for e in forced) + FORCED_GAP):
+            return Full("force_refresh", again)
+    found = [
+        Full(name, _frees_at(counted, limit, now)) for name, counted, limit in checks if sum(e.cost for e in counted) >= limit
+    ]
+    if sum(e.cost for e in _today(entries, wall)) >= limits.total:
+        found.append(Full("daily_quota", now + until_next_day(wall)))
+    return max(found, key=lambda it: it.until, default=None)
+
+
+def _rolling(entries: Sequence[Entry], now: float) -> list[Entry]:
+    return [e for e in entries if e.at > now - DAY]
+
+
+def _today(entries: Sequence[Entry], wall: float) -> list[Entry]:
+    began = day_began(wall)
+    # A call the wall clock puts into the future was made before somebody set the clock back: it counts.
+    return [e for e in entries if e.wall >= began]
+
+
+def _frees_at(counted: Sequence[Entry], limit: int, now: float) -> float:
+    """When enough of the oldest calls have left the window for one more."""
+    over = sum(e.cost for e in counted) - limit + 1
+    for entry in sorted(counted, key=lambda e: e.at):
+        over -= entry.cost
+        if over <= 0:
+            return entry.at + DAY
+    return now + DAY  # a limit of nothing never frees; look again in a day

@@ -1,0 +1,52 @@
+"""One line per transition: for people on a terminal, JSON elsewhere. Never a token, a secret, or a URL with one."""
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+# What a person must see to, and what is merely worth knowing; everything else is a healthy day's line.
+ERRORS = {"crashed", "store-failed"}
+WARNINGS = {"refresh-failed", "suspect", "second-issuer", "quota-spent", "orphan-closed", "store-set-aside"}
+
+
+def configure(stream: TextIO = sys.stderr) -> None:
+    """Set up structlog, and the standard library's logging (APScheduler, aiohttp) to go the same way."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    # Plain tracebacks: the pretty ones print local variables, and among those are secrets.
+    rendering: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if stream.isatty()
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    )
+    structlog.configure(
+        processors=[*shared, *rendering],
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_bare, *rendering]))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _bare(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return structlog.stdlib.ProcessorFormatter.remove_processors_meta(None, "", event)
+
+
+def witness(event: str, app: str, **facts: object) -> None:
+    """A :class:`broker.core.ports.Witness` that writes a line."""
+    level = logging.ERROR if event in ERRORS else logging.WARNING if event in WARNINGS else logging.INFO
+    error = facts.pop("error", None)
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    structlog.get_logger().log(level, event, app=app, **known, **({"exc_info": error} if error else {}))
+
+
+def crash(where: str, error: Exception) -> None:
+    """A bug while answering a request: once, with its traceback."""
+    structlog.get_logger().error("request-crashed", route=where, exc_info=error)

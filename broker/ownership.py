@@ -1,0 +1,83 @@
+"""One owner per store file: a lock that survives a deleted lock file, and paths nobody planted.
+
+Two locks (flock, so SQLite's own POSIX locks are not touched): one on `NAME.lock`, which stays when the database is
+replaced under us, one on the database file itself, which stays when the lock file is deleted. The lock file also
+remembers the newest call ever reserved, so that a database restored from yesterday is recognised.
+"""
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from broker.core.ports import StoreBusy, StoreRefused
+
+OTHERS: Final = 0o077
+
+
+class Ownership:
+    """Exclusive ownership of a database file, from construction to :meth:`release`.
+
+    Raises StoreBusy where another process owns it, StoreRefused where a path is a symlink, not a regular file, or
+    readable by others, OSError where the directory cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock_fd = _claim(lock_path(path))
+        try:
+            self._file_fd = _claim(path)
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+
+    def newest_seen(self) -> tuple[str, int] | None:
+        """The epoch and the newest call that this lock file remembers."""
+        words = os.pread(self._lock_fd, 200, 0).decode("ascii", "replace").split()
+        return (words[0], int(words[1])) if len(words) == 2 and words[1].isdecimal() else None  # noqa: PLR2004 -- two words
+
+    def remember(self, epoch: str, call: int) -> None:
+        """Note the newest call; a hint, so not synced and never an error."""
+        try:
+            os.pwrite(self._lock_fd, f"{epoch} {call:020d}\n".encode(), 0)
+        except OSError:
+            return  # a full disk loses the hint, not the ledger
+
+    def release(self) -> None:
+        """Let go. Call it after SQLite has closed: closing any descriptor of the file drops SQLite's own locks."""
+        os.close(self._file_fd)
+        os.close(self._lock_fd)
+
+
+def lock_path(path: Path) -> Path:
+    """The lock file beside a store."""
+    return path.with_name(path.name + ".lock")
+
+
+def planted(path: Path) -> str | None:
+    """Why a path must not be used: somebody else may have put it there, or may read it. None where it may."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(mode):
+        return f"{path} is a symbolic link: somebody may have planted it; remove it"
+    if not stat.S_ISREG(mode):
+        return f"{path} is not a regular file"
+    return f"{path} holds tokens and others may read it: chmod 600 {path}" if mode & OTHERS else None
+
+
+def _claim(path: Path) -> int:
+    # NOFOLLOW again after the look: what is opened is what was looked at, or nothing.
+    if why := planted(path):
+        raise StoreRefused(why)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StoreBusy(f"another daemon owns {path}") from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

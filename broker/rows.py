@@ -1,0 +1,155 @@
+"""How a credential and a call are written into columns, whatever the database.
+
+Steady clocks mean nothing after a reboot, so each row carries its own anchor: the boot it was written in, and both
+clocks at that moment. Within one boot, instants are taken as they are; after it, by the wall, and in doubt suspected.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Protocol
+
+from broker.core.credential import NEVER, Credential, Doubt, Rivalry, Secret, Suspicion, Token, of_unknown_age
+from broker.core.errcodes import Failure, Kind
+from broker.core.ports import Clock
+from broker.core.quota import Entry, Lane
+
+Row = Mapping[str, Any]
+
+ACCOUNT_COLUMNS: Final[dict[str, type]] = {
+    "appid": str,
+    "endpoint": str,
+    "token": str,
+    "token_call": int,
+    "requested_at": float,
+    "expires_at": float,
+    "doubt": str,
+    "doubt_since": float,
+    "safe_until": float,
+    "called_at": float,
+    "reserved_call": int,
+    "not_before": float,
+    "failures": int,
+    "failure": str,
+    "checked_at": float,
+    "rivals": int,
+    "rivals_since": float,
+    "rivals_last": float,
+    "fingerprint": str,
+    "boot_id": str,
+    "boot_at": float,
+    "wall_at": float,
+}
+CALL_COLUMNS: Final[dict[str, type]] = {
+    "id": int,
+    "appid": str,
+    "endpoint": str,
+    "lane": str,
+    "forced": int,
+    "cost": int,
+    "outcome": str,
+    "boot_id": str,
+    "boot_at": float,
+    "wall_at": float,
+}
+_INSTANTS: Final = ("requested_at", "expires_at", "doubt_since", "safe_until", "called_at", "not_before", "checked_at")
+
+
+class BootClock(Clock, Protocol):
+    """A clock that knows which boot its steady seconds belong to."""
+
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Both clocks at one moment."""
+
+    boot_id: str
+    boot_at: float
+    wall_at: float
+
+    @classmethod
+    def drop(cls, clock: BootClock) -> "Anchor":
+        """Take the present moment."""
+        return cls(clock.boot_id, clock.now(), clock.wall())
+
+
+def account_row(credential: Credential, key: Row, anchor: Anchor) -> dict[str, Any]:
+    """All columns of an account's row; `key` holds appid and endpoint."""
+    token, suspicion, rivalry = credential.token, credential.suspicion, credential.rivalry
+    row = {
+        **key,
+        **asdict(anchor),
+        "token": token and token.value.reveal(),
+        "token_call": token and token.call,
+        "requested_at": token and token.requested_at,
+        "expires_at": token and token.expires_at,
+        "doubt": suspicion and suspicion.doubt.value,
+        "doubt_since": suspicion and suspicion.since,
+        "safe_until": suspicion and suspicion.safe_until,
+        "called_at": credential.called_at,
+        "reserved_call": credential.reserved_call,
+        "not_before": credential.not_before,
+        "failures": credential.failures,
+        "failure": credential.failure and json.dumps(asdict(credential.failure)),
+        "checked_at": credential.checked_at,
+        "rivals": rivalry.count,
+        "rivals_since": rivalry.since,
+        "rivals_last": rivalry.last,
+        "fingerprint": credential.fingerprint,
+    }
+    return {**row, **{name: None for name in _INSTANTS if row[name] == NEVER}}
+
+
+def credential_of(row: Row, epoch: str, here: Anchor) -> Credential:
+    """Read an account's row, with every instant put on the present boot's clock."""
+    elapsed = here.boot_at - row["boot_at"] if row["boot_id"] == here.boot_id else here.wall_at - row["wall_at"]
+    same_boot = row["boot_id"] == here.boot_id
+    shift = 0.0 if same_boot else here.boot_at - max(0.0, elapsed) - row["boot_at"]
+    at = {name: NEVER if row[name] is None else row[name] + shift for name in _INSTANTS}
+    has_token = row["token"] is not None
+    credential = Credential(
+        epoch=epoch,
+        token=Token(Secret(row["token"]), row["token_call"], at["requested_at"], at["expires_at"]) if has_token else None,
+        suspicion=Suspicion(Doubt(row["doubt"]), at["doubt_since"], at["safe_until"]) if row["doubt"] else None,
+        called_at=at["called_at"],
+        reserved_call=row["reserved_call"],
+        not_before=at["not_before"],
+        failures=row["failures"],
+        failure=_failure_of(row["failure"]),
+        checked_at=at["checked_at"],
+        rivalry=Rivalry(row["rivals"], row["rivals_since"], row["rivals_last"]),
+        fingerprint=row["fingerprint"],
+    )
+    return credential if elapsed >= 0 else of_unknown_age(credential, here.boot_at)
+
+
+def _failure_of(stored: str | None) -> Failure | None:
+    if stored is None:
+        return None
+    fields = json.loads(stored)
+    return Failure(**{**fields, "kind": Kind(fields["kind"])})
+
+
+def entries_of(rows: Iterable[Row], here: Anchor) -> Sequence[Entry]:
+    """Read calls as ledger entries on the present boot's clock.
+
+    Calls of another boot go by the wall. Where the wall now stands before the newest of them (a clock that lost its
+    battery), their ages count from that newest one, so that a wrong clock neither reopens a spent day nor locks for ever.
+    """
+    kept = list(rows)
+    foreign = [row["wall_at"] for row in kept if row["boot_id"] != here.boot_id]
+    wall = max([here.wall_at, *foreign])
+    return tuple(_entry_of(row, here, wall) for row in kept)
+
+
+def _entry_of(row: Row, here: Anchor, wall: float) -> Entry:
+    at = row["boot_at"] if row["boot_id"] == here.boot_id else here.boot_at - (wall - row["wall_at"])
+    return Entry(at, row["wall_at"], Lane(row["lane"]), forced=bool(row["forced"]), cost=row["cost"])
+
+
+def is_number(value: object) -> bool:
+    """Whether a column holds a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

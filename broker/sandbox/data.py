@@ -1,0 +1,108 @@
+"""The data APIs, which ask for an access_token (wechat.md §2 to §4)."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from . import followers
+from .answers import UNNAMED, Refusal
+from .state import STATE
+from .tokens import Token
+from .wire import Answer, perform, send
+from .world import Account
+
+_MOST_PROFILES = 100
+_TICKET_S = 7200
+
+
+async def answer(request: web.Request, path: str) -> web.StreamResponse:
+    """Answer a call to anything that is not a token endpoint; faults may be ordered for any path."""
+    state = request.app[STATE]
+    owner = state.world.owner(request.query.get("access_token", ""))
+    fault = state.faults.take(owner.appid if owner else "", path)
+
+    async def truth() -> Answer:
+        try:
+            return await _truth(request, path)
+        except Refusal as refusal:
+            return refusal.answer(state.world.now())
+
+    return await (send(await truth()) if fault is None else perform(fault, request, truth))
+
+
+async def _truth(request: web.Request, path: str) -> Answer:
+    if path not in _ROUTES:
+        raise Refusal(40066)
+    method, handler = _ROUTES[path]
+    if method == "POST" != request.method:
+        raise Refusal(43002)
+    account = request.app[STATE].world.authorize(request.query.get("access_token", ""))
+    return await handler(request, account)
+
+
+async def _domain_ip(_request: web.Request, _account: Account) -> Answer:
+    """Give addresses of nobody (RFC 5737)."""
+    return {"ip_list": ["203.0.113.10", "203.0.113.11", "198.51.100.10"]}
+
+
+async def _user_get(request: web.Request, account: Account) -> Answer:
+    if not account.user_get.take(request.app[STATE].world.now()):
+        raise Refusal(45009)
+    page = followers.page(account.appid, account.followers, request.query.get("next_openid", ""))
+    if page is None:
+        raise Refusal(40003)
+    return page
+
+
+async def _user_info(request: web.Request, account: Account) -> Answer:
+    return _profile(request, account, request.query.get("openid"))
+
+
+async def _user_info_batch(request: web.Request, account: Account) -> Answer:
+    try:
+        wanted = [user["openid"] for user in json.loads(await request.read())["user_list"]]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise Refusal(UNNAMED) from error
+    if not 1 <= len(wanted) <= _MOST_PROFILES:
+        raise Refusal(UNNAMED)
+    return {"user_info_list": [_profile(request, account, openid) for openid in wanted]}
+
+
+def _profile(request: web.Request, account: Account, openid: Any) -> dict[str, Any]:
+    if not isinstance(openid, str) or not followers.is_openid(openid):
+        raise Refusal(40003)
+    origin = f"http://{request.host}"  # so that the avatars are found wherever the sandbox was called
+    return followers.profile(account.appid, account.followers, openid, withhold=account.withhold, origin=origin)
+
+
+async def _ticket(request: web.Request, account: Account) -> Answer:
+    """Give the ticket of that type; it has its own age and outlives the token (wechat.md §4)."""
+    kind, now = request.query.get("type", ""), request.app[STATE].world.now()
+    if kind not in {"jsapi", "wx_card"}:
+        raise Refusal(UNNAMED)
+    ticket = account.tickets.get(kind)
+    if ticket is None or ticket.left(now) <= 0:
+        ticket = account.tickets[kind] = Token(now + _TICKET_S)
+    return {"errcode": 0, "errmsg": "ok", "ticket": ticket.value, "expires_in": ticket.left(now)}
+
+
+async def _upload(request: web.Request, _account: Account) -> Answer:
+    state = request.app[STATE]
+    return await state.media.upload(request, state.world.now())
+
+
+async def _download(request: web.Request, _account: Account) -> Answer:
+    return request.app[STATE].media.download(request)
+
+
+_ROUTES: dict[str, tuple[str, Callable[[web.Request, Account], Awaitable[Answer]]]] = {
+    "/cgi-bin/get_api_domain_ip": ("GET", _domain_ip),
+    "/cgi-bin/user/get": ("GET", _user_get),
+    "/cgi-bin/user/info": ("GET", _user_info),
+    "/cgi-bin/user/info/batchget": ("POST", _user_info_batch),
+    "/cgi-bin/ticket/getticket": ("GET", _ticket),
+    "/cgi-bin/media/upload": ("POST", _upload),
+    "/cgi-bin/media/get": ("GET", _download),
+}

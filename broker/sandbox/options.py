@@ -1,0 +1,19 @@
+"""What a sandbox can be told when it starts."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """How WeChat behaves here. Seconds where a time; the defaults are the real platform's (wechat.md §1)."""
+
+    expires_in: int = 7200
+    """What a new token's answer says."""
+    overlap: int = 300
+    """How long the previous token works on."""
+    daily_quota: int = 2000
+    """Classic token calls per account and Beijing day."""
+    followers: int = 24
+    """How many followers an account has at first sight."""
+    withhold_avatars: bool = False
+    """Withhold every nickname and avatar, as WeChat has done since 2021-12-27 (wechat.md §3)."""

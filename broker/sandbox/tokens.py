@@ -1,0 +1,76 @@
+"""Tokens and what is counted: pure arithmetic on Unix seconds, no clock of its own."""
+
+import math
+import secrets
+from dataclasses import dataclass, field
+
+DAY = 86_400
+_BEIJING = 8 * 3600
+
+
+@dataclass
+class Window:
+    """A counter that starts again with every Beijing day (wechat.md §1), or every ``seconds``.
+
+    ``limit`` None counts without ever refusing.
+    """
+
+    limit: int | None = None
+    seconds: int = DAY
+    _number: int = 0
+    _count: int = 0
+
+    def used(self, now: float) -> int:
+        """How many were taken in the window that ``now`` is in."""
+        return self._count if self._number == self._at(now) else 0
+
+    def take(self, now: float) -> bool:
+        """Take one; False, and nothing taken, if the window is used up."""
+        used = self.used(now)
+        if self.limit is not None and used >= self.limit:
+            return False
+        self._number, self._count = self._at(now), used + 1
+        return True
+
+    def _at(self, now: float) -> int:
+        return int((now + _BEIJING) // self.seconds)
+
+
+@dataclass
+class Token:
+    """A token (or a ticket): it dies of age at ``expires_at``, or of a successor or a kill at ``refused_from``."""
+
+    expires_at: float
+    refused_from: float = math.inf
+    value: str = field(default_factory=lambda: f"97_{secrets.token_urlsafe(99)}", repr=False)
+
+    def errcode(self, now: float) -> int:
+        """Return what a data API says of it: 0, 40001 (pushed out or killed) or 42001 (old), see wechat.md §2."""
+        if now >= self.refused_from:
+            return 40001
+        return 42001 if now >= self.expires_at else 0
+
+    def left(self, now: float) -> int:
+        """Whole seconds until it is too old."""
+        return int(self.expires_at - now)
+
+    def refuse(self, at: float) -> None:
+        """Have it refused from ``at`` on; an earlier end stands."""
+        self.refused_from = min(self.refused_from, at)
+
+
+@dataclass
+class Lineage:
+    """The two generations that one endpoint knows: the current token and the one before, never more."""
+
+    current: Token | None = None
+    previous: Token | None = None
+
+    def alive(self) -> list[Token]:
+        """Return the generations there are, the newer first."""
+        return [token for token in (self.current, self.previous) if token]
+
+    def succeed(self, heir: Token) -> Token | None:
+        """Put ``heir`` on the throne; returns the token that is forgotten by it."""
+        forgotten, self.previous, self.current = self.previous, self.current, heir
+        return forgotten

@@ -1,0 +1,176 @@
+"""What may be written in the configuration: every key with its kind, range and default.
+
+How it is read is document.py's business, what keys mean together config.py's. Sentences never quote a value.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic_settings import NoDecode
+
+from broker.address import Address, host_name, parse_address, parse_broker, parse_origin
+from broker.core.credential import Endpoint, Policy
+
+DEFAULT: Final = Policy()
+WHY_A_GAP: Final = "two calls at once would kill each other's token"
+WHY_SERVE: Final = "a token of the stable endpoint is replaced with 240 to 270 seconds left"
+
+# --- the kinds of values ----------------------------------------------------------------------------------------------
+
+
+class EnvText(str):
+    """A value from the environment, where everything is text. In TOML a number is not."""
+
+    __slots__ = ()
+
+
+def number(value: object) -> object:
+    """Return the number that a text from the environment stands for; everything else as it is."""
+    if not isinstance(value, EnvText):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _named(pattern: str, meant: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(meant)
+        return value
+
+    return AfterValidator(check)
+
+
+def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ValueError(f"{address} is listed twice")
+    if not addresses:
+        raise ValueError("needs at least one address")
+    return addresses
+
+
+Whole = Annotated[int, Field(strict=True), BeforeValidator(number)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(number)]
+Name = Annotated[
+    str,
+    _named(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a name is 1 to 64 letters, digits, '-', '_', '.', and begins with a letter or digit"
+    ),
+]
+AppId = Annotated[str, _named(r"wx[0-9A-Za-z_-]{1,62}", "an AppID looks like wx0123456789abcdef")]
+# A bare word could be the secret itself, written to the wrong key; what passes here may be shown in errors.
+FilePath = Annotated[str, _named(r"\.{0,2}/[^\x00-\x1f\x7f]+", "must be a path that begins with / or ./ (beside this file)")]
+Sha256 = Annotated[str, _named(r"[0-9A-Fa-f]{64}", "must be 64 hex digits: printf %s KEY | sha256sum"), AfterValidator(str.lower)]
+Listener = Annotated[Address, PlainValidator(parse_address), NoDecode]
+HostName = Annotated[str, AfterValidator(host_name)]
+ApiBase = Annotated[str, AfterValidator(lambda url: parse_origin(url, plain_http=False))]
+Broker = Annotated[str, AfterValidator(parse_broker)]
+
+
+def _store_url(url: str) -> str:
+    path = url.removeprefix("sqlite:///")
+    if path == url or path.endswith("/") or not re.fullmatch(r"/?[^/?#:\x00-\x1f\x7f][^?#:\x00-\x1f\x7f]*", path):
+        raise ValueError('must be "sqlite:///" and an absolute path: sqlite:///var/lib/token-broker/broker.db')
+    return f"sqlite://{PurePosixPath('/', path)}"
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+class Table(BaseModel):
+    """A table of the configuration; a `description` below is the reason or cure that follows a complaint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Server(Table):
+    """[server]."""
+
+    listen: Annotated[tuple[Listener, ...], AfterValidator(_distinct)] = (Address("tcp", "127.0.0.1", 8765),)
+    allowed_hosts: tuple[HostName, ...] = ()
+
+
+class Store(Table):
+    """[store]."""
+
+    url: Annotated[str, AfterValidator(_store_url)] | None = None
+
+
+class WeChat(Table):
+    """[wechat]."""
+
+    api_base: ApiBase = "https://api.weixin.qq.com"
+    timeout: Annotated[Number, Field(gt=0, le=300)] = 10
+
+
+class PolicyTable(Table):
+    """[policy]: the fields of :class:`Policy`."""
+
+    tick: Annotated[Number, Field(gt=0, le=300)] = DEFAULT.tick
+    refresh_fraction: Annotated[Number, Field(ge=0.01, lt=1)] = DEFAULT.refresh_fraction
+    overlap: Annotated[Number, Field(ge=0, le=3600)] = DEFAULT.overlap
+    min_gap: Annotated[Number, Field(gt=0, le=3600, description=WHY_A_GAP)] = DEFAULT.min_gap
+    max_backoff: Annotated[Number, Field(gt=0, le=86400)] = DEFAULT.max_backoff
+    min_serve: Annotated[Number, Field(ge=0, le=240, description=WHY_SERVE)] = DEFAULT.min_serve
+    verify_gap: Annotated[Number, Field(gt=0, le=3600)] = DEFAULT.verify_gap
+    report_quota: Annotated[Whole, Field(ge=0)] = DEFAULT.report_quota
+
+
+class App(Table):
+    """[apps.NAME]."""
+
+    appid: AppId | None = None
+    secret_file: FilePath | None = None
+    secret: str | None = None
+    endpoint: Endpoint = Endpoint.TOKEN
+    daily_quota: Annotated[Whole, Field(ge=1, le=10_000_000)] = 2000
+
+
+class Client(Table):
+    """[clients.NAME]."""
+
+    key_sha256: Sha256 | None = None
+    key_file: FilePath | None = None
+    apps: tuple[str, ...] | None = None
+    scopes: tuple[Literal["read", "report", "admin"], ...] = ("read", "report")
+
+
+class Avatars(Table):
+    """[avatars]."""
+
+    listen: Listener = Address("tcp", "127.0.0.1", 8766)
+    broker: Broker = "http://127.0.0.1:8765"
+    app: str = "main"
+    key_file: FilePath | None = None
+    cache_ttl: Annotated[Number, Field(ge=0, le=86400)] = 600
+
+
+class Document(Table):
+    """The whole configuration. Keys that must be given are None where they are missing: config.py says what that means."""
+
+    server: Server = Server()
+    store: Store = Store()
+    wechat: WeChat = WeChat()
+    policy: PolicyTable = PolicyTable()
+    apps: dict[Name, App] = {}
+    clients: dict[Name, Client] = {}
+    avatars: Avatars | None = None
+
+
+TABLES: Final[Mapping[str, type[Table]]] = {
+    "server": Server,
+    "store": Store,
+    "wechat": WeChat,
+    "policy": PolicyTable,
+    "apps": App,
+    "clients": Client,
+    "avatars": Avatars,
+}

@@ -1,0 +1,1 @@
+"""The edge: who gets in, the API, the probes."""

@@ -1,0 +1,240 @@
+"""/v1: tokens, reports, refreshes, status. Each handler reads, asks a keeper, and renders; it decides nothing."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from broker import __version__
+from broker.core.errcodes import TOKEN_REFUSED
+from broker.core.serving import Served, Unavailable
+from broker.keeper import Keeper
+from broker.roster import Roster
+from broker.web.gate import CLIENT, open_to_browsers
+from broker.web.problems import problem, unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What handlers need. `patience_s`: how long a request waits for a refresh under way; `wall`: unix time."""
+
+    roster: Roster
+    patience_s: float
+    wall: Callable[[], float] = time.time
+
+
+EDGE: Final = web.AppKey("edge", Edge)
+
+LONGEST_WAIT_S: Final = 300
+LONGEST_TTL_S: Final = 86400
+NO_STORE: Final = {hdrs.CACHE_CONTROL: "no-store"}
+
+
+class Bad(Exception):  # noqa: N818 -- an answer, raised
+    """A request that is refused, with the answer."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(code)
+        self.response = problem(status, code, detail)
+
+
+def routes() -> list[web.RouteDef]:
+    """Every route of /v1."""
+    return [
+        web.get("/v1/tokens/{app}", get_token),
+        web.post("/v1/tokens/{app}/report", report_token),
+        web.post("/v1/tokens/{app}/refresh", refresh_token),
+        web.get("/v1/status", get_status),
+    ]
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+
+
+async def get_token(request: web.Request) -> web.Response:
+    """The token; 304 where the client has it, at once or after `wait` seconds."""
+    keeper = _keeper(request, "read")
+    wait, min_ttl = _numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
+    version = keeper.credential.version
+    if version is not None and hdrs.IF_NONE_MATCH in request.headers and _matches(request, version):
+        answer = await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
+        if answer is None and keeper.serve(min_ttl) is not None:
+            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'})
+    served = await keeper.get(min_ttl, max(wait, request.app[EDGE].patience_s))
+    return _token(request, keeper, served) if isinstance(served, Served) else unavailable(served)
+
+
+async def report_token(request: web.Request) -> web.Response:
+    """Take a report; the answer is the token to go on with."""
+    keeper = _keeper(request, "report")
+    fields = await _fields(request, {"version": str, "access_token": str, "errcode": int})
+    named = {"version": fields.get("version"), "token": fields.get("access_token")}
+    if sum(value is not None for value in named.values()) != 1:
+        raise Bad(422, "invalid-body", "Give either `version` or `access_token`, of the token that was refused.")
+    if fields.get("errcode", 40001) not in TOKEN_REFUSED:
+        known = ", ".join(map(str, sorted(TOKEN_REFUSED)))
+        raise Bad(422, "not-a-token-error", f"`errcode` {fields['errcode']} does not say the token is bad; these do: {known}.")
+    answer = await keeper.report(request.app[EDGE].patience_s, **named)
+    if isinstance(answer, Unavailable):
+        return unavailable(answer)
+    outcome, served = answer
+    return _token(request, keeper, served, outcome=outcome.value)
+
+
+async def refresh_token(request: web.Request) -> web.Response:
+    """Spend a token call now. `{"force": true}` makes the stable endpoint mint another token, which kills the old one."""
+    keeper = _keeper(request, "admin")
+    fields = await _fields(request, {"force": bool}) if request.can_read_body else {}
+    answer = await keeper.refresh(request.app[EDGE].patience_s, force=fields.get("force", False))
+    return _token(request, keeper, answer) if isinstance(answer, Served) else unavailable(answer)
+
+
+@open_to_browsers
+async def get_status(request: web.Request) -> web.Response:
+    """Every app without its token."""
+    return web.json_response(status(request.app[EDGE].roster), headers=NO_STORE)
+
+
+def iso(wall: float) -> str:
+    """Unix time for people: UTC, whole seconds, rounded down."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall))
+
+
+# --- rendering --------------------------------------------------------------------------------------------------------
+
+
+def _token(request: web.Request, keeper: Keeper, served: Served, **more: str) -> web.Response:
+    credential = served.credential
+    token, version = credential.token, credential.version
+    if token is None:  # cannot be: what is served has a token
+        raise AssertionError(version)
+    body = {
+        "app": keeper.account.name,
+        "appid": keeper.account.appid,
+        "access_token": token.value.reveal(),
+        "expires_in": served.expires_in,
+        "expires_at": iso(request.app[EDGE].wall() + served.expires_in),
+        "version": version,
+        "state": served.state.value,
+        **more,
+    }
+    headers = {**NO_STORE, hdrs.ETAG: f'"{version}"'}
+    return web.Response(body=json.dumps(body).encode(), content_type="application/json", headers=headers)
+
+
+STARTED: Final = time.monotonic()
+
+
+def status(roster: Roster) -> dict[str, Any]:
+    """What /v1/status, the command and the page show. No token, no secret."""
+    return {
+        "version": __version__,
+        "uptime": round(time.monotonic() - STARTED),
+        "stopping": roster.stopping,
+        "apps": [app_status(keeper) for keeper in roster],
+    }
+
+
+def app_status(keeper: Keeper) -> dict[str, Any]:
+    """One app, without its token."""
+    credential, served, spent = keeper.credential, keeper.serve(), keeper.usage()
+    failure, rivalry = credential.failure, credential.rivalry
+    return {
+        "app": keeper.account.name,
+        "appid": keeper.account.appid,
+        "endpoint": keeper.account.endpoint.value,
+        "state": served.state.value if served else "unavailable",
+        "version": credential.version,
+        "expires_in": served.expires_in if served else 0,
+        "next_refresh_in": max(0, round(keeper.next_call_in())),
+        "quota": {
+            "limit": spent.limit,
+            "used_today": spent.today,
+            "used_24h": spent.last_24h,
+            "remaining": spent.remaining,
+        },
+        "last_error": failure
+        and {
+            "class": failure.kind.value,
+            "errcode": failure.errcode,
+            "reason": failure.reason,
+            "advice": failure.advice,
+            "ip": failure.ip,
+            "rid": failure.rid,
+            "at": iso(failure.wall),
+        },
+        "second_issuer": {
+            "suspected": rivalry.suspected,
+            "since": None if rivalry.since is None else iso(rivalry.since),
+            "count": rivalry.count,
+        },
+        "store_error": keeper.store_error,
+    }
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _keeper(request: web.Request, scope: str) -> Keeper:
+    """The app's keeper, for a client that may; raises Bad. Who may not learns nothing of which apps there are."""
+    client, app = request[CLIENT], request.match_info["app"]
+    if scope not in client.scopes:
+        raise Bad(403, "insufficient-scope", f"This client lacks the scope `{scope}`.")
+    keeper = request.app[EDGE].roster.find(app)
+    if not client.may_use(keeper.account.name if keeper else app):
+        raise Bad(403, "insufficient-scope", "This client may not use that app.")
+    if keeper is None:
+        raise Bad(404, "unknown-app", "No app has this name or AppID; GET /v1/status lists them.")
+    return keeper
+
+
+def _matches(request: web.Request, version: str) -> bool:
+    tags = request.if_none_match or ()
+    return any(tag.value in {version, "*"} for tag in tags)
+
+
+def _numbers(request: web.Request, **most: float) -> list[float]:
+    """Query parameters as numbers, 0 where absent; raises Bad for any other parameter, and for values out of range."""
+    if not request.query_string:
+        return [0.0] * len(most)
+    for name in request.query:
+        if name not in most:
+            raise Bad(400, "invalid-parameter", f"Unknown query parameter; there are: {', '.join(most)}.")
+        if len(request.query.getall(name)) > 1:
+            raise Bad(400, "invalid-parameter", f"`{name}` is given twice.")
+    return [_number(name, request.query.get(name, "0"), limit) for name, limit in most.items()]
+
+
+def _number(name: str, value: str, limit: float) -> float:
+    digits = value.replace(".", "", 1)
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20 and float(value) <= limit):  # noqa: PLR2004 -- long enough
+        raise Bad(400, "invalid-parameter", f"`{name}` is a number of seconds from 0 to {limit:g}.")
+    return float(value)
+
+
+async def _fields(request: web.Request, known: dict[str, type]) -> dict[str, Any]:
+    """A JSON object's fields; raises Bad that says where it is wrong."""
+    if request.content_type != "application/json":
+        raise Bad(415, "unsupported-media-type", "Send the body as `Content-Type: application/json`.")
+    try:
+        body = json.loads(await request.read())
+    except ValueError as error:
+        where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise Bad(400, "invalid-json", f"The body is not JSON{where}.") from None
+    except RecursionError:
+        raise Bad(400, "invalid-json", "The body is nested too deeply.") from None
+    if not isinstance(body, dict):
+        raise Bad(422, "invalid-body", "The body must be a JSON object.")
+    wrong = [f"`{name}` must be {_TYPES[kind]}" for name, kind in known.items() if name in body and type(body[name]) is not kind]
+    if len(unknown := body.keys() - known.keys()):
+        wrong.append(f"{len(unknown)} unknown field(s); there are: {', '.join(known)}")
+    if wrong:
+        raise Bad(422, "invalid-body", "; ".join(wrong) + ".")
+    return body
+
+
+_TYPES: Final = {str: "a string", int: "an integer", bool: "true or false"}

@@ -1,0 +1,127 @@
+"""Who gets in: the outermost middleware, in front of every route.
+
+Three questions. Is the `Host` one of ours (a browser tricked by DNS says another)? Does the request come from a program
+of this machine, not from a browser or a proxy, where tokens are handed out? Who is it, and may it do that?
+"""
+
+import hashlib
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from aiohttp import hdrs, web
+
+from broker.web.problems import problem
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+H = TypeVar("H", bound=Handler)
+
+SCOPES: Final = frozenset({"read", "report", "admin"})
+ANYBODY: Final = "*"
+REQUEST_HEADER: Final = "X-Token-Broker"
+LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
+BROWSER: Final = ("sec-fetch-",)
+FORWARDED: Final = ("x-forwarded-",)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asks. `apps` is None where it may ask for all of them."""
+
+    name: str
+    scopes: frozenset[str]
+    apps: frozenset[str] | None = None
+
+    def may_use(self, app: str) -> bool:
+        """Whether this client may ask for the app of that name."""
+        return self.apps is None or app in self.apps
+
+
+LOCAL: Final = Client("local", SCOPES)  # everybody on this machine, where no [clients] are configured
+SOCKET: Final = Client("socket", SCOPES - {"admin"})  # let in by the Unix socket's group, where [clients] are
+CLIENT: Final = web.RequestKey("client", Client)
+
+
+def open_to_browsers(handler: H) -> H:
+    """Mark a handler that hands out no token: probes, status, pages. Everything unmarked is guarded."""
+    handler.open_to_browsers = True  # type: ignore[attr-defined]
+    return handler
+
+
+class Gate:
+    """Decides for each request; `keys` maps the SHA-256 (hex) of a bearer key to its client, empty where there are none."""
+
+    def __init__(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
+        self.keys = keys
+        self._hosts = {host.strip("[]").lower() for host in hosts} | LOOPBACK_NAMES
+        self._known_hosts: dict[str, bool] = {}
+
+    def refuse(self, request: web.Request) -> web.Response | None:
+        """The refusal, or None after noting who the client is."""
+        hosts = request.headers.getall(hdrs.HOST, [])
+        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+            return problem(403, "host-not-allowed", "This name is not the broker's: add it to server.allowed_hosts if it is.")
+        match = request.match_info
+        if match.http_exception is not None or hasattr(match.handler, "open_to_browsers"):
+            return None
+        return _not_a_program(request) or self._identify(request)
+
+    def _is_ours(self, host: str) -> bool:
+        known = self._known_hosts.get(host)
+        if known is None:
+            known = _name_of(host) in self._hosts or _is_loopback(_name_of(host))
+            if len(self._known_hosts) < 64:  # noqa: PLR2004 -- a handful is usual; the rest is looked at each time
+                self._known_hosts[host] = known
+        return known
+
+    def _identify(self, request: web.Request) -> web.Response | None:
+        given = request.headers.getall(hdrs.AUTHORIZATION, [])
+        if given and self.keys:
+            client = self.keys.get(_digest(given[0])) if len(given) == 1 else None
+            if client is None:
+                return problem(401, "invalid-key", "No client has this key.", WWW_Authenticate='Bearer error="invalid_token"')
+            request[CLIENT] = client
+            return None
+        local = not self.keys or _by_unix_socket(request)
+        if not local:
+            return problem(401, "missing-key", "Send `Authorization: Bearer KEY`.", WWW_Authenticate="Bearer")
+        if request.headers.get(REQUEST_HEADER) != "1":
+            return problem(403, "missing-request-header", f"Send the header `{REQUEST_HEADER}: 1`; a web page could not.")
+        request[CLIENT] = SOCKET if self.keys else LOCAL
+        return None
+
+
+def _not_a_program(request: web.Request) -> web.Response | None:
+    for name in request.headers:
+        lowered = name.lower()
+        if lowered == "origin" or lowered.startswith(BROWSER):
+            return problem(403, "browser-request", "Tokens are for programs; this request comes from a browser.")
+        if lowered in {"forwarded", "via"} or lowered.startswith(FORWARDED):
+            return problem(403, "forwarded-request", "Tokens are for this host; this request comes through a proxy.")
+    return None
+
+
+def _digest(authorization: str) -> str:
+    """SHA-256 of the bearer key: looking up a digest takes the same time however much of a key was right."""
+    scheme, _, key = authorization.partition(" ")
+    return hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest() if scheme.lower() == "bearer" else ""
+
+
+def _by_unix_socket(request: web.Request) -> bool:
+    # asyncio names a TCP peer by a tuple, a Unix peer by a string (empty for unnamed ones).
+    return request.transport is not None and isinstance(request.transport.get_extra_info("peername"), (str, bytes))
+
+
+def _name_of(host: str) -> str:
+    """The name in a Host header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,98 @@
+"""What Prometheus sees. App names, lanes and outcomes are labels; tokens, secrets and client keys never are."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Metric, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from broker import __version__
+from broker.keeper import Keeper
+from broker.roster import Roster
+
+
+class Metrics(Collector):
+    """Counters that events move, and gauges read from the keepers at each scrape."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a second series beside every counter, which nobody reads
+        self.registry = CollectorRegistry()
+        self.roster: Roster | None = None
+        app = ["app"]
+        self._requests = Counter("token_broker_http_requests", "Requests answered.", ["route", "status"], registry=self.registry)
+        self._calls = Counter(
+            "token_broker_token_calls", "Calls to WeChat's token endpoint.", ["app", "lane", "outcome"], registry=self.registry
+        )
+        self._checks = Counter(
+            "token_broker_verifications", "Verifications of a held token.", ["app", "verdict"], registry=self.registry
+        )
+        self._crashes = Counter("token_broker_crashes", "Bugs survived; please report them.", app, registry=self.registry)
+        self._children: dict[tuple[str, int], Counter] = {}
+        self.registry.register(self)
+
+    def witness(self, event: str, app: str, **facts: object) -> None:
+        """Count an event of a keeper's."""
+        if event in {"refreshed", "refresh-failed"}:
+            outcome = facts.get("outcome", "minted")
+            self._calls.labels(app, facts["lane"], outcome).inc()
+        elif event == "checked":
+            self._checks.labels(app, facts["verdict"]).inc()
+        elif event == "crashed":
+            self._crashes.labels(app).inc()
+
+    def request(self, route: str, status: int) -> None:
+        """Count an answered request; the label lookup is kept, since it costs as much as the handler."""
+        child = self._children.get((route, status))
+        if child is None:
+            child = self._children[route, status] = self._requests.labels(route, str(status))
+        child.inc()
+
+    def collect(self) -> Iterable[Metric]:
+        """Read the keepers."""
+        build = GaugeMetricFamily("token_broker_build_info", "The version that runs.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        if self.roster is None:
+            return
+        ticking = GaugeMetricFamily("token_broker_ticking", "1 while the schedule is alive.")
+        ticking.add_metric([], self.roster.ticking)
+        yield ticking
+        families = {name: GaugeMetricFamily(name, text, labels=["app", *more]) for name, (text, more) in GAUGES.items()}
+        for keeper in self.roster:
+            for name, labels, value in _readings(keeper):
+                families[name].add_metric([keeper.account.name, *labels], value)
+        yield from families.values()
+
+
+GAUGES: Final[dict[str, tuple[str, list[str]]]] = {
+    "token_broker_token_usable": ("1 while a token can be handed out.", []),
+    "token_broker_token_expires_in_seconds": ("Time the token may still be handed out.", []),
+    "token_broker_next_refresh_in_seconds": ("Time to the next token call, as things stand.", []),
+    "token_broker_token_suspect": ("1 while the token is in doubt.", []),
+    "token_broker_quota_limit": ("Token calls allowed per day.", []),
+    "token_broker_quota_used": ("Token calls spent, per Beijing day and over 24 hours.", ["window"]),
+    "token_broker_failures_in_a_row": ("Failed token calls since the last good one.", []),
+    "token_broker_second_issuer_signs": ("Tokens that died before their time.", []),
+    "token_broker_second_issuer_suspected": ("1 when somebody else seems to call the token endpoint.", []),
+    "token_broker_store_ok": ("1 while the store takes writes.", []),
+}
+
+
+def _readings(keeper: Keeper) -> Iterable[tuple[str, list[str], float]]:
+    served, spent, credential = keeper.serve(), keeper.usage(), keeper.credential
+    yield "token_broker_token_usable", [], served is not None
+    yield "token_broker_token_expires_in_seconds", [], served.expires_in if served else 0
+    yield "token_broker_next_refresh_in_seconds", [], keeper.next_call_in()
+    yield "token_broker_token_suspect", [], credential.suspicion is not None
+    yield "token_broker_quota_limit", [], spent.limit
+    yield "token_broker_quota_used", ["today"], spent.today
+    yield "token_broker_quota_used", ["24h"], spent.last_24h
+    yield "token_broker_failures_in_a_row", [], credential.failures
+    yield "token_broker_second_issuer_signs", [], credential.rivalry.count
+    yield "token_broker_second_issuer_suspected", [], credential.rivalry.suspected
+    yield "token_broker_store_ok", [], keeper.store_error is None
+
+
+METRICS: Final = web.AppKey("metrics", Metrics)

@@ -1,0 +1,196 @@
+"""/openapi.json: the API, said once for machines. A test holds it against the routes that exist."""
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from broker import __version__
+from broker.core.serving import Code, Outcome, State
+from broker.web.gate import open_to_browsers
+
+Json = dict[str, Any]
+
+
+@open_to_browsers
+async def get_openapi(_request: web.Request) -> web.Response:
+    """The document."""
+    return web.json_response(DOCUMENT)
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _content(kind: str, schema: Json) -> Json:
+    return {"content": {kind: {"schema": schema}}}
+
+
+def _object(required: list[str] | None = None, **properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": sorted(properties) if required is None else required}
+
+
+def _nullable(kind: str) -> Json:
+    return {"type": [kind, "null"]}
+
+
+_TEXT: Final[Json] = {"type": "string"}
+_COUNT: Final[Json] = {"type": "integer", "minimum": 0}
+_ETAG: Final[Json] = {"ETag": {"schema": _TEXT, "description": 'The token\'s version, quoted: "k3f9-42".'}}
+_RETRY: Final[Json] = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}}
+
+
+def _problem(text: str, *, waits: bool = False) -> Json:
+    return {
+        "description": text,
+        **({"headers": _RETRY} if waits else {}),
+        **_content("application/problem+json", _ref("Problem")),
+    }
+
+
+_REFUSALS: Final[Json] = {
+    "401": _problem("`missing-key`, `invalid-key` (where [clients] are configured)"),
+    "403": _problem("`host-not-allowed`, `browser-request`, `forwarded-request`, `missing-request-header`, `insufficient-scope`"),
+    "404": _problem("`unknown-app`"),
+}
+_NO_TOKEN: Final = _problem("No token now: see `code` and `retry_after`.", waits=True)
+_HOST: Final[Json] = {"403": _problem("`host-not-allowed`")}
+_BODY: Final[Json] = {
+    "400": _problem("`invalid-json`"),
+    "413": _problem("`body-too-large`"),
+    "415": _problem("`unsupported-media-type`"),
+}
+_APP: Final[Json] = {"name": "app", "in": "path", "required": True, "schema": _TEXT, "description": "An app's name or AppID."}
+
+
+def _query(name: str, most: int, text: str) -> Json:
+    return {"name": name, "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": most}, "description": text}
+
+
+def _token_answer(schema: Json) -> Json:
+    return {"description": "The token to use.", "headers": _ETAG, **_content("application/json", schema)}
+
+
+_TOKEN_FIELDS: Final[dict[str, Json]] = {
+    "app": _TEXT,
+    "appid": _TEXT,
+    "access_token": {**_TEXT, "description": "Opaque; reserve at least 512 characters."},
+    "expires_in": {**_COUNT, "description": "Whole seconds left now, never more than the truth."},
+    "expires_at": {**_TEXT, "format": "date-time"},
+    "version": {**_TEXT, "description": "Changes with the token; not derived from it."},
+    "state": {"enum": [state.value for state in State]},
+}
+
+_GET_TOKEN: Final[Json] = {
+    "operationId": "getToken",
+    "summary": "The app's token; with If-None-Match and wait, a watch for the next one.",
+    "security": [{"bearer": []}, {"header": []}],
+    "parameters": [
+        _APP,
+        _query("wait", 300, "With If-None-Match: seconds to wait for another version."),
+        _query("min_ttl", 86400, "Only a token with at least that many seconds left."),
+        {"name": "If-None-Match", "in": "header", "schema": _TEXT, "description": "The ETag of the token you hold."},
+    ],
+    "responses": {
+        "200": _token_answer(_ref("Token")),
+        "304": {"description": "You hold the current one.", "headers": _ETAG},
+        "400": _problem("`invalid-parameter`"),
+        **_REFUSALS,
+        "503": _NO_TOKEN,
+    },
+}
+_REPORT: Final[Json] = {
+    "operationId": "reportToken",
+    "summary": "Say that WeChat refused a token. It is verified before it costs anything.",
+    "security": [{"bearer": []}, {"header": []}],
+    "parameters": [_APP],
+    "requestBody": {"required": True, **_content("application/json", _ref("Report"))},
+    "responses": {
+        "200": _token_answer(_ref("Reported")),
+        **_BODY,
+        **_REFUSALS,
+        "422": _problem("`invalid-body`, `not-a-token-error`"),
+        "429": _problem("`report-throttled`", waits=True),
+        "503": _NO_TOKEN,
+    },
+}
+_REFRESH: Final[Json] = {
+    "operationId": "refreshToken",
+    "summary": "Spend a token call now, within min_gap and the quota. Scope: admin.",
+    "security": [{"bearer": []}, {"header": []}],
+    "parameters": [_APP],
+    "requestBody": {"required": False, **_content("application/json", _ref("Refresh"))},
+    "responses": {
+        "200": _token_answer(_ref("Token")),
+        **_BODY,
+        **_REFUSALS,
+        "422": _problem("`invalid-body`"),
+        "429": _problem("`refresh-throttled`", waits=True),
+        "503": _NO_TOKEN,
+    },
+}
+
+
+def _get(operation: str, summary: str, kind: str, schema: Json, **more: Json) -> Json:
+    good = {"description": "Good.", **_content(kind, schema)}
+    return {"get": {"operationId": operation, "summary": summary, "responses": {"200": good, **_HOST, **more}}}
+
+
+_FAIL: Final[Json] = {"description": "It fails; the body says why.", **_content("application/health+json", _ref("Health"))}
+
+DOCUMENT: Final[Json] = {
+    "openapi": "3.1.0",
+    "info": {"title": "token-broker", "version": __version__, "summary": "One live WeChat access token per app."},
+    "paths": {
+        "/v1/tokens/{app}": {"get": _GET_TOKEN},
+        "/v1/tokens/{app}/report": {"post": _REPORT},
+        "/v1/tokens/{app}/refresh": {"post": _REFRESH},
+        "/v1/status": _get("getStatus", "Every app without its token.", "application/json", _ref("Status")),
+        "/livez": _get("livez", "Does it live?", "application/health+json", _ref("Health"), **{"503": _FAIL}),
+        "/readyz": _get("readyz", "Has every app a token?", "application/health+json", _ref("Health"), **{"503": _FAIL}),
+        "/health": _get("health", "How is it?", "application/health+json", _ref("Health"), **{"503": _FAIL}),
+        "/metrics": _get("metrics", "For Prometheus.", "text/plain", _TEXT),
+        "/openapi.json": _get("openapi", "This document.", "application/json", {"type": "object"}),
+    },
+    "components": {
+        "securitySchemes": {
+            "bearer": {"type": "http", "scheme": "bearer", "description": "Where [clients] are configured."},
+            "header": {"type": "apiKey", "in": "header", "name": "X-Token-Broker", "description": "Elsewhere: the value 1."},
+        },
+        "schemas": {
+            "Token": _object(None, **_TOKEN_FIELDS),
+            "Reported": _object(None, **_TOKEN_FIELDS, outcome={"enum": [outcome.value for outcome in Outcome]}),
+            "Report": {
+                **_object([], version=_TEXT, access_token=_TEXT, errcode={"enum": [40001, 40014, 42001]}),
+                "oneOf": [{"required": ["version"]}, {"required": ["access_token"]}],
+                "additionalProperties": False,
+            },
+            "Refresh": {**_object([], force={"type": "boolean"}), "additionalProperties": False},
+            "Problem": _object(
+                ["type", "title", "status", "detail", "code"],
+                type=_TEXT,
+                title=_TEXT,
+                status=_COUNT,
+                detail=_TEXT,
+                code={**_TEXT, "examples": [code.value for code in Code]},
+                retry_after={"type": "integer", "minimum": 1},
+            ),
+            "Health": _object(["status"], status={"enum": ["pass", "warn", "fail"]}, output=_TEXT, checks={"type": "object"}),
+            "Status": _object(
+                version=_TEXT, uptime=_COUNT, stopping={"type": "boolean"}, apps={"type": "array", "items": _ref("AppStatus")}
+            ),
+            "AppStatus": _object(
+                app=_TEXT,
+                appid=_TEXT,
+                endpoint=_TEXT,
+                state={"enum": [*(state.value for state in State), "unavailable"]},
+                version=_nullable("string"),
+                expires_in=_COUNT,
+                next_refresh_in=_COUNT,
+                quota=_object(limit=_COUNT, used_today=_COUNT, used_24h=_COUNT, remaining=_COUNT),
+                last_error=_nullable("object"),
+                second_issuer=_object(suspected={"type": "boolean"}, since=_nullable("string"), count=_COUNT),
+                store_error=_nullable("string"),
+            ),
+        },
+    },
+}

@@ -1,0 +1,58 @@
+"""The aiohttp application: the gate in front, every error as a problem, every request counted."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+
+from broker.web import api, openapi, probes
+from broker.web.gate import Gate
+from broker.web.metrics import METRICS, Metrics
+from broker.web.problems import problem
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+LARGEST_BODY: Final = 64 * 1024
+OnCrash = Callable[[str, Exception], None]
+
+
+def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash) -> web.Application:
+    """Wire the routes. `on_crash` is told of a bug, with the route it happened on."""
+
+    @web.middleware
+    async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = gate.refuse(request) or await handler(request)
+        except api.Bad as bad:
+            response = bad.response
+        except web.HTTPException as error:
+            response = _as_problem(error)
+        except Exception as error:  # noqa: BLE001 -- told once, with its traceback; the caller learns nothing of it
+            on_crash(_route(request), error)
+            response = problem(500, "internal-error", "A bug in the broker; its log has more.")
+        metrics.request(_route(request), response.status)
+        return response
+
+    app = web.Application(middlewares=[front], client_max_size=LARGEST_BODY)
+    app[api.EDGE], app[METRICS] = edge, metrics
+    app.add_routes([*api.routes(), *probes.routes(), web.get("/openapi.json", openapi.get_openapi)])
+    return app
+
+
+def _route(request: web.Request) -> str:
+    """The route's pattern: bounded in number, where paths are not."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "none"
+
+
+def _as_problem(error: web.HTTPException) -> web.Response:
+    match error:
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return problem(405, "method-not-allowed", f"Allowed here: {allowed}.", Allow=allowed)
+        case web.HTTPRequestEntityTooLarge():
+            return problem(413, "body-too-large", f"A body has at most {LARGEST_BODY} bytes.")
+        case web.HTTPNotFound():
+            return problem(404, "not-found", "There is no such route; GET /openapi.json lists them.")
+        case _:
+            return problem(error.status, "http-error", error.reason)

@@ -1,0 +1,145 @@
+"""The only module that speaks to WeChat. Errors of others end here, without their text: it holds the URL, the URL the secret."""
+
+import asyncio
+import ssl
+import time
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from broker.core.answer import MOST_BYTES, token_answer, verdict
+from broker.core.credential import Account, Endpoint, Secret
+from broker.core.errcodes import Failure, Kind
+from broker.core.ports import Minted, Verdict
+
+TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
+STABLE_PATH: Final = "/cgi-bin/stable_token"
+CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"  # the cheap call that tells whether a token lives (wechat.md §2)
+
+
+class WeChat:
+    """A :class:`broker.core.ports.Upstream` over HTTP."""
+
+    def __init__(self, session: aiohttp.ClientSession, api_base: str, timeout: float) -> None:
+        self._session = session
+        self._base = URL(api_base)
+        self._timeout = timeout
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, api_base: str, timeout_s: float) -> AsyncIterator["WeChat"]:
+        """Open a client whose every request goes over the wire at most once. `timeout_s` is for a whole call."""
+        # A connection per call: calls are rare, and an idle connection that WeChat has closed would lose an answer.
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True, limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "token-broker"},
+            auto_decompress=False,  # bounded by hand below: aiohttp would inflate 48 KB to 50 MB
+            trace_configs=[_note_when_sent()],
+        )
+        # aiohttp repeats a GET by itself when the server drops the connection; on the classic endpoint that is a token
+        # call without a reservation. There is no public switch; tests/test_wechat.py counts requests on the wire.
+        session._retry_connection = False  # noqa: SLF001
+        async with session:
+            yield cls(session, api_base, timeout_s)
+
+    async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
+        """See :class:`broker.core.ports.Upstream`."""
+        fields = {"grant_type": "client_credential", "appid": account.appid, "secret": account.secret.reveal()}
+        if account.endpoint is Endpoint.STABLE:
+            answer = await self._call("POST", STABLE_PATH, json={**fields, "force_refresh": force})
+        else:
+            answer = await self._call("GET", TOKEN_PATH, params=fields)
+        return answer if isinstance(answer, Failure) else token_answer(answer)
+
+    async def check(self, token: Secret) -> Verdict:
+        """See :class:`broker.core.ports.Upstream`."""
+        answer = await self._call("GET", CHECK_PATH, params={"access_token": token.reveal()})
+        return Verdict.UNKNOWN if isinstance(answer, Failure) else verdict(answer)
+
+    async def _call(self, method: str, path: str, **request: Any) -> bytes | Failure:
+        """Make one request; the body of a 200, or what went wrong."""
+        sent = SimpleNamespace(headers=False)
+        status = None
+        try:
+            # The session's own deadline starts late (after name resolution queues); this one covers everything.
+            async with (
+                asyncio.timeout(self._timeout),
+                self._session.request(
+                    method, self._base.with_path(path), allow_redirects=False, trace_request_ctx=sent, **request
+                ) as response,
+            ):
+                status = response.status
+                if status != HTTPStatus.OK:
+                    return Failure(
+                        Kind.TRANSIENT, f"HTTP {status}", retry_after=_retry_after(response.headers.get("Retry-After"))
+                    )
+                body = await _read(response)
+                return body if body is not None else Failure(Kind.TRANSIENT, "an answer too large or garbled", lost=True)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it must not travel on with its text
+            return Failure(Kind.TRANSIENT, _reason(error, self._timeout), lost=sent.headers and status in {None, HTTPStatus.OK})
+
+
+def _note_when_sent() -> aiohttp.TraceConfig:
+    """Tell a call that never left (nothing was minted) from one whose answer is lost (something may have been)."""
+
+    async def note(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
+        context.trace_request_ctx.headers = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(note)
+    return trace
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    """Return the decoded body, None where it is over the bound or cannot be decoded."""
+    raw = bytearray()
+    async for chunk in response.content.iter_any():
+        raw += chunk
+        if len(raw) > MOST_BYTES:
+            return None
+    if response.headers.get("Content-Encoding", "identity").lower() == "identity":
+        return bytes(raw)
+    try:  # we asked for none; a gateway may compress all the same
+        body = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(bytes(raw), MOST_BYTES + 1)
+    except zlib.error:
+        return None
+    return body if len(body) <= MOST_BYTES else None
+
+
+def _reason(error: Exception, timeout: float) -> str:
+    match error:
+        case TimeoutError():
+            return f"no answer within {timeout:g} s"
+        case aiohttp.ClientConnectorCertificateError() | ssl.SSLError():
+            return "the TLS certificate is not one we trust"
+        case aiohttp.ClientSSLError():
+            return "TLS could not be set up"
+        case aiohttp.ClientConnectorDNSError():
+            return "the name does not resolve"
+        case aiohttp.ClientConnectorError():
+            return "cannot connect"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | aiohttp.ClientPayloadError():
+            return "the connection broke"
+        case _:
+            return f"not HTTP ({type(error).__name__})"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from seconds or a date; None where it is neither, or past."""
+    if not value:
+        return None
+    if value.strip().isdecimal():
+        return float(value[:15])
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

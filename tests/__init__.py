@@ -1,0 +1,1 @@
+"""Tests of token-broker, named by feature."""

@@ -1,0 +1,70 @@
+"""The ledger's arithmetic, as properties: no sequence of wishes breaks a limit."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker.core.credential import Endpoint, Policy
+from broker.core.quota import DAY, Entry, Lane, Limits, calls_per_day, day_began, full, until_next_day, usage
+
+NOON = 1_790_000_000.0
+WISHES = st.lists(st.tuples(st.integers(0, 30_000), st.sampled_from(Lane), st.booleans()), max_size=120)
+
+
+@given(WISHES, st.integers(1, 30), st.integers(0, 10), st.integers(int(NOON), int(NOON + DAY)))
+@settings(max_examples=300)
+def test_no_sequence_of_calls_breaks_a_window_and_a_freed_slot_is_free(
+    wishes: list[tuple[int, Lane, bool]], total: int, report: int, wall: int
+) -> None:
+    limits, offset, now = Limits(total, report), wall - 5000.0, 5000.0
+    made: list[Entry] = []
+    for wait, lane, force in wishes:
+        now += wait
+        reached = full(made, limits, lane, now, now + offset, force=force)
+        if reached is None:
+            made.append(Entry(now, now + offset, lane, forced=force))
+        elif lane is not Lane.REPORT or report > 0:
+            assert reached.until > now
+            assert full(made, limits, lane, reached.until, reached.until + offset, force=force) is None
+    for entry in made:
+        window = [e for e in made if entry.at - DAY < e.at <= entry.at]
+        assert len(window) <= total
+        assert sum(e.lane is Lane.REPORT for e in window) <= report
+        assert sum(e.forced for e in window) <= 20
+        assert sum(day_began(e.wall) == day_began(entry.wall) for e in made) <= total
+
+
+def test_the_beijing_day_begins_at_16_utc_and_knows_no_summer_time() -> None:
+    # 2026-03-29 is a change to summer time in much of the world.
+    for midnight in (1_774_713_600.0, 1_774_800_000.0):
+        assert day_began(midnight - 1) == midnight - DAY
+        assert day_began(midnight) == midnight
+        assert until_next_day(midnight) == DAY
+        assert until_next_day(midnight - 1) == 1
+
+
+def test_a_wall_clock_set_forward_and_back_reopens_nothing() -> None:
+    limits = Limits(3, 3)
+    made = [Entry(1000.0 + number, NOON + number, Lane.SCHEDULED) for number in range(3)]
+    assert full(made, limits, Lane.SCHEDULED, 2000.0, NOON + 1000 + DAY) is not None  # +1 day: 24 hours have not passed
+    assert full(made, limits, Lane.SCHEDULED, 2000.0, NOON + 1000) is not None
+    assert full(made, limits, Lane.SCHEDULED, 2000.0, NOON - 30 * DAY) is not None  # and back, far too far
+
+
+def test_reports_may_never_take_what_the_schedule_needs() -> None:
+    policy = Policy(report_quota=200)
+    assert Limits.of(2000, Endpoint.TOKEN, policy).report == 200
+    assert Limits.of(200, Endpoint.TOKEN, policy).report == 200 - calls_per_day(Endpoint.TOKEN, policy)
+    assert Limits.of(20, Endpoint.TOKEN, policy).report == 0
+
+
+@pytest.mark.parametrize(("endpoint", "fraction", "calls"), [("token", 0.5, 27), ("token", 0.9, 15), ("stable_token", 0.5, 13)])
+def test_what_a_normal_day_needs(endpoint: str, fraction: float, calls: int) -> None:
+    assert calls_per_day(Endpoint(endpoint), Policy(refresh_fraction=fraction)) == calls
+
+
+def test_usage_counts_both_windows_and_what_remains_by_the_fuller() -> None:
+    midnight = day_began(NOON)
+    made = [Entry(-7200.0, midnight - 3600, Lane.SCHEDULED), Entry(0.0, midnight + 3600, Lane.ADMIN)]
+    spent = usage(made, 10, 100.0, midnight + 3700)
+    assert (spent.today, spent.last_24h, spent.remaining) == (1, 2, 8)

@@ -1,0 +1,223 @@
+"""The store: what is committed stays, for one owner, and means the same after a reboot."""
+
+import asyncio
+import os
+import sqlite3
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from broker.core.credential import NEVER, Doubt
+from broker.core.ports import Claim, Denial, Denied, Grant, Reason, StoreBusy, StoreError, StoreRefused
+from broker.core.quota import Lane
+from broker.sqlite import MIGRATIONS, SqliteStore
+from tests.doubles import ACCOUNT, APPID, Bench, looked, value_of
+
+CLAIM = Claim(Lane.SCHEDULED)
+
+
+async def test_what_is_settled_is_there_for_the_next_process(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    restarted = await bench.restarted()
+    assert restarted.credential == keeper.credential
+    assert restarted.entries == keeper.entries
+
+
+async def test_a_denied_reservation_writes_nothing(bench: Bench) -> None:
+    store = await bench.open()
+    denied = await store.reserve(ACCOUNT, lambda *_: Denial(Reason.QUOTA, 5.0))
+    assert isinstance(denied, Denied)
+    assert await bench.rows() == []
+
+
+async def test_a_reservation_is_on_disk_before_the_call_is_made(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    seen: list[int] = []
+    with sqlite3.connect(bench.path) as other:  # another process's eyes
+        bench.wechat.before_answer = lambda: seen.extend(
+            other.execute("select count(*) from calls where outcome is null").fetchone()
+        )
+        await looked(keeper)
+    assert seen == [1]
+
+
+async def test_call_numbers_are_never_used_twice(bench: Bench) -> None:
+    store = await bench.open()
+    first = await store.reserve(ACCOUNT, lambda *_: CLAIM)
+    await bench.close()
+    with sqlite3.connect(bench.path) as other:
+        other.execute("delete from calls")
+    second = await (await bench.open()).reserve(ACCOUNT, lambda *_: CLAIM)
+    assert isinstance(first, Grant)
+    assert isinstance(second, Grant)
+    assert second.call > first.call
+
+
+async def test_after_a_reboot_ages_go_by_the_wall(bench: Bench) -> None:
+    await looked(await bench.keeper())
+    bench.clock.reboot(off_for=1000)
+    keeper = await bench.restarted()
+    served = keeper.serve()
+    assert served is not None
+    assert (served.expires_in, keeper.credential.suspicion) == (6200, None)
+    assert keeper.usage().last_24h == 1
+
+
+async def test_after_a_reboot_with_the_wall_set_back_the_token_is_suspect_and_replaced_once(bench: Bench) -> None:
+    await looked(await bench.keeper())
+    bench.clock.reboot(off_for=1000, wall_error=-bench.clock.unix)  # 1970: no battery
+    keeper = await bench.restarted()
+    assert keeper.credential.suspicion is not None
+    assert keeper.credential.suspicion.doubt is Doubt.CLOCK
+    assert keeper.serve() is None
+    for _ in range(120):
+        await looked(keeper)
+        bench.clock.pass_(5)
+    assert bench.wechat.calls == 2
+    assert value_of(keeper) is not None
+
+
+async def test_a_wall_clock_that_jumps_while_running_changes_no_age(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    for jump in (86400, -86400 - 3600, 3600):
+        bench.clock.unix += jump
+        await looked(keeper)
+        keeper = await bench.restarted()
+        await looked(keeper)
+        served = keeper.serve()
+        assert served is not None
+        assert served.expires_in == 7200
+    assert bench.wechat.calls == 1
+
+
+async def test_a_suspend_of_three_hours_ends_with_a_fresh_token_or_none(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    bench.clock.pass_(3 * 3600)  # CLOCK_BOOTTIME ran on, no tick did
+    assert keeper.serve() is None
+    await looked(keeper)
+    assert bench.wechat.calls == 2
+    assert value_of(keeper) is not None
+
+
+async def test_old_calls_are_dropped_so_that_a_year_stays_small(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    for _ in range(24 * 30):
+        await looked(keeper)
+        bench.clock.pass_(3960)
+    assert 24 * 7 <= len(await bench.rows()) <= 24 * 9
+
+
+async def test_a_restored_backup_begins_a_new_epoch(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    await bench.close()
+    backup = bench.path.read_bytes()
+    bench.clock.pass_(4000)
+    keeper = await bench.keeper()
+    await looked(keeper)
+    served_last = keeper.credential.version
+    await bench.close()
+    bench.path.write_bytes(backup)
+    keeper = await bench.keeper()
+    assert keeper.credential.epoch not in str(served_last)
+    await looked(keeper)
+    assert keeper.credential.version != served_last
+
+
+# --- ownership --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_second_owner_is_refused_also_after_the_lock_file_was_deleted(bench: Bench) -> None:
+    await bench.open()
+    with pytest.raises(StoreBusy):
+        await SqliteStore.open(bench.path, bench.clock)
+    bench.path.with_name("broker.db.lock").unlink()
+    with pytest.raises(StoreBusy):
+        await SqliteStore.open(bench.path, bench.clock)
+    assert (await bench.rows()) == []
+
+
+async def test_a_refused_second_owner_does_not_break_the_locks_of_the_first(bench: Bench) -> None:
+    await bench.open()
+    for _ in range(3):
+        with pytest.raises(StoreBusy):
+            await SqliteStore.open(bench.path, bench.clock)
+    keeper = await bench.keeper()
+    await looked(keeper)
+    assert value_of(keeper) is not None
+
+
+def _newer(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(f"pragma user_version = {len(MIGRATIONS) + 1}")
+    path.chmod(0o600)
+
+
+def _readable(path: Path) -> None:
+    path.touch()
+    path.chmod(0o640)
+
+
+def _planted(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+def _planted_lock(path: Path) -> None:
+    path.with_name(path.name + ".lock").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(_newer, "newer"), (_readable, "chmod 600"), (_planted, "symbolic link"), (_planted_lock, "symbolic link")],
+)
+async def test_a_store_that_must_not_be_opened_is_left_untouched(bench: Bench, spoil: Callable[[Path], None], says: str) -> None:
+    spoil(bench.path)
+    before = bench.path.lstat() if bench.path.is_symlink() or bench.path.exists() else None
+    content = bench.path.read_bytes() if bench.path.exists() else None
+    with pytest.raises(StoreRefused, match=says):
+        await SqliteStore.open(bench.path, bench.clock)
+    assert content is None or bench.path.read_bytes() == content
+    assert before is None or bench.path.lstat().st_mode == before.st_mode
+
+
+async def test_the_files_are_for_the_owner_only(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(bench.path.parent)}
+    assert modes
+    assert all(mode == 0o600 for mode in modes.values()), modes
+
+
+async def test_a_directory_that_is_not_there_is_a_store_error(tmp_path: Path, bench: Bench) -> None:
+    with pytest.raises(StoreError):
+        await SqliteStore.open(tmp_path / "nowhere" / "broker.db", bench.clock)
+
+
+async def test_the_event_loop_does_not_wait_for_a_locked_database(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    other = sqlite3.connect(bench.path, isolation_level=None)
+    other.execute("begin exclusive")
+    keeper.tick()
+    beats = 0
+    while keeper.store_error is None:
+        await asyncio.sleep(0)
+        beats += 1
+    assert beats > 100
+    assert bench.wechat.calls == 0
+    other.close()
+    bench.clock.pass_(6)
+    await keeper.landed()
+    await looked(keeper)
+    assert bench.wechat.calls == 1
+
+
+async def test_instants_that_never_were_stay_so(bench: Bench) -> None:
+    held = await (await bench.open()).load(ACCOUNT)
+    assert (held.credential.called_at, held.credential.not_before, held.credential.checked_at) == (NEVER, NEVER, NEVER)
+    assert held.credential.version is None
+    assert ACCOUNT.appid == APPID
