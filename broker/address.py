@@ -55,7 +55,7 @@ def parse_address(text: object) -> Address:
         return _unix(text)
     match = _TCP.fullmatch(text)
     if not match:
-        six = text.count(":") > 1 and "[" not in text
+        six = re.fullmatch(r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*", text)
         raise ValueError("an IPv6 address goes in brackets: [::1]:8765" if six else MEANT)
     port = int(match["port"])
     if port > HIGHEST_PORT:

@@ -13,7 +13,7 @@ from broker import __version__, log, systemd
 from broker.clock import SystemClock
 from broker.config import Settings
 from broker.core.ports import Witness
-from broker.keeper import Tools
+from broker.flight import Tools
 from broker.listen import listeners
 from broker.roster import Roster
 from broker.schedule import every
@@ -50,6 +50,8 @@ async def daemon(settings: Settings) -> AsyncIterator[Sequence[str]]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(_store(settings))
+        # Before the first look: a daemon that cannot serve must not spend a call.
+        bound = await stack.enter_async_context(listeners(settings.server.listen, systemd.inherited_sockets()))
         upstream = await stack.enter_async_context(WeChat.connect(settings.wechat.api_base, settings.wechat.timeout))
         tools = Tools(
             store=store,
@@ -65,7 +67,6 @@ async def daemon(settings: Settings) -> AsyncIterator[Sequence[str]]:
         stack.push_async_callback(roster.landed)
         await stack.enter_async_context(every(settings.policy.tick, roster.tick))
         edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S)
-        bound = await stack.enter_async_context(listeners(settings.server.listen, systemd.inherited_sockets()))
         app = application(edge, gate(settings), metrics, log.crash)
         await stack.enter_async_context(_listening(app, bound))
         stack.callback(roster.halt)

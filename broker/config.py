@@ -1,8 +1,7 @@
 """The configuration: parsed once, at the edge, into something frozen; what is wrong with it is said by key, all at once.
 
 :func:`load` is for the daemon and the commands beside it, :func:`load_avatars` for the companion, which reads no secret
-of an app. What may be written where is in tables.py, how it is read in document.py, how secrets are guarded in
-guarded_files.py.
+of an app. What may be written where is in tables.py, how it is read in document.py, where secrets are in guarded_files.py.
 """
 
 import hashlib
@@ -12,18 +11,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
 
 from broker.address import Address
 from broker.core.credential import JITTER, LIFETIME, Account, Policy, Secret
 from broker.core.quota import calls_per_day
 from broker.document import SECRET_PREFIX, ConfigError, Key, Names, Problems, env_name, read_document, suggestion
-from broker.guarded_files import Refused, as_secret, credential, read_secret
+from broker.guarded_files import Refused, find_secret, read_secret
 from broker.tables import App, Avatars, Client, Document
 
-__all__ = ["Address", "AvatarsSettings", "ClientSettings", "ConfigError", "Settings", "default_path", "load", "load_avatars"]
-
-DEFAULT_PATH: Final = Path("/etc/token-broker/config.toml")
+__all__ = ["Address", "AvatarsSettings", "ClientSettings", "ConfigError", "Settings", "load", "load_avatars", "load_server"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ class Settings:
 
 def default_path(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the configuration is when nobody says: `$TOKEN_BROKER_CONFIG`, then `/etc/token-broker/config.toml`."""
-    return Path(environ.get("TOKEN_BROKER_CONFIG") or DEFAULT_PATH)
+    return Path(environ.get("TOKEN_BROKER_CONFIG") or "/etc/token-broker/config.toml")
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -97,12 +93,10 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     problems = Problems()
     document, names = read_document(path, environ, problems)
     policy = _policy(document, problems)
-    if document.server.listen and not names.clients and not all(address.is_loopback for address in document.server.listen):
-        problems.add(("server", "listen"), "an address beyond loopback needs [clients], or anybody who reaches it gets tokens")
     reader = _Reader(path.parent, environ, problems)
     settings = Settings(
         path=path,
-        server=ServerSettings(document.server.listen, document.server.allowed_hosts),
+        server=_server(document, names, problems),
         store=_store(document.store.url, environ),
         wechat=WeChatSettings(document.wechat.api_base, document.wechat.timeout),
         policy=policy,
@@ -110,6 +104,17 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         clients=MappingProxyType(_clients(document, names, reader)),
         avatars=_avatars(document.avatars, names, reader) if document.avatars else None,
     )
+    problems.raise_any()
+    return settings
+
+
+def load_server(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ServerSettings:
+    """Read where the daemon listens, for those who only ask it: no secret is looked at. Raises ConfigError.
+
+    Wrong values outside of [server] are left out; unknown keys are refused everywhere.
+    """
+    problems = Problems()
+    settings = _server(*read_document(path or default_path(environ), environ, problems, only="server"), problems)
     problems.raise_any()
     return settings
 
@@ -140,25 +145,15 @@ class _Reader:
         return self._attempt(key, partial(read_secret, self.home / path, self.environ))
 
     def app_secret(self, name: str, app: App) -> Secret | None:
-        """Return an app's secret from the first of the four places that has one, or None after a complaint."""
-        key, inline = ("apps", name, "secret_file"), ("apps", name, "secret")
-        if self.problems.about(*key) or self.problems.about(*inline):
+        """Return an app's secret, or None after a complaint."""
+        if self.problems.about("apps", name, "secret_file") or self.problems.about("apps", name, "secret"):
             return None
         if app.secret_file is not None and app.secret is not None:
-            self.problems.add(key, "there is `secret` as well: keep one of them")
+            self.problems.add(("apps", name, "secret_file"), "there is `secret` as well: keep one of them")
             return None
-        if app.secret_file is not None:
-            return self.file(key, app.secret_file)
-        file = credential(f"{name}.secret", self.environ)
-        if file is not None and os.path.lexists(file):
-            return self.file(key, file)
-        variable = SECRET_PREFIX + env_name(name)
-        for place, word in ((f"${variable}", self.environ.get(variable)), ("here", app.secret)):
-            if word:
-                return self._attempt(inline, partial(as_secret, word, place))
-        tried = f"{file} does not exist" if file else "$CREDENTIALS_DIRECTORY is not set"
-        self.problems.add(key, f"no secret: this key is not set, {tried}, ${variable} is not set, nor is `secret`")
-        return None
+        key = ("apps", name, "secret_file" if app.secret is None else "secret")
+        file = None if app.secret_file is None else self.home / app.secret_file
+        return self._attempt(key, partial(find_secret, name, file, SECRET_PREFIX + env_name(name), app.secret, self.environ))
 
     def _attempt(self, key: Key, read: Callable[[], Secret]) -> Secret | None:
         try:
@@ -166,6 +161,15 @@ class _Reader:
         except Refused as why:
             self.problems.add(key, str(why))
             return None
+
+
+def _server(document: Document, names: Names, problems: Problems) -> ServerSettings:
+    listen = document.server.listen
+    if not listen and not problems.about("server", "listen"):
+        problems.add(("server", "listen"), "needs at least one address")
+    if not names.clients and not all(address.is_loopback for address in listen):
+        problems.add(("server", "listen"), "an address beyond loopback needs [clients], or anybody who reaches it gets tokens")
+    return ServerSettings(listen, document.server.allowed_hosts)
 
 
 def _policy(document: Document, problems: Problems) -> Policy:
@@ -198,8 +202,7 @@ def _apps(document: Document, names: Names, policy: Policy, reader: _Reader) -> 
         if app.appid is None:
             problems.add(("apps", name, "appid"), "is needed")
             continue
-        first = owners.setdefault(app.appid, name)
-        if first != name:
+        if (first := owners.setdefault(app.appid, name)) != name:
             problems.add(("apps", name, "appid"), f"is the AppID of apps.{first} too; one app can serve many clients")
         if secret is not None:
             accounts[name] = Account(name, app.appid, secret, app.endpoint, app.daily_quota)
@@ -219,11 +222,10 @@ def _clients(document: Document, names: Names, reader: _Reader) -> dict[str, Cli
         digest = _key_digest(name, client, reader)
         if digest is None:
             continue
-        first = owners.setdefault(digest, name)
-        if first != name:
+        if (first := owners.setdefault(digest, name)) != name:
             problems.add(("clients", name), f"has the same key as clients.{first}: give each its own")
-        apps = names.apps if client.apps is None else client.apps
-        clients[name] = ClientSettings(name, digest, frozenset(apps), frozenset(client.scopes))
+        apps = frozenset(client.apps) if client.apps is not None else names.apps
+        clients[name] = ClientSettings(name, digest, apps, frozenset(client.scopes))
     return clients
 
 
@@ -232,10 +234,8 @@ def _key_digest(name: str, client: Client, reader: _Reader) -> str | None:
     key = ("clients", name, "key_sha256")
     if reader.problems.about(*key) or reader.problems.about("clients", name, "key_file"):
         return None
-    if client.key_sha256 is None and client.key_file is None:
-        reader.problems.add(key, "give this or key_file")
-    if client.key_sha256 is not None and client.key_file is not None:
-        reader.problems.add(key, "there is key_file as well: keep one of them")
+    if (client.key_sha256 is None) == (client.key_file is None):
+        reader.problems.add(key, "exactly one of this and key_file is needed")
     if client.key_file is None:
         return client.key_sha256
     secret = reader.file(("clients", name, "key_file"), client.key_file)

@@ -155,9 +155,10 @@ class _Environment(EnvSettingsSource):
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
-            return super().decode_complex_value(field_name, field, value)
+            decoded = super().decode_complex_value(field_name, field, value)
         except (ValueError, RecursionError):
-            return [item.strip() for item in value.split(",")]
+            decoded = None
+        return decoded if isinstance(decoded, list | dict | str) else [item.strip() for item in value.split(",")]
 
 
 def _read_environ(environ: Mapping[str, str], written: Tree) -> Tree:

@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 
-from broker.core.credential import NEVER, Account
-from broker.keeper import Keeper, Tools
+from broker.core.credential import NEVER, Account, Policy
+from broker.flight import Tools
+from broker.keeper import Keeper
 
 
 class Roster:
@@ -37,6 +38,12 @@ class Roster:
         self.ticked_at = self._tools.clock.now()
         for keeper in self:
             keeper.tick()
+
+    def govern(self, policy: Policy) -> None:
+        """Go by another policy from now on; calls nobody."""
+        self._tools.policy = policy
+        for keeper in self:
+            keeper.govern(policy)
 
     @property
     def ticking(self) -> bool:

@@ -52,8 +52,6 @@ def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
     for address in addresses:
         if addresses.count(address) > 1:
             raise ValueError(f"{address} is listed twice")
-    if not addresses:
-        raise ValueError("needs at least one address")
     return addresses
 
 

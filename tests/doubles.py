@@ -9,7 +9,8 @@ from pathlib import Path
 from broker.core.credential import Account, Endpoint, Policy, Secret
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Minted, Verdict
-from broker.keeper import Keeper, Tools
+from broker.flight import Tools
+from broker.keeper import Keeper
 from broker.sqlite import SqliteStore
 
 NOON = 1_790_000_000.0  # unix time of the tests' day; a Beijing afternoon
@@ -119,10 +120,13 @@ class Bench:
             clock=self.clock,
             policy=self.policy,
             slots=asyncio.Semaphore(16),
-            witness=lambda event, _app, **facts: self.events.append((event, facts)),
+            witness=self._note,
             call_timeout_s=10,
             spread=lambda: 0.0,
         )
+
+    def _note(self, event: str, app: str, **facts: object) -> None:
+        self.events.append((event, {"app": app, **facts}))
 
     async def restarted(self, account: Account = ACCOUNT) -> Keeper:
         """What a new process finds after this one died without a word."""

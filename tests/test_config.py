@@ -7,15 +7,14 @@ import re
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError, asdict, fields
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker import guarded_files
-from broker.address import Address, parse_address, parse_broker
-from broker.config import ConfigError, Settings, default_path, load, load_avatars
+from broker.address import Address
+from broker.config import ConfigError, Settings, default_path, load, load_avatars, load_server
 from broker.core.credential import Account, Endpoint, Policy, Secret
 from broker.tables import TABLES, PolicyTable
 
@@ -26,6 +25,8 @@ NOBODY = 65534
 
 Check = Callable[..., Settings]
 Wrong = Callable[..., tuple[str, ...]]
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_the_example_is_valid_as_it_stands_once_the_secret_exists(write: Callabl
     assert settings.policy == Policy()
 
 
-def test_the_example_shows_every_key_with_its_default(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_example_shows_every_key_with_its_default(write: Callable[..., Path], read: Check) -> None:
     text = EXAMPLE.read_text().replace("/etc/token-broker/", "./")
     bare = load(write(text), {"STATE_DIRECTORY": "/var/lib/token-broker"})
     shown_text = re.sub(r"^#(?=[a-z\[])", "", text, flags=re.MULTILINE)
@@ -96,15 +97,9 @@ def test_the_example_shows_every_key_with_its_default(write: Callable[..., Path]
     for name in ("orders", "avatars"):
         write(name, name=f"{name}.key")
     full = load(write(shown_text), {})
-    assert (full.server, full.store, full.wechat, full.policy, full.apps) == (
-        bare.server,
-        bare.store,
-        bare.wechat,
-        bare.policy,
-        bare.apps,
-    )
-    assert full.avatars is not None
-    assert full.avatars == load_avatars(write(APP + f'[avatars]\nkey_file = "{tmp_path}/a.key"\n'), {}) if False else True
+    for section in ("server", "store", "wechat", "policy", "apps"):
+        assert getattr(full, section) == getattr(bare, section)
+    assert full.avatars == read(f'{APP}[avatars]\nkey_file = "./avatars.key"').avatars
     assert full.clients["orders"].scopes == {"read", "report"}
     for section, table in TABLES.items():
         keys = set().union(*shown[section].values()) if section in ("apps", "clients") else set(shown[section])
@@ -179,7 +174,7 @@ def test_the_environment_names_apps_in_capitals_and_can_add_one(read: Check) -> 
 
 def test_variables_of_others_that_share_the_prefix_are_left_alone(read: Check) -> None:
     # Kubernetes sets these for a service that is called token-broker.
-    assert read(APP, TOKEN_BROKER_SERVICE_HOST="10.0.0.1", TOKEN_BROKER_PORT="tcp://10.0.0.1:8765", TOKEN_BROKER_SECRET_X="1")
+    assert read(APP, TOKEN_BROKER_SERVICE_HOST="10.0.0.1", TOKEN_BROKER_PORT="tcp://10.0.0.1:8765", TOKEN_BROKER_SECRET_X__Y="1")
 
 
 @pytest.mark.parametrize(
@@ -268,11 +263,11 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
         ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 26', "apps.b.daily_quota: a day needs up to 27 calls, it is 26"),
         ('[apps.b]\nappid = "w x2"\nsecret = "x"', "apps.b.appid: an AppID looks like wx0123456789abcdef"),
         ('[apps.b]\nsecret = "x"', "apps.b.appid: is needed"),
-        ('[apps.b]\nappid = "wx0123456789abcdef"\nsecret = "x"', "apps.b.appid: is the AppID of apps.main too"),
+        ('[apps.b]\nappid = "wx0123456789abcdef"\nsecret = "x"', "apps.main.appid: is the AppID of apps.b too"),
         ('[apps.wx0123456789abcdef]\nappid = "wx2"\nsecret = "x"', "apps.wx0123456789abcdef: is named like the AppID of"),
         ('[apps."-b"]\nappid = "wx2"\nsecret = "x"', "apps.-b: a name is 1 to 64 letters"),
         ('[apps."a\\u001b"]\nappid = "wx2"\nsecret = "x"', 'apps."a\\x1b": a name is 1 to 64 letters'),
-        ("[clients.b]", "clients.b.key_sha256: give this or key_file"),
+        ("[clients.b]", "clients.b.key_sha256: exactly one of"),
         ('[clients.b]\nkey_sha256 = "abc"', "clients.b.key_sha256: must be 64 hex digits"),
         ("[avatars]\ncache_ttl = -1", "avatars.cache_ttl: must be greater than or equal to 0"),
         ('[avatars]\nbroker = "127.0.0.1:8765"', "avatars.broker: must be a URL"),
@@ -358,56 +353,7 @@ def test_a_wrong_table_leads_to_one_complaint_not_to_those_that_follow_from_it(w
     assert wrong('apps.main = 3\n[clients."a b"]\nscopes = [1]\napps = [3]')[0] == "apps.main: must be a table"
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "address", "loopback"),
-    [
-        ("127.0.0.1:8765", Address("tcp", "127.0.0.1", 8765), True),
-        ("127.9.9.9:0", Address("tcp", "127.9.9.9", 0), True),
-        ("[::1]:80", Address("tcp", "::1", 80), True),
-        ("[0:0::1]:80", Address("tcp", "::1", 80), True),
-        ("LocalHost:80", Address("tcp", "localhost", 80), True),
-        ("unix:/run/b.sock", Address("unix", path="/run/b.sock"), True),
-        ("unix:///run/b.sock", Address("unix", path="/run/b.sock"), True),
-        ("0.0.0.0:80", Address("tcp", "0.0.0.0", 80), False),  # noqa: S104 -- only parsed
-        ("[::]:80", Address("tcp", "::", 80), False),
-        ("broker.internal:80", Address("tcp", "broker.internal", 80), False),
-    ],
-)
-def test_an_address_is_read_and_knows_whether_it_is_loopback(text: str, address: Address, loopback: bool) -> None:  # noqa: FBT001
-    assert parse_address(text) == address
-    assert address.is_loopback is loopback
-    assert parse_address(str(address)) == address
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        (8765, "must be a string"),
-        ("", '"host:port"'),
-        ("127.0.0.1", '"host:port"'),
-        (":8765", "which interface"),
-        ("*:8765", "which interface"),
-        ("::1:8765", "goes in brackets"),
-        ("[127.0.0.1]:1", '"host:port"'),
-        ("[::x]:1", "no host name"),
-        ("999.1.1.1:1", "no host name"),
-        ("-a:1", "no host name"),
-        ("a b:1", "no host name"),
-        ("127.0.0.1:65536", "at most 65535"),
-        ("127.0.0.1:-1", '"host:port"'),
-        ("http://127.0.0.1:1", '"host:port"'),
-        ("unix:run/b.sock", "absolute path"),
-        ("unix:/run/", "absolute path"),
-        ("unix:/a\x00b", "absolute path"),
-        (f"unix:/{'a' * 107}", "at most 107 bytes"),
-    ],
-)
-def test_a_bad_address_is_explained(text: object, error: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(error)):
-        parse_address(text)
+# --- listeners and origins ---------------------------------------------------------------------------------------------
 
 
 def test_a_listener_beyond_loopback_is_fine_once_there_are_clients(read: Check) -> None:
@@ -420,11 +366,6 @@ def test_a_listener_beyond_loopback_is_fine_once_there_are_clients(read: Check) 
 )
 def test_plain_http_is_for_this_machine_and_a_slash_at_the_end_goes(read: Check, base: str) -> None:
     assert read(f'{APP}[wechat]\napi_base = "{base}/"\n').wechat.api_base == base
-
-
-def test_the_companion_finds_the_daemon_at_a_url_or_a_socket() -> None:
-    assert parse_broker("http://broker.internal:8765/") == "http://broker.internal:8765"
-    assert parse_broker("unix:/run/b.sock") == "unix:/run/b.sock"
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
@@ -487,25 +428,16 @@ def test_a_secret_file_that_others_may_open_is_refused_with_the_cure(wrong: Wron
 def test_a_configuration_with_a_secret_in_it_is_a_secret_file(write: Callable[..., Path]) -> None:
     inline = '[apps.main]\nappid = "wx1"\nsecret = "x"\n'
     assert load(write(APP, mode=0o644), {})
-    with pytest.raises(ConfigError, match="configuration: .* holds a secret"):
+    with pytest.raises(ConfigError, match="holds a secret"):
         load(write(inline, mode=0o640), {})
     with pytest.raises(ConfigError, match="may be written by everybody"):
         load(write(APP, mode=0o666), {})
 
 
-def test_a_secret_file_of_another_user_is_refused(wrong: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarded_files.os, "geteuid", lambda: NOBODY)
-    assert load_of_root_is_fine(tmp_path)
-    monkeypatch.undo()
-    if os.geteuid() == 0:
-        os.chown(tmp_path / "main.secret", NOBODY, NOBODY)
-        assert f"belongs to uid {NOBODY}" in wrong(APP)[0]
-
-
-def load_of_root_is_fine(tmp_path: Path) -> bool:
-    return (tmp_path / "main.secret").stat().st_uid != 0 or guarded_files.read_secret(tmp_path / "main.secret", {}) == Secret(
-        "s3cret"
-    )
+@only_root
+def test_a_secret_file_of_another_user_is_refused(wrong: Wrong, tmp_path: Path) -> None:
+    os.chown(tmp_path / "main.secret", NOBODY, NOBODY)
+    assert f"belongs to uid {NOBODY}" in wrong(APP)[0]
 
 
 def test_a_missing_directory_fifo_or_device_is_not_a_secret(wrong: Wrong, tmp_path: Path) -> None:
@@ -526,17 +458,21 @@ def test_links_are_followed_as_kubernetes_makes_them(read: Check, tmp_path: Path
     assert read(APP).apps["main"].secret == Secret("s3cret")
 
 
-def test_links_that_others_made_or_may_redirect_are_refused(wrong: Wrong, tmp_path: Path) -> None:
+def test_a_link_into_a_directory_where_everybody_may_write_is_refused(wrong: Wrong, tmp_path: Path) -> None:
     everybodys = tmp_path / "everybodys"
     everybodys.mkdir()
     everybodys.chmod(0o1777)
     (tmp_path / "main.secret").rename(everybodys / "main.secret")
     (tmp_path / "main.secret").symlink_to(everybodys / "main.secret")
     assert "where everybody may write" in wrong(APP)[0]
-    everybodys.chmod(0o755)
-    if os.geteuid() == 0:
-        os.chown(tmp_path / "main.secret", NOBODY, NOBODY, follow_symlinks=False)
-        assert "somebody may have planted it" in wrong(APP)[0]
+
+
+@only_root
+def test_a_link_that_another_user_made_is_refused(wrong: Wrong, tmp_path: Path) -> None:
+    (tmp_path / "main.secret").rename(tmp_path / "real.secret")
+    (tmp_path / "main.secret").symlink_to("real.secret")
+    os.chown(tmp_path / "main.secret", NOBODY, NOBODY, follow_symlinks=False)
+    assert "somebody may have planted it" in wrong(APP)[0]
 
 
 def test_a_link_that_leads_to_itself_ends(wrong: Wrong, tmp_path: Path) -> None:
@@ -556,8 +492,8 @@ def test_a_client_has_a_key_apps_and_scopes(write: Callable[..., Path], read: Ch
         f'[clients.ops]\nkey_sha256 = "{"AB" * 32}"\napps = ["main"]\nscopes = ["admin"]\n'
     )
     orders, ops = settings.clients["orders"], settings.clients["ops"]
-    assert (orders.name, orders.key_sha256, orders.apps, orders.scopes) == ("orders", digest, {"main"}, {"read", "report"})
-    assert (ops.key_sha256, ops.apps, ops.scopes) == ("ab" * 32, {"main"}, {"admin"})
+    assert (orders.name, orders.key_sha256, *orders.apps, *sorted(orders.scopes)) == ("orders", digest, "main", "read", "report")
+    assert (ops.key_sha256, *ops.apps, *ops.scopes) == ("ab" * 32, "main", "admin")
 
 
 def test_clients_are_refused_together_with_the_apps_and_scopes_they_may_have_meant(
@@ -580,7 +516,7 @@ key_file = "./orders.key"
         "clients.a.scopes[0]: must be 'read', 'report' or 'admin'",
         'clients.a.apps[0]: names no app; did you mean "main"?; there is main',
         "clients.b: has the same key as clients.a: give each its own",
-        "clients.c.key_sha256: there is key_file as well: keep one of them",
+        "clients.c.key_sha256: exactly one of this and key_file is needed",
         "clients.c: has the same key as clients.a: give each its own",
     )
 
@@ -612,6 +548,14 @@ def test_the_daemon_checks_the_companions_section_but_leaves_its_key_alone(read:
     assert (avatars.key_file, avatars.key) == (tmp_path / "not-there.key", None)
 
 
+def test_who_only_asks_the_daemon_learns_where_it_listens_without_a_secret(write: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "main.secret").unlink()
+    path = write(f'[policy]\ntick = -1\n{APP}[server]\nlisten = ["unix:/run/b.sock"]\n')
+    assert [str(address) for address in load_server(path, {}).listen] == ["unix:/run/b.sock"]
+    with pytest.raises(ConfigError, match="beyond loopback"):
+        load_server(write(f'{APP}[server]\nlisten = ["0.0.0.0:1"]\n'), {})
+
+
 # --- the file itself, and what errors may say -------------------------------------------------------------------------
 
 
@@ -629,7 +573,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_path_and_the_cure(tmp_pa
         (f'[apps.main]\nsecret = "{CANARY}\n'.encode(), "is not valid TOML at line 2, column 33"),
         (f"[apps.main]\nsecret = {CANARY}\n".encode(), "is not valid TOML at line 2, column 10: Invalid value"),
         (f"{CANARY}\n".encode(), "at line 1, column 23: Expected '=' after a key"),
-        (f"{CANARY} = 1\n{CANARY} = 1".encode(), "at line 2, column 27: Cannot overwrite a value"),
+        (f"{CANARY} = 1\n{CANARY} = 1".encode(), "at end of document: Cannot overwrite a value"),
         (f"[{CANARY}]\n[{CANARY}]".encode(), "is not valid TOML at line 2"),
         (f"x = {{{CANARY} = 1, {CANARY} = 2}}".encode(), "is not valid TOML at line 1"),
         (f'x = "{CANARY}'.encode(), "is not valid TOML at end of document: Unterminated string"),
@@ -703,10 +647,8 @@ def test_no_error_shows_a_secret_written_as_a_number_or_its_file(wrong: Wrong, t
     assert CANARY not in wrong('[apps.main]\nappid = "wx1"\n', TOKEN_BROKER_SECRET_MAIN=f"{CANARY} x")[0]
 
 
-def test_an_error_has_no_history_that_a_traceback_could_print(wrong: Wrong, write: Callable[..., Path]) -> None:
+def test_an_error_has_no_history_that_a_traceback_could_print(write: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError) as caught:
         load(write(f'[apps.main]\nsecret = "{CANARY}'), {})
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
-    assert wrong("")
-    assert asdict(Policy())

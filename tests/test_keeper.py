@@ -1,10 +1,11 @@
 import asyncio
+import itertools
 from dataclasses import replace
 
 import pytest
 
 from broker.core.credential import NEVER, Policy, Secret
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, Kind, rule_for
 from broker.core.ports import Claim, Grant, Minted, StoreError, Verdict
 from broker.core.quota import Lane
 from broker.core.serving import Code, Outcome, Served, State, Unavailable
@@ -204,7 +205,7 @@ async def test_backoff_doubles_between_min_gap_and_max_backoff_and_survives_rest
             called_at.append(bench.clock.now())
             keeper = await bench.restarted()  # a crash loop
         bench.clock.pass_(1)
-    gaps = [later - sooner for sooner, later in zip(called_at, called_at[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(called_at)]
     assert gaps == [30, 60, 120, 240, 300, 300]
 
 
@@ -220,7 +221,7 @@ async def test_alternating_success_and_failure_keeps_min_gap(bench: Bench) -> No
         if bench.wechat.calls > before:
             called_at.append(bench.clock.now())
         bench.clock.pass_(1)
-    gaps = [later - sooner for sooner, later in zip(called_at, called_at[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(called_at)]
     assert len(gaps) >= 4
     assert min(gaps) >= 30
 
@@ -261,12 +262,12 @@ async def test_an_outage_of_three_hours_is_served_through_until_expiry_then_503_
 )
 async def test_each_class_of_errcode_has_its_pause(bench: Bench, errcode: int, pause: int, code: Code) -> None:
     keeper = await bench.keeper()
-    bench.wechat.answers.append(Failure(Kind.TRANSIENT, f"errcode {errcode}", errcode=errcode))
+    bench.wechat.answers.append(Failure(rule_for(errcode).kind, f"errcode {errcode}", errcode=errcode))
     await looked(keeper)
     keeper = await bench.restarted()  # the reason is persisted with the pause
     answer = await keeper.get()
     assert isinstance(answer, Unavailable)
-    assert answer.retry_after == pause
+    assert (answer.code, answer.retry_after) == (code, pause)
     bench.clock.pass_(pause - 1)
     await looked(keeper)
     assert bench.wechat.calls == 1

@@ -23,7 +23,7 @@ async def test_what_is_settled_is_there_for_the_next_process(bench: Bench) -> No
     await looked(keeper)
     restarted = await bench.restarted()
     assert restarted.credential == keeper.credential
-    assert restarted.entries == keeper.entries
+    assert restarted.usage() == keeper.usage()
 
 
 async def test_a_denied_reservation_writes_nothing(bench: Bench) -> None:

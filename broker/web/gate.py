@@ -6,6 +6,7 @@ of this machine, not from a browser or a proxy, where tokens are handed out? Who
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -23,6 +24,7 @@ REQUEST_HEADER: Final = "X-Token-Broker"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
 BROWSER: Final = ("sec-fetch-",)
 FORWARDED: Final = ("x-forwarded-",)
+_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Gate:
 
     def __init__(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
         self.keys = keys
-        self._hosts = {host.strip("[]").lower() for host in hosts} | LOOPBACK_NAMES
+        self._hosts = {host.strip("[]").lower() for host in hosts if host} | LOOPBACK_NAMES
         self._known_hosts: dict[str, bool] = {}
 
     def refuse(self, request: web.Request) -> web.Response | None:
@@ -114,10 +116,9 @@ def _by_unix_socket(request: web.Request) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """The name in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+    """The name in a Host header, without its port; empty where it is malformed."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def _is_loopback(name: str) -> bool:

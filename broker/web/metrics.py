@@ -17,7 +17,7 @@ class Metrics(Collector):
     """Counters that events move, and gauges read from the keepers at each scrape."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series beside every counter, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series beside every counter, which nobody reads
         self.registry = CollectorRegistry()
         self.roster: Roster | None = None
         app = ["app"]

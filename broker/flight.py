@@ -1,0 +1,292 @@
+"""One app's flight: look, reserve, call WeChat, settle, publish. The only place where a refresh happens.
+
+Nothing here decides *whether*: that is `broker.core`. This module sees to it that one look at a time acts on it.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from broker.core import credential as core
+from broker.core.credential import NEVER, Credential, Doubt, Policy, fingerprint
+from broker.core.errcodes import Failure, Kind, pause
+from broker.core.ports import (
+    Change,
+    Claim,
+    Clock,
+    Denial,
+    Denied,
+    Grant,
+    Minted,
+    Reason,
+    Store,
+    StoreError,
+    Upstream,
+    Verdict,
+    Witness,
+)
+from broker.core.quota import Lane, until_next_day
+from broker.core.reservation import admit, claim_for
+from broker.published import Published
+
+LEASE_SLACK_S: Final = 5.0  # this long after a call must have ended, its open reservation is nobody's any more
+
+Flight = asyncio.Task[Verdict | None]
+
+
+@dataclass(slots=True)
+class Tools:
+    """What all apps share. `slots` bounds the calls to WeChat at once; `spread` draws from [0, 1); `policy` may be replaced."""
+
+    store: Store
+    upstream: Upstream
+    clock: Clock
+    policy: Policy
+    slots: asyncio.Semaphore
+    witness: Witness
+    call_timeout_s: float
+    spread: Callable[[], float] = random.random
+
+
+class Flights:
+    """Owns the one task in which an app's token is verified and refreshed."""
+
+    def __init__(self, published: Published, tools: Tools) -> None:
+        self.store_error: str | None = None
+        self.denials: dict[Lane, Denial] = {}
+        self._app = published
+        self._tools = tools
+        self._flight: Flight | None = None
+        self._unsettled: tuple[Grant, str, Change] | None = None  # an outcome the disk did not take
+        self._crashes = 0
+        self._resume_at = NEVER  # after a bug or a broken disk
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Take up what the store holds. Calls nobody. Raises StoreError."""
+        held = await self._tools.store.load(self._app.account)
+        self._app.entries = held.entries
+        self._adopt(held.credential)
+        if held.credential.reserved_call is not None and self._tools.store.sole_owner:
+            await self._close_orphan()
+        known = fingerprint(self._app.account.secret, self._app.credential.epoch)
+        if core.forgiven(self._app.credential, known) is not None:
+            await self._amend(lambda credential, _: core.forgiven(credential, known))
+
+    def halt(self) -> None:
+        """Begin no more flights."""
+        self._stopping = True
+
+    async def landed(self) -> None:
+        """See the call under way to its end; it is bounded by the call timeout."""
+        while self._flight is not None:
+            await asyncio.wait({self._flight})
+
+    def next_call_at(self) -> float:
+        """Steady time of the next token call, as things stand."""
+        endpoint, policy, now = self._app.account.endpoint, self._app.policy, self._tools.clock.now()
+        due = max(core.refresh_at(self._app.credential, endpoint, policy), self._resume_at)
+        lane = claim_for(self._app.credential, endpoint, policy, now).lane
+        denial = self.denials.get(lane)
+        if denial is None:
+            return due
+        if lane is Lane.REPORT:  # the schedule will not wait for reports' quota
+            return max(due, min(denial.until, core.scheduled_at(self._app.credential, endpoint, policy)))
+        return max(due, denial.until)
+
+    def join(self, *, report: bool = False) -> Flight | None:
+        """The flight under way, or a new one where something is due. No await between the look and the start."""
+        now, policy = self._tools.clock.now(), self._app.policy
+        if self._flight is None and not self._stopping and now >= self._resume_at:
+            check = core.check_due(self._app.credential, policy, now)
+            if report and not self._app.credential.refused:
+                check = now >= self._app.credential.checked_at + policy.verify_gap
+                due = check
+            else:
+                due = check or self._unsettled is not None or now >= self.next_call_at()
+            if due:
+                self.launch(partial(self._look, check=check))
+        return self._flight
+
+    @property
+    def current(self) -> Flight | None:
+        """The flight under way."""
+        return self._flight
+
+    def launch(self, work: Callable[[], Awaitable[Verdict | None]]) -> Flight:
+        """Begin a flight. The caller has seen that there is none."""
+        self._flight = asyncio.create_task(self._guarded(work), name=f"flight {self._app.account.name}")
+        return self._flight
+
+    async def _guarded(self, work: Callable[[], Awaitable[Verdict | None]]) -> Verdict | None:
+        """Fly. Only a bug raises in there besides a broken store, and both back off like a failure."""
+        try:
+            async with self._tools.slots:
+                verdict = await work()
+            self._crashes = 0
+        except StoreError as error:
+            self._store_failed(error)
+        except Exception as error:  # noqa: BLE001 -- the daemon outlives its bugs
+            self._crashes += 1
+            policy = self._app.policy
+            self._resume_at = self._tools.clock.now() + min(policy.max_backoff, policy.min_gap * 2 ** min(self._crashes, 30))
+            self._tools.witness("crashed", self._app.account.name, error=error)
+        else:
+            return verdict
+        finally:
+            self._flight = None
+        return None
+
+    async def _look(self, *, check: bool) -> Verdict | None:
+        """One look: put in order what was left open, verify if asked to, refresh if due."""
+        if self._unsettled is not None:
+            await self._settle(*self._unsettled)
+        if self._abandoned():
+            await self._close_orphan()
+        verdict = await self._check() if check else None
+        now = self._tools.clock.now()
+        if now >= self.next_call_at():
+            await self.refresh(claim_for(self._app.credential, self._app.account.endpoint, self._app.policy, now))
+        return verdict
+
+    def _abandoned(self) -> bool:
+        """Whether there is a reservation that nobody can still be working on."""
+        held = self._app.credential
+        return held.reserved_call is not None and self._tools.clock.now() >= held.called_at + self._lease_s
+
+    async def _check(self) -> Verdict | None:
+        """Ask WeChat whether the held token lives. None where another node asks, or asked a moment ago."""
+        version, token, policy = self._app.credential.version, self._app.credential.token, self._app.policy
+        claimed = await self._amend(lambda held, now: core.begin_check(held, version, policy, now))
+        if token is None or not claimed:
+            return None
+        verdict = await self._tools.upstream.check(token.value)
+        self._tools.witness("checked", self._app.account.name, version=version, verdict=verdict.value)
+        if verdict is Verdict.ALIVE:
+            await self._amend(lambda held, now: core.found_alive(held, version, policy, now))
+        elif verdict is Verdict.DEAD:
+            before, wall = self._app.credential.rivalry.count, self._tools.clock.wall()
+            await self._amend(lambda held, now: core.found_dead(held, version, now, wall))
+            if self._app.credential.rivalry.count > before:
+                rivalry = self._app.credential.rivalry
+                self._tools.witness("second-issuer", self._app.account.name, count=rivalry.count, suspected=rivalry.suspected)
+        return verdict
+
+    async def refresh(self, claim: Claim) -> None:
+        """Reserve, call, settle. No reservation, no call."""
+        wall, account = self._tools.clock.wall(), self._app.account
+        decide = admit(account, self._app.policy, self._app.credential.version, claim, self._lease_s, wall)
+        grant = await self._tools.store.reserve(account, decide)
+        self.store_error = None
+        self._app.entries = grant.entries
+        self._adopt(grant.credential)
+        if isinstance(grant, Denied):
+            if grant.denial.reason is not Reason.FASTER:
+                self.denials[claim.lane] = grant.denial
+            if grant.denial.reason is Reason.QUOTA:
+                self._tools.witness("quota-spent", account.name, lane=claim.lane.value, limit=grant.denial.limit)
+            return
+        self.denials.pop(claim.lane, None)
+        answer = await self._tools.upstream.fetch(account, force=claim.force)
+        await self._settle(grant, *self._judge(grant, answer))
+
+    def _judge(self, grant: Grant, answer: Minted | Failure) -> tuple[str, Change]:
+        """What an answer is called in the ledger, and what it changes."""
+        account, policy, call, started_at = self._app.account, self._app.policy, grant.call, grant.started_at
+        if isinstance(answer, Minted):
+            good = answer.token, answer.expires_in
+            return "minted", lambda held, _: core.minted(held, call, started_at, good, account.endpoint)
+        wall = self._tools.clock.wall()
+        wait = pause(
+            answer, grant.credential.failures + 1, policy.min_gap, policy.max_backoff, until_next_day(wall), self._tools.spread()
+        )
+        failure = replace(answer, wall=wall)
+        known = fingerprint(account.secret, grant.credential.epoch)
+
+        def change(held: Credential, now: float) -> Credential:
+            held = core.lost(held, started_at, account.endpoint, policy) if failure.lost else held
+            return core.failed(held, call, failure, now + wait, known)
+
+        return "lost" if failure.lost else f"errcode {failure.errcode}" if failure.errcode else failure.kind.value, change
+
+    async def _settle(self, grant: Grant, outcome: str, change: Change) -> None:
+        """Write the outcome and publish it; where the disk does not take it, publish it all the same and try again."""
+        before = self._app.credential
+        try:
+            held = await self._tools.store.settle(self._app.account, grant, outcome, change)
+        except StoreError as error:
+            self._store_failed(error)
+            if self._unsettled is None:
+                self._adopt(change(before, self._tools.clock.now()) or before)
+            self._unsettled = (grant, outcome, change)
+        else:
+            self._unsettled = self.store_error = None
+            self._adopt(held)
+        self._tell(before, grant, outcome)
+
+    async def _close_orphan(self) -> None:
+        """A reserved call whose outcome nobody knows, since its process died: spent, perhaps minted, a failure like others."""
+        policy, spread = self._app.policy, self._tools.spread()
+        known = fingerprint(self._app.account.secret, self._app.credential.epoch)
+        failure = Failure(Kind.TRANSIENT, "the broker was stopped during a token call", lost=True, wall=self._tools.clock.wall())
+
+        def change(held: Credential, _: float) -> Credential | None:
+            if held.reserved_call is None:
+                return None
+            wait = pause(failure, held.failures + 1, policy.min_gap, policy.max_backoff, 0, spread)
+            suspected = core.lost(held, held.called_at, self._app.account.endpoint, policy)
+            return core.failed(suspected, held.reserved_call, failure, held.called_at + wait, known)
+
+        await self._amend(change)
+        self._tools.witness("orphan-closed", self._app.account.name, version=self._app.credential.version)
+
+    async def _amend(self, change: Change) -> bool:
+        """Change what is stored, or, while the disk is broken, what is in memory; whether anything changed."""
+        try:
+            credential, changed = await self._tools.store.amend(self._app.account, change)
+        except StoreError as error:
+            self._store_failed(error)
+            amended = change(self._app.credential, self._tools.clock.now())
+            credential, changed = amended or self._app.credential, amended is not None
+        self._adopt(credential)
+        return changed
+
+    def _adopt(self, credential: Credential) -> None:
+        if self._app.adopt(credential):
+            self.denials.clear()
+
+    def _store_failed(self, error: StoreError) -> None:
+        if self.store_error is None:
+            self._tools.witness("store-failed", self._app.account.name, reason=str(error))
+        self.store_error = str(error)
+        self._resume_at = self._tools.clock.now() + self._app.policy.tick
+
+    def _tell(self, before: Credential, grant: Grant, outcome: str) -> None:
+        """One line for one transition."""
+        after, lane = self._app.credential, grant.claim.lane.value
+        if outcome == "minted":
+            left = round(self._app.seconds_to_live())
+            self._tools.witness("refreshed", self._app.account.name, lane=lane, version=after.version, expires_in=left)
+            return
+        failure = after.failure
+        self._tools.witness(
+            "refresh-failed",
+            self._app.account.name,
+            lane=lane,
+            outcome=outcome,
+            reason=failure and failure.reason,
+            advice=failure and failure.advice,
+            ip=failure and failure.ip,
+            rid=failure and failure.rid,
+            retry_in=round(self.next_call_at() - self._tools.clock.now()),
+        )
+        if after.suspicion is not None and before.suspicion is None and after.suspicion.doubt is Doubt.LOST_ANSWER:
+            safe_for = round(after.suspicion.safe_until - self._tools.clock.now())
+            self._tools.witness("suspect", self._app.account.name, version=after.version, safe_for=safe_for)
+
+    @property
+    def _lease_s(self) -> float:
+        return self._tools.call_timeout_s + LEASE_SLACK_S
