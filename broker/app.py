@@ -1,62 +1,74 @@
 """The wiring: what is plugged into what. Start-up is a list of contexts, shutdown its reverse."""
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from aiohttp import web
-
-from broker import __version__, log, systemd
+from broker import __version__, log
+from broker.address import is_loopback
 from broker.clock import SystemClock
-from broker.config import Settings
+from broker.config import ConfigError, Settings
 from broker.core.ports import Witness
 from broker.flight import Tools
 from broker.listen import listeners
+from broker.reload import reloading
 from broker.roster import Roster
+from broker.rows import BootClock
 from broker.schedule import every
 from broker.sqlite import SqliteStore
+from broker.systemd import NOBODY, Supervisor, Well
 from broker.web.api import Edge
+from broker.web.connections import Connections, most_connections
+from broker.web.door import accepting, answering, answers
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
 from broker.wechat import WeChat
 
+BOOT_ID: Final = "TOKEN_BROKER_BOOT_ID"  # set by the unit (%b), whose ProcSubset=pid hides what /proc says
 CALLS_AT_ONCE: Final = 16  # to WeChat, over all apps
 PATIENCE_SLACK_S: Final = 2.0  # beyond a call's timeout: a waiter hears of its outcome
-DRAIN_S: Final = 5.0  # for answers under way when stopping
+
+Bound = Sequence[tuple[str, socket.socket]]
 
 
 async def serve(settings: Settings) -> None:
-    """Run the daemon until SIGTERM or SIGINT.
+    """Run the daemon until SIGTERM or SIGINT; SIGHUP makes it read its configuration again.
 
-    Raises StoreBusy, StoreRefused, StoreError and OSError (a port that is taken) at start-up only.
+    Raises StoreBusy, StoreRefused, StoreError, ConfigError and OSError (a port that is taken) at start-up only.
     """
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with daemon(settings) as addresses:
+    supervisor = Supervisor.from_environ()
+    stopped, hung_up = asyncio.Event(), asyncio.Event()
+    for number, event in {signal.SIGTERM: stopped, signal.SIGINT: stopped, signal.SIGHUP: hung_up}.items():
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    async with daemon(settings, supervisor, hung_up) as addresses:
         print(f"token-broker {__version__} serves on {', '.join(addresses)}", flush=True)  # noqa: T201 -- the contract's line
-        systemd.notify("READY=1")
+        supervisor.notify("READY=1", f"STATUS=serves on {', '.join(addresses)}")
         await stopped.wait()
-        systemd.notify("STOPPING=1")
+        supervisor.notify("STOPPING=1", "STATUS=answers what is under way")
 
 
 @asynccontextmanager
-async def daemon(settings: Settings) -> AsyncIterator[Sequence[str]]:
-    """The running daemon, as its addresses."""
-    metrics = Metrics()
+async def daemon(
+    settings: Settings, supervisor: Supervisor = NOBODY, hung_up: asyncio.Event | None = None
+) -> AsyncIterator[Sequence[str]]:
+    """The running daemon, as its addresses. It reads its configuration again each time `hung_up` is set."""
+    metrics, clock = Metrics(), SystemClock(os.environ.get(BOOT_ID))
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(_store(settings))
+        store = await stack.enter_async_context(_store(settings, clock))
         # Before the first look: a daemon that cannot serve must not spend a call.
-        bound = await stack.enter_async_context(listeners(settings.server.listen, systemd.inherited_sockets()))
+        bound = await stack.enter_async_context(listeners(settings.server.listen, supervisor.sockets))
+        gate = Gate({}, [])
+        admit(gate, settings, bound)
         upstream = await stack.enter_async_context(WeChat.connect(settings.wechat.api_base, settings.wechat.timeout))
         tools = Tools(
             store=store,
             upstream=upstream,
-            clock=SystemClock(),
+            clock=clock,
             policy=settings.policy,
             slots=asyncio.Semaphore(CALLS_AT_ONCE),
             witness=_witness(metrics),
@@ -64,20 +76,52 @@ async def daemon(settings: Settings) -> AsyncIterator[Sequence[str]]:
         )
         metrics.roster = roster = Roster(list(settings.apps.values()), tools)
         await roster.start()
-        stack.push_async_callback(roster.landed)
-        await stack.enter_async_context(every(settings.policy.tick, roster.tick))
-        edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S)
-        app = application(edge, gate(settings), metrics, log.crash)
-        await stack.enter_async_context(_listening(app, bound))
+        edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S, connections=Connections(most_connections()))
+        runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash)))
+        stack.push_async_callback(roster.landed)  # those who wait for a call under way are answered by its end
+        ticks = await stack.enter_async_context(AsyncExitStack())
+        await ticks.enter_async_context(every(settings.policy.tick, roster.tick))
+        await stack.enter_async_context(accepting(runner, [sock for _, sock in bound], edge.connections))
+
+        async def govern(read: Settings) -> None:
+            admit(gate, read, bound)
+            pace = tools.policy.tick
+            roster.govern(read.policy)
+            if read.policy.tick != pace:
+                await ticks.aclose()
+                await ticks.enter_async_context(every(read.policy.tick, roster.tick))
+
+        await stack.enter_async_context(reloading(settings, hung_up or asyncio.Event(), govern, supervisor))
+        # A Unix socket if there is one: strangers cannot crowd it.
+        nearest = min((sock for _, sock in bound), key=lambda sock: sock.family != socket.AF_UNIX)
+        await stack.enter_async_context(supervisor.watched(wellness(roster, nearest), _say_how_we_are))
         stack.callback(roster.halt)
         yield [address for address, _ in bound]
 
 
-def gate(settings: Settings) -> Gate:
-    """Who gets in, by the configuration."""
+def admit(gate: Gate, settings: Settings, bound: Bound) -> None:
+    """Let in whom the configuration names. Raises ConfigError, and changes nothing, where that is anybody from anywhere."""
+    hosts = [sock.getsockname()[0] for _, sock in bound if sock.family != socket.AF_UNIX]
+    if not settings.clients and not all(map(is_loopback, hosts)):
+        raise ConfigError(["clients: needed, since a socket listens beyond loopback: anybody who reaches it would get tokens"])
     keys = {client.key_sha256: Client(client.name, client.scopes, client.apps) for client in settings.clients.values()}
-    bound = [address.host for address in settings.server.listen if address.kind == "tcp"]
-    return Gate(keys, [*bound, *settings.server.allowed_hosts])
+    named = [address.host for address in settings.server.listen if address.kind == "tcp"]
+    gate.govern(keys, [*hosts, *named, *settings.server.allowed_hosts])
+
+
+def wellness(roster: Roster, listener: socket.socket) -> Well:
+    """What the watchdog asks: do we look, and are we heard? The answer is why not, or nothing."""
+
+    async def well() -> str:
+        if not roster.ticking:
+            return "the schedule has stopped"
+        return "" if await answers(listener) else "our own listener does not answer"
+
+    return well
+
+
+def _say_how_we_are(why_not: str) -> None:
+    log.tell("not-well", why=why_not) if why_not else log.tell("well-again")
 
 
 def _witness(metrics: Metrics) -> Witness:
@@ -89,22 +133,9 @@ def _witness(metrics: Metrics) -> Witness:
 
 
 @asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(settings.store.path, SystemClock())
+async def _store(settings: Settings, clock: BootClock) -> AsyncIterator[SqliteStore]:
+    store = await SqliteStore.open(settings.store.path, clock)
     try:
         yield store
     finally:
         await store.close()
-
-
-@asynccontextmanager
-async def _listening(app: web.Application, bound: Sequence[tuple[str, socket.socket]]) -> AsyncIterator[None]:
-    # A client that hangs up ends its handler; what must go on (a flight) is a task of its keeper's.
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S)
-    await runner.setup()
-    try:
-        for _, sock in bound:
-            await web.SockSite(runner, sock, backlog=1024).start()
-        yield
-    finally:
-        await runner.cleanup()

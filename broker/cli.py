@@ -47,6 +47,7 @@ def serve(config: Path | None) -> None:
     """Run the daemon."""
     from broker import log
     from broker.app import serve as run
+    from broker.config import ConfigError
     from broker.core.ports import StoreBusy, StoreError, StoreRefused
     from broker.listen import AddressTaken
 
@@ -58,6 +59,8 @@ def serve(config: Path | None) -> None:
         stop(BUSY, str(busy))
     except StoreRefused as refused:
         stop(MISCONFIGURED, str(refused))
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
     except (StoreError, AddressTaken, OSError) as failure:
         stop(FAILED, str(failure))
 

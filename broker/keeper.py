@@ -47,7 +47,7 @@ class Keeper:
         self._app.govern(policy)
 
     def halt(self) -> None:
-        """Begin no more calls, hand out nothing more, and wake everyone who waits."""
+        """Begin no more calls and wake everyone who watches; what is in memory is handed out to the end."""
         self._stopping = True
         self._flights.halt()
         self._app.wake()
@@ -60,7 +60,7 @@ class Keeper:
 
     def serve(self, min_ttl: float = 0) -> Served | None:
         """The token, if one may be handed out that lives at least `min_ttl` seconds more."""
-        return None if self._stopping else self._app.serve(min_ttl)
+        return self._app.serve(min_ttl)
 
     async def get(self, min_ttl: float = 0, patience_s: float = 0) -> Served | Unavailable:
         """Serve at once if possible; else wait, at most `patience_s`, for a refresh that is under way or due."""
@@ -73,11 +73,13 @@ class Keeper:
         return served or self._unavailable()
 
     async def watch(self, version: str, patience_s: float) -> Served | Unavailable | None:
-        """Answer as soon as the token is another than `version`; None when the time is up and it is not."""
+        """Answer as soon as the token is another than `version`; None when the time is up (or we stop) and it is not."""
         deadline = _deadline(patience_s)
         while self.credential.version == version and not self._stopping:
             if not await _until(self._app.change(), deadline):
-                return None if self.serve() else self._unavailable()
+                break
+        if self.credential.version == version:
+            return None if self.serve() else self._unavailable()
         return await self.get(patience_s=_left(deadline))
 
     async def _progress(self, deadline: float) -> bool:
@@ -115,6 +117,8 @@ class Keeper:
                 return self._unavailable()
             if (heard := self._heard(flight, version)) is not None:
                 return heard
+        if version is not None and self.credential.version == version:
+            return self._unavailable()  # stopping: nobody has asked WeChat
         answer = await self.get(patience_s=_left(deadline))
         return (outcome, answer) if isinstance(answer, Served) else answer
 

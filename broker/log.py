@@ -8,8 +8,8 @@ import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
 # What a person must see to, and what is merely worth knowing; everything else is a healthy day's line.
-ERRORS = {"crashed", "store-failed"}
-WARNINGS = {"refresh-failed", "suspect", "second-issuer", "quota-spent", "orphan-closed", "store-set-aside"}
+ERRORS = {"crashed", "store-failed", "reload-refused", "not-well"}
+WARNINGS = {"refresh-failed", "suspect", "second-issuer", "quota-spent", "orphan-closed", "store-set-aside", "restart-needed"}
 
 
 def configure(stream: TextIO = sys.stderr) -> None:
@@ -48,10 +48,18 @@ def _bare(_logger: object, _name: str, event: structlog.typing.EventDict) -> str
 
 def witness(event: str, app: str, **facts: object) -> None:
     """A :class:`broker.core.ports.Witness` that writes a line."""
-    level = logging.ERROR if event in ERRORS else logging.WARNING if event in WARNINGS else logging.INFO
     error = facts.pop("error", None)
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    structlog.get_logger().log(level, event, app=app, **known, **({"exc_info": error} if error else {}))
+    structlog.get_logger().log(_level(event), event, app=app, **known, **({"exc_info": error} if error else {}))
+
+
+def tell(event: str, **facts: object) -> None:
+    """What happened to the daemon as a whole."""
+    structlog.get_logger().log(_level(event), event, **facts)
+
+
+def _level(event: str) -> int:
+    return logging.ERROR if event in ERRORS else logging.WARNING if event in WARNINGS else logging.INFO
 
 
 def crash(where: str, error: Exception) -> None:

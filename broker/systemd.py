@@ -1,34 +1,122 @@
-"""What systemd says to a daemon, and what it wants to hear."""
+"""What systemd hands to a daemon and what it wants to hear: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3)."""
 
+import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Mapping
+import stat
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 FIRST_FD: Final = 3
+PINGS: Final = 3  # in the time after which systemd takes us for dead: one may be late, one may be lost
+SLOWEST_NOTICE_S: Final = 1.0
+
+Well = Callable[[], Awaitable[str]]
+Tell = Callable[[str], None]
 
 
-def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Send a state such as `READY=1`; False where nobody listens. Never raises: a supervisor that is gone is not our end."""
-    address = environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return False
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """Whoever started us: systemd, or nobody in particular, who is told nothing.
+
+    `address` is where it hears us, `watchdog_s` the time after which it restarts a daemon it has not heard of, `sockets`
+    are listening sockets that it holds for us: they stay open across our restarts.
+    """
+
+    address: str = ""
+    watchdog_s: float | None = None
+    sockets: tuple[socket.socket, ...] = ()
+
+    @classmethod
+    def from_environ(cls, environ: MutableMapping[str, str] = os.environ) -> "Supervisor":
+        """Take over what it left us, out of the environment: nobody else may take it for theirs.
+
+        Raises OSError where something was handed down that does not listen.
+        """
+        usec, watched = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+        is_us = watched in {"", str(os.getpid())}
+        return cls(
+            environ.pop("NOTIFY_SOCKET", ""),
+            int(usec) / 1e6 if is_us and usec.isdecimal() and int(usec) else None,
+            _inherited(environ),
+        )
+
+    def notify(self, *lines: str) -> bool:
+        """Send lines such as `READY=1`; whether somebody took them. Never raises: a supervisor that is gone is not our end."""
+        if not self.address.startswith(("/", "@")):
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+                out.settimeout(SLOWEST_NOTICE_S)
+                out.connect("\0" + self.address[1:] if self.address.startswith("@") else self.address)
+                out.sendall("\n".join(lines).encode())
+        except OSError:
+            return False
+        return True
+
+    def reloading(self) -> None:
+        """Say that the configuration is being read again. `READY=1` must follow."""
+        self.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    @asynccontextmanager
+    async def watched(self, well: Well, tell: Tell) -> AsyncIterator[None]:
+        """Tell it that we live for as long as `well` says so, by an empty string; any other says why not.
+
+        Where we are not well it hears the reason only, and restarts us when its patience ends. `tell` hears each change.
+        """
+        if self.watchdog_s is None:
+            yield
+            return
+        pinging = asyncio.create_task(self._ping(well, tell, self.watchdog_s / PINGS), name="watchdog")
+        try:
+            yield
+        finally:
+            pinging.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pinging
+
+    async def _ping(self, well: Well, tell: Tell, pause_s: float) -> None:
+        known = ""
+        while True:
+            why_not = await _look(well, pause_s)
+            self.notify(f"STATUS=not well: {why_not}" if why_not else "WATCHDOG=1")
+            if why_not != known:
+                tell(why_not)
+                known = why_not
+            await asyncio.sleep(pause_s)
+
+
+async def _look(well: Well, within_s: float) -> str:
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-            out.connect("\0" + address[1:] if address.startswith("@") else address)
-            out.sendall(state.encode())
-    except OSError:
-        return False
-    return True
+        async with asyncio.timeout(within_s):
+            return await well()
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it is not well; pings that end silently would hide why
+        return f"the look at ourselves failed: {type(error).__name__}"
 
 
-def inherited_sockets(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:
-    """Listening sockets that systemd holds for us; they stay open across our restarts. Empty where there are none."""
-    if environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    count = int(environ.get("LISTEN_FDS", "0"))
-    sockets = [socket.socket(fileno=FIRST_FD + number) for number in range(count)]
-    for inherited in sockets:
-        inherited.set_inheritable(False)
-        inherited.setblocking(False)  # noqa: FBT003 -- the standard library's signature
-    return sockets
+def _inherited(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
+    count, pid = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return ()
+    fds = range(FIRST_FD, FIRST_FD + int(count))
+    names += [""] * (len(fds) - len(names))
+    return tuple(_listening(fd, name) for fd, name in zip(fds, names, strict=False))
+
+
+def _listening(fd: int, name: str) -> socket.socket:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise OSError(f"the inherited descriptor {fd} ({name}) is not a socket")
+    inherited = socket.socket(fileno=fd)
+    if inherited.type != socket.SOCK_STREAM or not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise OSError(f"the inherited socket {fd} ({name}) does not listen: the unit needs ListenStream= and Accept=no")
+    inherited.set_inheritable(False)
+    inherited.setblocking(False)  # noqa: FBT003 -- the standard library's signature
+    return inherited
+
+
+NOBODY: Final = Supervisor()

@@ -395,11 +395,33 @@ async def test_metrics_count_calls_and_requests_and_hold_no_token(daemon: Daemon
     assert CANARY not in text
 
 
-async def test_a_stopping_daemon_says_so(daemon: Daemon) -> None:
+async def test_a_stopping_daemon_is_not_ready_but_answers_from_memory_and_lets_go_of_the_connection(daemon: Daemon) -> None:
     await daemon.look()
     daemon.roster.halt()
     assert (await daemon.get("/readyz")).status == 503
+    response = await daemon.get("/v1/tokens/main")
+    assert (response.status, response.headers["Connection"]) == (200, "close")
+
+
+async def test_a_stopping_daemon_without_a_token_says_so(daemon: Daemon) -> None:
+    daemon.roster.halt()
     assert await problem(await daemon.get("/v1/tokens/main")) == (503, "stopping")
+
+
+async def test_a_stopping_daemon_tells_a_watcher_that_nothing_is_new(daemon: Daemon) -> None:
+    await daemon.look()
+    tag = (await daemon.get("/v1/tokens/main")).headers["ETag"]
+    watcher = asyncio.create_task(daemon.get("/v1/tokens/main?wait=300", **{"If-None-Match": tag}))
+    await daemon.get("/livez")
+    daemon.roster.halt()
+    assert (await watcher).status == 304
+
+
+async def test_a_report_that_a_stopping_daemon_cannot_verify_is_not_called_refreshed(daemon: Daemon) -> None:
+    await daemon.look()
+    version = daemon.roster.find("main").credential.version  # type: ignore[union-attr]
+    daemon.roster.halt()
+    assert await problem(await daemon.post("/v1/tokens/main/report", {"version": version})) == (503, "stopping")
 
 
 async def test_a_bug_in_a_handler_is_a_problem_without_its_text(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"sqlite", "tables", "published"},
     {"document", "flight"},
     {"config", "keeper"},
-    {"listen", "roster"},
+    {"listen", "roster", "reload"},
     {"web"},
     {"client"},
     {"avatars"},

@@ -44,6 +44,12 @@ async def test_a_reservation_is_on_disk_before_the_call_is_made(bench: Bench) ->
     assert seen == [1]
 
 
+async def test_commits_reach_the_disk_and_readers_do_not_block_writers(bench: Bench) -> None:
+    store = await bench.open()
+    assert store._db.execute("pragma synchronous").fetchone() == (2,)
+    assert store._db.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
 async def test_call_numbers_are_never_used_twice(bench: Bench) -> None:
     store = await bench.open()
     first = await store.reserve(ACCOUNT, lambda *_: CLAIM)

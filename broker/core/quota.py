@@ -102,17 +102,17 @@ def full(entries: Sequence[Entry], limits: Limits, lane: Lane, now: float, wall:
     checks = [("daily_quota", rolling, limits.total)]
     if lane is Lane.REPORT:
         checks.append(("report_quota", [e for e in rolling if e.lane is Lane.REPORT], limits.report))
+    forced = [e for e in rolling if e.forced]
     if force:
-        forced = [e for e in rolling if e.forced]
         checks.append(("force_refresh", forced, FORCED_A_DAY))
-        if forced and now < (again := max(e.at for e in forced) + FORCED_GAP):
-            return Full("force_refresh", again)
     found = [
         Full(name, _frees_at(counted, limit, now)) for name, counted, limit in checks if sum(e.cost for e in counted) >= limit
     ]
     if sum(e.cost for e in _today(entries, wall)) >= limits.total:
         found.append(Full("daily_quota", now + until_next_day(wall)))
-    return max(found, key=lambda it: it.until, default=None)
+    if force and forced:
+        found.append(Full("force_refresh", max(e.at for e in forced) + FORCED_GAP))
+    return max((it for it in found if it.until > now), key=lambda it: it.until, default=None)
 
 
 def _rolling(entries: Sequence[Entry], now: float) -> list[Entry]:

@@ -1,9 +1,10 @@
 """/v1: tokens, reports, refreshes, status. Each handler reads, asks a keeper, and renders; it decides nothing."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from broker.core.errcodes import TOKEN_REFUSED
 from broker.core.serving import Served, Unavailable
 from broker.keeper import Keeper
 from broker.roster import Roster
+from broker.web.connections import Connections, most_connections
 from broker.web.gate import CLIENT, open_to_browsers
 from broker.web.problems import problem, unavailable
 
@@ -25,11 +27,13 @@ class Edge:
     roster: Roster
     patience_s: float
     wall: Callable[[], float] = time.time
+    connections: Connections = field(default_factory=lambda: Connections(most_connections()))
 
 
 EDGE: Final = web.AppKey("edge", Edge)
 
 LONGEST_WAIT_S: Final = 300
+BODY_DEADLINE_S: Final = 10.0
 LONGEST_TTL_S: Final = 86400
 NO_STORE: Final = {hdrs.CACHE_CONTROL: "no-store"}
 
@@ -221,7 +225,12 @@ async def _fields(request: web.Request, known: dict[str, type]) -> dict[str, Any
     if request.content_type != "application/json":
         raise Bad(415, "unsupported-media-type", "Send the body as `Content-Type: application/json`.")
     try:
-        body = json.loads(await request.read())
+        async with asyncio.timeout(BODY_DEADLINE_S):
+            body = json.loads(await request.read())
+    except TimeoutError:
+        raise Bad(408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s.") from None
+    except ConnectionError:
+        raise Bad(400, "invalid-json", "The body ended early.") from None
     except ValueError as error:
         where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise Bad(400, "invalid-json", f"The body is not JSON{where}.") from None

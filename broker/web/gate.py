@@ -55,12 +55,20 @@ class Gate:
     """Decides for each request; `keys` maps the SHA-256 (hex) of a bearer key to its client, empty where there are none."""
 
     def __init__(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
+        self.govern(keys, hosts)
+
+    def govern(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
+        """Go by these keys and names from now on."""
         self.keys = keys
         self._hosts = {host.strip("[]").lower() for host in hosts if host} | LOOPBACK_NAMES
         self._known_hosts: dict[str, bool] = {}
 
     def refuse(self, request: web.Request) -> web.Response | None:
         """The refusal, or None after noting who the client is."""
+        if not request.raw_path.startswith("/"):  # an absolute URI names a host of its own, past our look at Host
+            refusal = problem(400, "malformed-request", "Ask for a path, not for a URI.")
+            refusal.force_close()
+            return refusal
         hosts = request.headers.getall(hdrs.HOST, [])
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             return problem(403, "host-not-allowed", "This name is not the broker's: add it to server.allowed_hosts if it is.")

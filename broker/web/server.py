@@ -21,6 +21,7 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash)
 
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
+        edge.connections.asked(request.transport)
         try:
             response = gate.refuse(request) or await handler(request)
         except api.Bad as bad:
@@ -30,6 +31,8 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash)
         except Exception as error:  # noqa: BLE001 -- told once, with its traceback; the caller learns nothing of it
             on_crash(_route(request), error)
             response = problem(500, "internal-error", "A bug in the broker; its log has more.")
+        if edge.roster.stopping:
+            response.force_close()  # the next request is our successor's
         metrics.request(_route(request), response.status)
         return response
 

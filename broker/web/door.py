@@ -1,0 +1,74 @@
+"""The door: opens on listening sockets, closes without turning anybody away, and knocks at itself.
+
+Closing is what takes care. Sockets that systemd holds go on listening without us, so whoever is not accepted yet waits
+for our successor; whoever is, gets an answer. A client that keeps its connection is told `Connection: close` with its
+next answer, and for that we leave it a moment: closing at once would meet requests that are on their way.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+from broker.web.connections import Connections, GuardedSite
+
+FAREWELL_S: Final = 0.5  # for clients that keep their connection to ask once more
+LOOK_S: Final = 0.02
+DRAIN_S: Final = 5.0  # for answers under way
+
+KNOCK: Final = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@asynccontextmanager
+async def answering(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    """A server that answers, and at its end finishes the answers under way."""
+    # A client that hangs up ends its handler; what must go on (a flight) is a task of its keeper's.
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S)
+    await runner.setup()
+    try:
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def accepting(runner: web.AppRunner, sockets: Sequence[socket.socket], connections: Connections) -> AsyncIterator[None]:
+    """Take connections; at its end take no more, and wait until those that are kept alive are gone, or silent."""
+    try:
+        for sock in sockets:
+            await GuardedSite(runner, sock, connections).start()
+        yield
+    finally:
+        for site in runner.sites:
+            await site.stop()
+        await _farewell(runner)
+
+
+async def _farewell(runner: web.AppRunner) -> None:
+    late = asyncio.get_running_loop().time() + FAREWELL_S
+    while asyncio.get_running_loop().time() < late:
+        # First the pause: connections accepted a moment ago are not listed yet.
+        await asyncio.sleep(LOOK_S)
+        if runner.server is None or not runner.server.connections:
+            return
+
+
+async def answers(sock: socket.socket) -> bool:
+    """Whether a request to this listening socket of ours is answered with 200. The caller bounds it in time."""
+    name = sock.getsockname()
+    unix = sock.family == socket.AF_UNIX
+    try:
+        reader, writer = await (asyncio.open_unix_connection(name) if unix else asyncio.open_connection(*name[:2]))
+    except OSError:
+        return False
+    try:
+        writer.write(KNOCK)
+        status = await reader.readline()
+    except OSError:
+        return False
+    finally:
+        writer.close()
+    return status.split()[1:2] == [b"200"]
