@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from broker import __version__, log
@@ -13,12 +14,14 @@ from broker.address import is_loopback
 from broker.clock import SystemClock
 from broker.config import ConfigError, Settings
 from broker.core.ports import Witness
+from broker.emergency import EmergencyBudget
 from broker.flight import Tools
 from broker.listen import listeners
 from broker.reload import reloading
 from broker.roster import Roster
 from broker.rows import BootClock
 from broker.schedule import every
+from broker.sealing import Plain, Sealed
 from broker.sqlite import SqliteStore
 from broker.systemd import NOBODY, Supervisor, Well
 from broker.web.api import Edge
@@ -73,6 +76,7 @@ async def daemon(
             slots=asyncio.Semaphore(CALLS_AT_ONCE),
             witness=_witness(metrics),
             call_timeout_s=settings.wechat.timeout,
+            emergency=EmergencyBudget(_runtime_directory()),
         )
         metrics.roster = roster = Roster(list(settings.apps.values()), tools)
         await roster.start()
@@ -124,6 +128,12 @@ def _say_how_we_are(why_not: str) -> None:
     log.tell("not-well", why=why_not) if why_not else log.tell("well-again")
 
 
+def _runtime_directory() -> Path | None:
+    """A directory that needs no disk: systemd's for this service, else the user's; None where there is neither."""
+    named = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(named) if named else None
+
+
 def _witness(metrics: Metrics) -> Witness:
     def both(event: str, app: str, **facts: object) -> None:
         metrics.witness(event, app, **facts)
@@ -134,7 +144,10 @@ def _witness(metrics: Metrics) -> Witness:
 
 @asynccontextmanager
 async def _store(settings: Settings, clock: BootClock) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(settings.store.path, clock)
+    key = settings.store.encryption_key
+    store = await SqliteStore.open(settings.store.path, clock, Sealed(key.reveal()) if key else Plain())
+    if store.set_aside:
+        log.tell("store-set-aside", path=store.set_aside)
     try:
         yield store
     finally:

@@ -70,7 +70,7 @@ def serve(config: Path | None) -> None:
 def check(config: Path | None) -> None:
     """Read configuration, secrets, permissions and store; call nobody; say all that is wrong."""
     from broker.config import ConfigError, load
-    from broker.sqlite import inspect
+    from broker.storefile import inspect
 
     try:
         settings = load(config)

@@ -9,15 +9,19 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from broker.address import Address
 from broker.core.credential import JITTER, LIFETIME, Account, Policy, Secret
 from broker.core.quota import calls_per_day
 from broker.document import SECRET_PREFIX, ConfigError, Key, Names, Problems, env_name, read_document, suggestion
 from broker.guarded_files import Refused, find_secret, read_secret
-from broker.tables import App, Avatars, Client, Document
+from broker.tables import App, Avatars, Client, Document, Store
+
+SHORTEST_KEY: Final = 16  # characters of store.encryption_key_file
 
 __all__ = ["Address", "AvatarsSettings", "ClientSettings", "ConfigError", "Settings", "load", "load_avatars", "load_server"]
 
@@ -32,10 +36,11 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where state is kept: a URL, and the absolute path of the file it means."""
+    """Where state is kept, as an absolute path; tokens are sealed with `encryption_key` where there is one."""
 
     url: str
     path: Path
+    encryption_key: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     settings = Settings(
         path=path,
         server=_server(document, names, problems),
-        store=_store(document.store.url, environ),
+        store=_store(document.store, environ, reader),
         wechat=WeChatSettings(document.wechat.api_base, document.wechat.timeout),
         policy=policy,
         apps=MappingProxyType(_apps(document, names, policy, reader)),
@@ -182,10 +187,19 @@ def _policy(document: Document, problems: Problems) -> Policy:
     return policy
 
 
-def _store(url: str | None, environ: Mapping[str, str]) -> StoreSettings:
+def _store(table: Store, environ: Mapping[str, str], reader: _Reader) -> StoreSettings:
+    url = table.url
     if url is None:  # systemd may name several directories, the first is ours
         url = f"sqlite://{Path(environ.get('STATE_DIRECTORY', '').partition(':')[0], 'broker.db').absolute()}"
-    return StoreSettings(url, Path(url.removeprefix("sqlite://")))
+    key = None
+    if table.encryption_key_file is not None:
+        where = ("store", "encryption_key_file")
+        key = reader.file(where, table.encryption_key_file)
+        if find_spec("cryptography") is None:
+            reader.problems.add(where, "needs the package cryptography: pip install 'wechat-token-broker[encryption]'")
+        elif key is not None and len(key.reveal()) < SHORTEST_KEY:
+            reader.problems.add(where, f"a key has at least {SHORTEST_KEY} characters: openssl rand -base64 32")
+    return StoreSettings(url, Path(url.removeprefix("sqlite://")), key)
 
 
 def _apps(document: Document, names: Names, policy: Policy, reader: _Reader) -> dict[str, Account]:

@@ -5,14 +5,16 @@ Nothing here decides *whether*: that is `broker.core`. This module sees to it th
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 from broker.core import credential as core
 from broker.core.credential import NEVER, Credential, Doubt, Policy, fingerprint
-from broker.core.errcodes import Failure, Kind, pause
+from broker.core.errcodes import Failure
+from broker.core.outcome import Judge
 from broker.core.ports import (
     Change,
     Claim,
@@ -28,11 +30,14 @@ from broker.core.ports import (
     Verdict,
     Witness,
 )
-from broker.core.quota import Lane, until_next_day
+from broker.core.quota import Lane
 from broker.core.reservation import admit, claim_for
+from broker.emergency import LAST_MINUTES_S, EmergencyBudget
 from broker.published import Published
 
 LEASE_SLACK_S: Final = 5.0  # this long after a call must have ended, its open reservation is nobody's any more
+
+EMERGENCY: Final = "e"  # ends the epoch of versions that the store does not know of
 
 Flight = asyncio.Task[Verdict | None]
 
@@ -48,6 +53,7 @@ class Tools:
     slots: asyncio.Semaphore
     witness: Witness
     call_timeout_s: float
+    emergency: EmergencyBudget = field(default_factory=lambda: EmergencyBudget(None))
     spread: Callable[[], float] = random.random
 
 
@@ -61,6 +67,7 @@ class Flights:
         self._tools = tools
         self._flight: Flight | None = None
         self._unsettled: tuple[Grant, str, Change] | None = None  # an outcome the disk did not take
+        self._unrecorded: deque[tuple[float, Minted | Failure]] = deque()  # emergency calls, not in the ledger yet
         self._crashes = 0
         self._resume_at = NEVER  # after a bug or a broken disk
         self._stopping = False
@@ -72,9 +79,17 @@ class Flights:
         self._adopt(held.credential)
         if held.credential.reserved_call is not None and self._tools.store.sole_owner:
             await self._close_orphan()
+        await self._suspect_emergency()
         known = fingerprint(self._app.account.secret, self._app.credential.epoch)
         if core.forgiven(self._app.credential, known) is not None:
             await self._amend(lambda credential, _: core.forgiven(credential, known))
+
+    async def _suspect_emergency(self) -> None:
+        """An emergency call that a dead process made may have pushed out the token that the store still holds."""
+        token, endpoint = self._app.credential.token, self._app.account.endpoint
+        later = [at for at in self._tools.emergency.spent(self._app.account.appid) if token and at > token.requested_at]
+        if later:
+            await self._amend(lambda held, _: core.lost(held, min(later), endpoint, self._app.policy))
 
     def halt(self) -> None:
         """Begin no more flights."""
@@ -106,7 +121,7 @@ class Flights:
                 check = now >= self._app.credential.checked_at + policy.verify_gap
                 due = check
             else:
-                due = check or self._unsettled is not None or now >= self.next_call_at()
+                due = check or self._unsettled is not None or bool(self._unrecorded) or now >= self.next_call_at()
             if due:
                 self.launch(partial(self._look, check=check))
         return self._flight
@@ -144,6 +159,10 @@ class Flights:
         """One look: put in order what was left open, verify if asked to, refresh if due."""
         if self._unsettled is not None:
             await self._settle(*self._unsettled)
+        try:
+            await self._record_emergency()
+        except StoreError as error:  # still broken: what follows finds out what can be done all the same
+            self.store_error = str(error)
         if self._abandoned():
             await self._close_orphan()
         verdict = await self._check() if check else None
@@ -179,38 +198,66 @@ class Flights:
         """Reserve, call, settle. No reservation, no call."""
         wall, account = self._tools.clock.wall(), self._app.account
         decide = admit(account, self._app.policy, self._app.credential.version, claim, self._lease_s, wall)
-        grant = await self._tools.store.reserve(account, decide)
+        try:
+            grant = await self._tools.store.reserve(account, decide)
+        except StoreError as error:
+            self._store_failed(error)
+            await self._call_in_emergency()
+            return
         self.store_error = None
         self._app.entries = grant.entries
-        self._adopt(grant.credential)
         if isinstance(grant, Denied):
-            if grant.denial.reason is not Reason.FASTER:
-                self.denials[claim.lane] = grant.denial
-            if grant.denial.reason is Reason.QUOTA:
-                self._tools.witness("quota-spent", account.name, lane=claim.lane.value, limit=grant.denial.limit)
+            await self._denied(grant, claim)
             return
+        self._adopt(grant.credential)
         self.denials.pop(claim.lane, None)
         answer = await self._tools.upstream.fetch(account, force=claim.force)
-        await self._settle(grant, *self._judge(grant, answer))
+        await self._settle(grant, *self._judge().answer(grant, answer))
 
-    def _judge(self, grant: Grant, answer: Minted | Failure) -> tuple[str, Change]:
-        """What an answer is called in the ledger, and what it changes."""
-        account, policy, call, started_at = self._app.account, self._app.policy, grant.call, grant.started_at
-        if isinstance(answer, Minted):
-            good = answer.token, answer.expires_in
-            return "minted", lambda held, _: core.minted(held, call, started_at, good, account.endpoint)
-        wall = self._tools.clock.wall()
-        wait = pause(
-            answer, grant.credential.failures + 1, policy.min_gap, policy.max_backoff, until_next_day(wall), self._tools.spread()
-        )
-        failure = replace(answer, wall=wall)
-        known = fingerprint(account.secret, grant.credential.epoch)
+    async def _denied(self, denied: Denied, claim: Claim) -> None:
+        denial, memory = denied.denial, self._app.credential
+        self._adopt(denied.credential)
+        if denial.reason is not Reason.FASTER:
+            self.denials[claim.lane] = denial
+        elif core.is_older(denied.credential, memory):  # not faster but poorer: the store lost what we hold
+            await self._amend(lambda stored, _: core.transplanted(stored, memory))
+        if denial.reason is Reason.QUOTA:
+            self._tools.witness("quota-spent", self._app.account.name, lane=claim.lane.value, limit=denial.limit)
 
-        def change(held: Credential, now: float) -> Credential:
-            held = core.lost(held, started_at, account.endpoint, policy) if failure.lost else held
-            return core.failed(held, call, failure, now + wait, known)
+    async def _call_in_emergency(self) -> None:
+        """The disk takes no reservation and the token is in its last minutes: one call from the budget kept elsewhere."""
+        account, now, held = self._app.account, self._tools.clock.now(), self._app.credential
+        if self._app.seconds_to_live() > LAST_MINUTES_S or now < core.allowed_at(held, self._app.policy):
+            return
+        if not await asyncio.to_thread(self._tools.emergency.spend, account.appid, now):
+            return
+        answer = await self._tools.upstream.fetch(account, force=False)
+        # A number of its own in an epoch of its own: the store will know nothing of this call until it works again.
+        epoch, call = held.epoch.removesuffix(EMERGENCY) + EMERGENCY, held.token.call + 1 if held.token else 1
+        grant = Grant(call, now, Claim(Lane.SCHEDULED), replace(held, called_at=now), self._app.entries)
+        outcome, change = self._judge().answer(grant, answer)
+        changed = change(replace(held, epoch=epoch, called_at=now), self._tools.clock.now())
+        if changed is not None:
+            self._adopt(changed)
+        self._unrecorded.append((now, answer))
+        self._tools.witness("emergency-call", account.name, outcome=outcome)
 
-        return "lost" if failure.lost else f"errcode {failure.errcode}" if failure.errcode else failure.kind.value, change
+    async def _record_emergency(self) -> None:
+        """Enter emergency calls into the ledger, now that the disk takes them, and give their token a version there."""
+        while self._unrecorded:
+            started_at, answer = self._unrecorded[0]
+            grant = await self._tools.store.reserve(self._app.account, lambda *_: Claim(Lane.SCHEDULED))
+            if isinstance(grant, Denied):
+                raise TypeError("a claim was denied that nobody denies")
+            outcome, change = self._judge().answer(replace(grant, started_at=started_at), answer)
+            held = await self._tools.store.settle(self._app.account, grant, f"emergency {outcome}", change)
+            self._unrecorded.popleft()
+            self.store_error, self._app.entries = None, grant.entries
+            if not core.is_older(held, self._app.credential):
+                self._adopt(held)
+
+    def _judge(self) -> Judge:
+        return Judge(self._app.account, self._app.policy, self._tools.clock.wall(), self._tools.spread())
 
     async def _settle(self, grant: Grant, outcome: str, change: Change) -> None:
         """Write the outcome and publish it; where the disk does not take it, publish it all the same and try again."""
@@ -229,18 +276,7 @@ class Flights:
 
     async def _close_orphan(self) -> None:
         """A reserved call whose outcome nobody knows, since its process died: spent, perhaps minted, a failure like others."""
-        policy, spread = self._app.policy, self._tools.spread()
-        known = fingerprint(self._app.account.secret, self._app.credential.epoch)
-        failure = Failure(Kind.TRANSIENT, "the broker was stopped during a token call", lost=True, wall=self._tools.clock.wall())
-
-        def change(held: Credential, _: float) -> Credential | None:
-            if held.reserved_call is None:
-                return None
-            wait = pause(failure, held.failures + 1, policy.min_gap, policy.max_backoff, 0, spread)
-            suspected = core.lost(held, held.called_at, self._app.account.endpoint, policy)
-            return core.failed(suspected, held.reserved_call, failure, held.called_at + wait, known)
-
-        await self._amend(change)
+        await self._amend(self._judge().orphan())
         self._tools.witness("orphan-closed", self._app.account.name, version=self._app.credential.version)
 
     async def _amend(self, change: Change) -> bool:

@@ -66,9 +66,7 @@ class Keeper:
         """Serve at once if possible; else wait, at most `patience_s`, for a refresh that is under way or due."""
         served = self.serve(min_ttl)
         deadline = _deadline(patience_s)
-        while served is None and not self._stopping:
-            if not await self._progress(deadline):
-                break
+        while served is None and await self._progress(deadline):
             served = self.serve(min_ttl)
         return served or self._unavailable()
 
@@ -86,7 +84,9 @@ class Keeper:
         """Wait for what may bring a token; False where nothing will before the deadline."""
         if (flight := self._flights.join()) is not None:
             return await _until(asyncio.wait({flight}), deadline)
-        if self.serve() is None or self.credential.failure is not None or self.next_call_in() >= _left(deadline):
+        if self._stopping or self.serve() is None or self.credential.failure is not None:
+            return False
+        if self.next_call_in() >= _left(deadline):
             return False
         return await _until(self._app.change(), deadline)  # the token is good, only not for as long as was asked
 

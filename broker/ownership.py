@@ -43,10 +43,45 @@ class Ownership:
         except OSError:
             return  # a full disk loses the hint, not the ledger
 
+    def follow(self, path: Path) -> None:
+        """Own the file that is at `path` now, or a new one: the old was moved away."""
+        os.close(self._file_fd)
+        self._file_fd = _claim(path)
+
     def release(self) -> None:
         """Let go. Call it after SQLite has closed: closing any descriptor of the file drops SQLite's own locks."""
         os.close(self._file_fd)
         os.close(self._lock_fd)
+
+
+NETWORKED: Final = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "afs",
+    "ceph",
+    "glusterfs",
+    "lustre",
+    "fuse.sshfs",
+    "fuse.glusterfs",
+}
+
+
+def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The kind of network file system that `path` is on, None where it is local or cannot be known."""
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return None
+    wanted = path.parent.resolve()
+    # "36 35 98:0 /root /mount/point options … - fstype source options": the longest mount point over the path counts.
+    points = [(Path(words[4].replace("\\040", " ")), words[words.index("-") + 1]) for words in lines if "-" in words]
+    over = [(len(point.parts), kind) for point, kind in points if point == wanted or point in wanted.parents]
+    kind = max(over, default=(0, ""))[1]
+    return kind if kind in NETWORKED else None
 
 
 def lock_path(path: Path) -> Path:

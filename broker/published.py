@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Sequence
 
-from broker.core.credential import NEVER, Account, Credential, Policy, safe_end, scheduled_at
+from broker.core.credential import NEVER, Account, Credential, Policy, is_older, safe_end, scheduled_at
 from broker.core.ports import Clock
 from broker.core.quota import Entry
 from broker.core.serving import Served, State
@@ -24,8 +24,7 @@ class Published:
     def adopt(self, credential: Credential) -> bool:
         """Publish, unless it is older than what was served already (the fence); whether the version is another now."""
         held = self.credential
-        older = held.token is not None and (credential.token is None or credential.token.call < held.token.call)
-        if older and held.epoch == credential.epoch:
+        if held.token is not None and is_older(credential, held):
             return False
         self.credential = credential
         self._stale_at = scheduled_at(credential, self.account.endpoint, self.policy)

@@ -5,7 +5,6 @@ clocks at that moment. Within one boot, instants are taken as they are; after it
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
@@ -14,6 +13,7 @@ from broker.core.credential import NEVER, Credential, Doubt, Rivalry, Secret, Su
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Clock
 from broker.core.quota import Entry, Lane
+from broker.sealing import Seal
 
 Row = Mapping[str, Any]
 
@@ -76,13 +76,13 @@ class Anchor:
         return cls(clock.boot_id, clock.now(), clock.wall())
 
 
-def account_row(credential: Credential, key: Row, anchor: Anchor) -> dict[str, Any]:
+def account_row(credential: Credential, key: Row, anchor: Anchor, seal: Seal) -> dict[str, Any]:
     """All columns of an account's row; `key` holds appid and endpoint."""
     token, suspicion, rivalry = credential.token, credential.suspicion, credential.rivalry
     row = {
         **key,
         **asdict(anchor),
-        "token": token and token.value.reveal(),
+        "token": token and seal.close(token.value.reveal(), _bond(key, token.call)),
         "token_call": token and token.call,
         "requested_at": token and token.requested_at,
         "expires_at": token and token.expires_at,
@@ -103,17 +103,17 @@ def account_row(credential: Credential, key: Row, anchor: Anchor) -> dict[str, A
     return {**row, **{name: None for name in _INSTANTS if row[name] == NEVER}}
 
 
-def credential_of(row: Row, epoch: str, here: Anchor) -> Credential:
+def credential_of(row: Row, epoch: str, here: Anchor, seal: Seal) -> Credential:
     """Read an account's row, with every instant put on the present boot's clock."""
     elapsed = here.boot_at - row["boot_at"] if row["boot_id"] == here.boot_id else here.wall_at - row["wall_at"]
     same_boot = row["boot_id"] == here.boot_id
     shift = 0.0 if same_boot else here.boot_at - max(0.0, elapsed) - row["boot_at"]
     at = {name: NEVER if row[name] is None else row[name] + shift for name in _INSTANTS}
-    has_token = row["token"] is not None
+    value = None if row["token"] is None else seal.open(row["token"], _bond(row, row["token_call"]))
     credential = Credential(
         epoch=epoch,
-        token=Token(Secret(row["token"]), row["token_call"], at["requested_at"], at["expires_at"]) if has_token else None,
-        suspicion=Suspicion(Doubt(row["doubt"]), at["doubt_since"], at["safe_until"]) if row["doubt"] else None,
+        token=None if value is None else Token(Secret(value), row["token_call"], at["requested_at"], at["expires_at"]),
+        suspicion=Suspicion(Doubt(row["doubt"]), at["doubt_since"], at["safe_until"]) if value and row["doubt"] else None,
         called_at=at["called_at"],
         reserved_call=row["reserved_call"],
         not_before=at["not_before"],
@@ -124,6 +124,11 @@ def credential_of(row: Row, epoch: str, here: Anchor) -> Credential:
         fingerprint=row["fingerprint"],
     )
     return credential if elapsed >= 0 else of_unknown_age(credential, here.boot_at)
+
+
+def _bond(key: Row, call: int) -> str:
+    """What a sealed token is bound to."""
+    return f"{key['appid']}/{key['endpoint']}/{call}"
 
 
 def _failure_of(stored: str | None) -> Failure | None:
@@ -148,8 +153,3 @@ def entries_of(rows: Iterable[Row], here: Anchor) -> Sequence[Entry]:
 def _entry_of(row: Row, here: Anchor, wall: float) -> Entry:
     at = row["boot_at"] if row["boot_id"] == here.boot_id else here.boot_at - (wall - row["wall_at"])
     return Entry(at, row["wall_at"], Lane(row["lane"]), forced=bool(row["forced"]), cost=row["cost"])
-
-
-def is_number(value: object) -> bool:
-    """Whether a column holds a finite number."""
-    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,47 +1,25 @@
 """The store on SQLite: one file, one owner, one thread; WAL and synchronous=FULL, so that what is committed stays."""
 
 import asyncio
-import contextlib
-import os
-import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlite_utils import Database
-
 from broker.core.credential import NEVER, Account, Credential, reserved
-from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Held, StoreError, StoreRefused
-from broker.core.quota import DAY
-from broker.ownership import Ownership, lock_path, planted
-from broker.rows import ACCOUNT_COLUMNS, CALL_COLUMNS, Anchor, BootClock, account_row, credential_of, entries_of
+from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Held, StoreError
+from broker.core.quota import DAY, Lane
+from broker.rows import Anchor, BootClock, account_row, credential_of, entries_of
+from broker.sealing import Plain, Seal
+from broker.storefile import DAMAGED, StoreFile
 
 T = TypeVar("T")
 
 KEPT_DAYS: Final = 8  # the status page plots two days, people look back a week
-BUSY_TIMEOUT_S: Final = 2.0
+LEAST_LEFT: Final = 30  # calls left of a day when the ledger is lost: what the schedule needs
+ASSUMED: Final = "assumed"
 KEY: Final = "appid = :appid and endpoint = :endpoint"
-
-
-def _first_schema(db: Database) -> None:
-    db.table("meta").create({"key": str, "value": str}, pk="key", strict=True)
-    db.table("meta").insert({"key": "epoch", "value": _new_epoch()})
-    db.table("accounts").create(ACCOUNT_COLUMNS, pk=("appid", "endpoint"), strict=True)
-    # AUTOINCREMENT, which sqlite-utils has no word for: a number once used names that call for ever, it is a version.
-    columns = ", ".join(f"{name} {_SQL_TYPES[kind]}" for name, kind in CALL_COLUMNS.items() if name != "id")
-    db.execute(f"create table calls (id integer primary key autoincrement, {columns}) strict")
-    db.table("calls").create_index(["appid", "endpoint", "id"])
-
-
-_SQL_TYPES: Final = {int: "integer", float: "real", str: "text"}
-MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (_first_schema,)
-
-
-def _new_epoch() -> str:
-    # Letters and digits that cannot be mistaken for each other; 4 of them tell one store's history from the next.
-    return "".join(secrets.choice("23456789abcdefghjkmnpqrstuvwxyz") for _ in range(4))
 
 
 class SqliteStore:
@@ -49,27 +27,32 @@ class SqliteStore:
 
     sole_owner = True
 
-    def __init__(self, path: Path, clock: BootClock) -> None:
+    def __init__(self, path: Path, clock: BootClock, seal: Seal) -> None:
         self._path = path
         self._clock = clock
+        self._seal = seal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
-        self._owner: Ownership
-        self._db: Database
-        self._epoch = ""
+        self._file: StoreFile
+        self._damaged = False
 
     @classmethod
-    async def open(cls, path: Path, clock: BootClock) -> "SqliteStore":
-        """Own the file, create or migrate the schema.
+    async def open(cls, path: Path, clock: BootClock, seal: Seal | None = None) -> "SqliteStore":
+        """Own the file, create or migrate the schema, set a damaged file aside.
 
         Raises StoreBusy, StoreRefused, or StoreError where it cannot be opened at all.
         """
-        store = cls(path, clock)
+        store = cls(path, clock, seal or Plain())
         try:
             await store._run(store._open)
         except BaseException:
             store._thread.shutdown(wait=False)
             raise
         return store
+
+    @property
+    def set_aside(self) -> str | None:
+        """Where a damaged file was put, if one was met since this store was opened."""
+        return self._file.set_aside
 
     # --- the port -----------------------------------------------------------------------------------------------------
 
@@ -91,76 +74,37 @@ class SqliteStore:
 
     async def history(self, since: float) -> list[dict[str, Any]]:
         """Calls since a wall time, oldest first: appid, endpoint, lane, forced, outcome, wall_at."""
-        return await self._run(lambda: list(self._db.table("calls").rows_where("wall_at >= ?", [since], order_by="id")))
+        return await self._run(lambda: list(self._file.db.table("calls").rows_where("wall_at >= ?", [since], order_by="id")))
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""
-        await self._run(self._close)
+        await self._run(self._file.close)
         self._thread.shutdown()
 
     # --- on the thread ------------------------------------------------------------------------------------------------
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work, *args)
+
+    def _guarded(self, work: Callable[..., T], *args: Any) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+            if self._damaged:
+                self._file.replace()
+                self._damaged = False
+            return work(*args)
         except sqlite3.Error as error:
+            self._damaged = self._damaged or getattr(error, "sqlite_errorcode", None) in DAMAGED
             raise StoreError(f"{self._path}: {error}") from None
         except OSError as error:
             raise StoreError(f"{self._path}: {error.strerror}") from None
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """One transaction. IMMEDIATE: a deferred one that writes late fails at once where another program holds the lock."""
-        self._db.conn.execute("begin immediate")
-        try:
-            yield
-            self._db.conn.execute("commit")
-        except BaseException:
-            if self._db.conn.in_transaction:
-                self._db.conn.execute("rollback")
-            raise
-
     def _open(self) -> None:
-        self._owner = Ownership(self._path)
-        try:
-            connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-            self._db = Database(connection)
-            version = self._db.execute("pragma user_version").fetchone()[0]
-            if version > len(MIGRATIONS):
-                connection.close()
-                raise StoreRefused(_newer(self._path, version))
-            self._db.execute("pragma journal_mode = wal")
-            self._db.execute("pragma synchronous = full")
-            self._migrate(version)
-            self._recognise_epoch()
-        except BaseException:
-            self._owner.release()
-            raise
-
-    def _migrate(self, version: int) -> None:
-        for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
-            with self._transaction():
-                step(self._db)
-                self._db.execute(f"pragma user_version = {number}")
-
-    def _recognise_epoch(self) -> None:
-        """Begin a new epoch where this file is older than what was served from it before: versions must not recur."""
-        self._epoch = str(self._db.table("meta").get("epoch")["value"])
-        newest = self._db.execute("select coalesce(max(seq), 0) from sqlite_sequence where name = 'calls'").fetchone()[0]
-        seen = self._owner.newest_seen()
-        if seen is not None and seen[0] == self._epoch and seen[1] > newest:
-            self._epoch = _new_epoch()
-            self._db.table("meta").update("epoch", {"value": self._epoch})
-
-    def _close(self) -> None:
-        try:
-            self._db.close()
-        finally:
-            self._owner.release()
+        self._file = StoreFile(self._path)
 
     def _load(self, account: Account) -> Held:
-        with self._transaction():
+        with self._file.transaction():
             here = Anchor.drop(self._clock)
+            self._assume(account, here)
             held = self._held(account, here)
             if held.credential.called_at != NEVER:
                 # What another boot wrote is put on this one's clock once: read again, it would be translated again, and
@@ -169,26 +113,29 @@ class SqliteStore:
             return held
 
     def _reserve(self, account: Account, decide: Decide) -> Grant | Denied:
-        with self._transaction():
+        with self._file.transaction():
             here = Anchor.drop(self._clock)
+            self._assume(account, here)
             held = self._held(account, here)
             decision = decide(held.credential, held.entries, here.boot_at)
             if isinstance(decision, Denial):
                 return Denied(decision, held.credential, held.entries)
+            self._drop_old_calls(account, here)
             call = self._add_call(account, decision, here)
             credential = reserved(held.credential, call, here.boot_at)
             self._write(account, credential, here)
             entries = entries_of(self._calls(account), here)
-        self._owner.remember(self._epoch, call)
+        self._file.remember(call)
         return Grant(call, here.boot_at, decision, credential, entries)
 
     def _settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
-        with self._transaction():
-            self._db.table("calls").update(grant.call, {"outcome": outcome})
+        with self._file.transaction():
+            # Where the file was replaced meanwhile, the call has no row: it is among those its successor assumes.
+            self._file.db.execute("update calls set outcome = ? where id = ? and outcome is null", [outcome, grant.call])
             return self._apply(account, change)[0]
 
     def _amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
-        with self._transaction():
+        with self._file.transaction():
             return self._apply(account, change)
 
     def _apply(self, account: Account, change: Change) -> tuple[Credential, bool]:
@@ -201,57 +148,39 @@ class SqliteStore:
         return changed, True
 
     def _held(self, account: Account, here: Anchor) -> Held:
-        rows = list(self._db.table("accounts").rows_where(KEY, _key(account)))
-        credential = credential_of(rows[0], self._epoch, here) if rows else Credential(epoch=self._epoch)
+        rows = list(self._file.db.table("accounts").rows_where(KEY, _key(account)))
+        epoch = self._file.epoch
+        credential = credential_of(rows[0], epoch, here, self._seal) if rows else Credential(epoch=epoch)
         return Held(credential, entries_of(self._calls(account), here))
 
     def _calls(self, account: Account) -> list[dict[str, Any]]:
         # Only the newest `daily_quota` calls can matter: where all of them lie in the window, it is full.
-        table = self._db.table("calls")
+        table = self._file.db.table("calls")
         return list(table.rows_where(KEY, _key(account), order_by="id desc", limit=account.daily_quota))
 
-    def _add_call(self, account: Account, claim: Claim, here: Anchor) -> int:
+    def _assume(self, account: Account, here: Anchor) -> None:
+        """Enter the calls that a lost ledger may have held, once; what is left is what the schedule needs, or a quarter."""
+        missing, since = self._file.unaccounted()
+        most = account.daily_quota - max(account.daily_quota // 4, min(account.daily_quota, LEAST_LEFT))
+        done = f"{KEY} and outcome = '{ASSUMED}' and id > :since"
+        table = self._file.db.table("calls")
+        if missing and most > 0 and not table.count_where(done, {**_key(account), "since": since}):
+            self._add_call(account, Claim(Lane.SCHEDULED), here, cost=min(missing, most), outcome=ASSUMED)
+
+    def _drop_old_calls(self, account: Account, here: Anchor) -> None:
         stale = f"{KEY} and wall_at < :wall and not (boot_id = :boot_id and boot_at > :boot_at)"
         old = {"wall": here.wall_at - KEPT_DAYS * DAY, "boot_id": here.boot_id, "boot_at": here.boot_at - 2 * DAY}
-        self._db.table("calls").delete_where(stale, {**_key(account), **old})
-        row = {**_key(account), "lane": claim.lane.value, "forced": int(claim.force), "cost": 1, "outcome": None}
+        self._file.db.table("calls").delete_where(stale, {**_key(account), **old})
+
+    def _add_call(self, account: Account, claim: Claim, here: Anchor, cost: int = 1, outcome: str | None = None) -> int:
+        row = {**_key(account), "lane": claim.lane.value, "forced": int(claim.force), "cost": cost, "outcome": outcome}
         anchor = {"boot_id": here.boot_id, "boot_at": here.boot_at, "wall_at": here.wall_at}
-        return int(self._db.table("calls").insert({**row, **anchor}, pk="id").last_pk or 0)
+        return int(self._file.db.table("calls").insert({**row, **anchor}, pk="id").last_pk or 0)
 
     def _write(self, account: Account, credential: Credential, here: Anchor) -> None:
-        self._db.table("accounts").upsert(account_row(credential, _key(account), here), pk=("appid", "endpoint"))
+        row = account_row(credential, _key(account), here, self._seal)
+        self._file.db.table("accounts").upsert(row, pk=("appid", "endpoint"))
 
 
 def _key(account: Account) -> dict[str, str]:
     return {"appid": account.appid, "endpoint": account.endpoint.value}
-
-
-def inspect(path: Path) -> list[str]:
-    """What is wrong with a store file, all of it, without changing or owning it; empty where it is good or not there yet."""
-    if not path.parent.is_dir():
-        return [f"the directory {path.parent} does not exist: create it, owned by the daemon's user"]
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        return [f"the directory {path.parent} cannot be written by this user"]
-    if not path.exists() and not path.is_symlink():
-        return []
-    found = [why for part in (path, lock_path(path)) if (why := planted(part))]
-    return found or _inspect_content(path)
-
-
-def _inspect_content(path: Path) -> list[str]:
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as db:
-            version = db.execute("pragma user_version").fetchone()[0]
-            verdict = db.execute("pragma quick_check(1)").fetchone()[0]
-    except sqlite3.Error as error:
-        return [f"{path}: {error}"]
-    if version > len(MIGRATIONS):
-        return [_newer(path, version)]
-    return [] if verdict == "ok" else [f"{path} is damaged: {verdict}"]
-
-
-def _newer(path: Path, version: int) -> str:
-    return (
-        f"{path} was written by a newer token-broker (schema {version}, this one knows {len(MIGRATIONS)}): "
-        "install that version again, or name another file in store.url"
-    )

@@ -100,6 +100,7 @@ class Store(Table):
     """[store]."""
 
     url: Annotated[str, AfterValidator(_store_url)] | None = None
+    encryption_key_file: FilePath | None = None
 
 
 class WeChat(Table):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker import __version__
-from broker.sqlite import MIGRATIONS
+from broker.storefile import MIGRATIONS
 from tests import invariants
 from tests.doubles import APPID, CANARY
 from tests.processes import ME, House, ask, process, run, until

@@ -94,11 +94,12 @@ def test_the_example_shows_every_key_with_its_default(write: Callable[..., Path]
     bare = load(write(text), {"STATE_DIRECTORY": "/var/lib/token-broker"})
     shown_text = re.sub(r"^#(?=[a-z\[])", "", text, flags=re.MULTILINE)
     shown = tomllib.loads(shown_text)
-    for name in ("orders", "avatars"):
-        write(name, name=f"{name}.key")
+    for name in ("orders", "avatars", "store"):
+        write(f"{name}-0123456789abcdef", name=f"{name}.key")
     full = load(write(shown_text), {})
-    for section in ("server", "store", "wechat", "policy", "apps"):
+    for section in ("server", "wechat", "policy", "apps"):
         assert getattr(full, section) == getattr(bare, section)
+    assert (full.store.url, full.store.path) == (bare.store.url, bare.store.path)
     assert full.avatars == read(f'{APP}[avatars]\nkey_file = "./avatars.key"').avatars
     assert full.clients["orders"].scopes == {"read", "report"}
     for section, table in TABLES.items():
@@ -225,7 +226,7 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
         ("[polcy]", 'polcy: unknown key; did you mean "policy"?; there are apps, avatars'),
         ("[policy]\nticks = 1", 'policy.ticks: unknown key; did you mean "tick"?; there are max_backoff'),
         ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily = 1', "apps.b.daily: unknown key"),
-        ('[store]\nencryption_key_file = "/k"', "store.encryption_key_file: unknown key"),
+        ('[store]\nencryption_key_file = "/k"', "store.encryption_key_file: /k does not exist"),
         ('"" = 1', '"": unknown key'),
         ("policy = 1", "policy: must be a table"),
         ("[policy]\ntick = 0", "policy.tick: must be greater than 0, it is 0"),
@@ -652,3 +653,21 @@ def test_an_error_has_no_history_that_a_traceback_could_print(write: Callable[..
         load(write(f'[apps.main]\nsecret = "{CANARY}'), {})
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+def test_tokens_can_be_sealed_with_a_key_from_a_closed_file(tmp_path: Path) -> None:
+    key = tmp_path / "store.key"
+    for name, content in (("store.key", "k" * 32), ("main.secret", "secret")):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o600)
+    config = tmp_path / "config.toml"
+    config.write_text('[store]\nencryption_key_file = "./store.key"\n[apps.main]\nappid = "wx1"\nsecret_file = "./main.secret"\n')
+    sealed = load(config, {}).store.encryption_key
+    assert sealed is not None
+    assert sealed.reveal() == "k" * 32
+    key.write_text("short")
+    with pytest.raises(ConfigError, match=r"store\.encryption_key_file: a key has at least 16"):
+        load(config, {})
+    key.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"store\.encryption_key_file: .*chmod 600"):
+        load(config, {})

@@ -12,9 +12,10 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up; a module imports only from rooms below its own. The core is pure; clients and the sandbox stand alone.
 LAYERS = [
     {"core"},
-    {"clock", "rows", "ownership", "wechat", "schedule", "systemd", "address", "guarded_files", "log"},
-    {"sqlite", "tables", "published"},
-    {"document", "flight"},
+    {"clock", "ownership", "sealing", "emergency", "wechat", "schedule", "systemd", "address", "guarded_files", "log"},
+    {"rows", "tables", "published"},
+    {"storefile"},
+    {"sqlite", "document", "flight"},
     {"config", "keeper"},
     {"listen", "roster", "reload"},
     {"web"},

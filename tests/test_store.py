@@ -12,7 +12,8 @@ import pytest
 from broker.core.credential import NEVER, Doubt
 from broker.core.ports import Claim, Denial, Denied, Grant, Reason, StoreBusy, StoreError, StoreRefused
 from broker.core.quota import Lane
-from broker.sqlite import MIGRATIONS, SqliteStore
+from broker.sqlite import SqliteStore
+from broker.storefile import MIGRATIONS
 from tests.doubles import ACCOUNT, APPID, Bench, looked, value_of
 
 CLAIM = Claim(Lane.SCHEDULED)
@@ -46,8 +47,8 @@ async def test_a_reservation_is_on_disk_before_the_call_is_made(bench: Bench) ->
 
 async def test_commits_reach_the_disk_and_readers_do_not_block_writers(bench: Bench) -> None:
     store = await bench.open()
-    assert store._db.execute("pragma synchronous").fetchone() == (2,)
-    assert store._db.execute("pragma journal_mode").fetchone() == ("wal",)
+    assert store._file.db.execute("pragma synchronous").fetchone() == (2,)
+    assert store._file.db.execute("pragma journal_mode").fetchone() == ("wal",)
 
 
 async def test_call_numbers_are_never_used_twice(bench: Bench) -> None:

@@ -150,7 +150,8 @@ async def test_a_look_that_raises_or_never_ends_is_not_well(ear: Ear) -> None:
         raise ValueError
 
     async def hangs() -> str:
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        return ""
 
     for well, why in ((raises, "ValueError"), (hangs, "TimeoutError")):
         async with Supervisor(ear.address, 0.03).watched(well, lambda _: None):
@@ -176,8 +177,9 @@ async def test_well_means_that_the_schedule_ticks_and_the_listener_answers(bench
         writer.write(answer)
         writer.close()
 
-    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
-        well = wellness(roster, server.sockets[0])  # type: ignore[arg-type] -- asyncio's view of a socket
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with await asyncio.start_server(greet, sock=listener):
+        well = wellness(roster, listener)
         assert await well() == "the schedule has stopped"
         roster.ticked_at = bench.clock.now()
         assert await well() == ""
@@ -347,7 +349,7 @@ def test_a_descriptor_that_does_not_listen_is_refused_by_its_name(house: House, 
 def test_systemds_own_tool_activates_it(house: House) -> None:
     needs("systemd-socket-activate")
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = "127.0.0.1:{}".format(probe.getsockname()[1])
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
     path = house.home / "held.sock"
     command = ["systemd-socket-activate", "-l", address, "-l", str(path), "--fdname=tcp:unix"]
     command += [sys.executable, "-m", "broker", "serve", "--config", str(house.config)]

@@ -285,6 +285,23 @@ def lost(credential: Credential, started_at: float, endpoint: Endpoint, policy: 
     return replace(credential, suspicion=Suspicion(Doubt.LOST_ANSWER, started_at, safe_until))
 
 
+def is_older(one: Credential, other: Credential) -> bool:
+    """Whether `one` holds an older token than `other`, or none: by the calls that brought them, across epochs by time."""
+    if one.token is None or other.token is None:
+        return one.token is None and other.token is not None
+    if one.epoch == other.epoch:
+        return one.token.call < other.token.call
+    return one.token.requested_at < other.token.requested_at
+
+
+def transplanted(stored: Credential, memory: Credential) -> Credential | None:
+    """What a store that lost our token should hold; None where it holds one as new."""
+    if memory.token is None or not is_older(stored, memory):
+        return None
+    call = memory.token.call if memory.epoch == stored.epoch else 0
+    return replace(memory, epoch=stored.epoch, token=replace(memory.token, call=call), reserved_call=None)
+
+
 def of_unknown_age(credential: Credential, now: float) -> Credential:
     """No clock can say how old the token is."""
     if credential.token is None or credential.refused:
