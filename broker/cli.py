@@ -1,6 +1,8 @@
 """The commands. Each loads what it needs when it runs: `get` in a script must not pay for the server."""
 
 import asyncio
+import os
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +54,8 @@ def serve(config: Path | None) -> None:
     from broker.listen import AddressTaken
 
     settings = _configured(config)
-    log.configure()
+    log.configure(os.environ.get("TOKEN_BROKER_LOG_LEVEL", ""))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold tokens and secrets
     try:
         asyncio.run(run(settings))
     except StoreBusy as busy:

@@ -12,8 +12,13 @@ ERRORS = {"crashed", "store-failed", "reload-refused", "not-well"}
 WARNINGS = {"refresh-failed", "suspect", "second-issuer", "quota-spent", "orphan-closed", "store-set-aside", "restart-needed"}
 
 
-def configure(stream: TextIO = sys.stderr) -> None:
-    """Set up structlog, and the standard library's logging (APScheduler, aiohttp) to go the same way."""
+def configure(level: str = "", stream: TextIO = sys.stderr) -> None:
+    """Set up structlog, and the standard library's logging (APScheduler, aiohttp) to go the same way.
+
+    `level` is `debug`, `info`, … as $TOKEN_BROKER_LOG_LEVEL has it; whatever else it is, it is `info`. Libraries speak from
+    WARNING on, and at `debug` all they have to say.
+    """
+    chosen = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -28,12 +33,12 @@ def configure(stream: TextIO = sys.stderr) -> None:
     structlog.configure(
         processors=[*shared, *rendering],
         logger_factory=structlog.WriteLoggerFactory(stream),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(chosen),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_bare, *rendering]))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[handler], level=chosen if chosen <= logging.DEBUG else logging.WARNING, force=True)
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
 
 

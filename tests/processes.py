@@ -94,6 +94,7 @@ class House:
     home: Path
     sandbox: str = ""
     daemon: str = ""
+    log_level: str = "debug"
 
     @property
     def config(self) -> Path:
@@ -126,7 +127,8 @@ class House:
     @contextmanager
     def serving(self) -> Iterator[Process]:
         """A daemon that serves."""
-        with process(self.home / "daemon.log", "serve", "--config", str(self.config)) as daemon:
+        loud = {"TOKEN_BROKER_LOG_LEVEL": self.log_level}  # at DEBUG, so that I6 is checked where most is said
+        with process(self.home / "daemon.log", "serve", "--config", str(self.config), **loud) as daemon:
             self.daemon = _url(daemon.first_line())
             yield daemon
 

@@ -185,6 +185,7 @@ def test_usage_errors_end_with_2() -> None:
 
 
 def test_the_log_of_a_start_and_stop_is_a_few_lines_of_json(house: House) -> None:
+    house.log_level = "info"
     with house.serving() as daemon:
         until(lambda: house.get("/readyz")[0] == 200, "ready")
         for _ in range(50):

@@ -153,15 +153,16 @@ def _confined(house: House, program: Path) -> Iterator[Confined]:
     config = places[CONFIGURATION] / "config.toml"
     # By name, so that looking names up is tried too.
     config.write_text(
-        f'[wechat]\napi_base = "{house.sandbox.replace("127.0.0.1", "localhost")}"\n[policy]\ntick = 0.2\n'
+        f'[store]\nencryption_key_file = "{CREDENTIALS}/store.key"\n[wechat]\napi_base = "{house.sandbox.replace("127.0.0.1", "localhost")}"\n[policy]\ntick = 0.2\n'
         f'[apps.main]\nappid = "{APPID}"\n'
     )
     config.chmod(0o640)
     os.chown(config, 0, CLIENTS)
-    secret = places[CREDENTIALS] / "main.secret"
-    secret.write_text(f"{CANARY}-secret")
-    secret.chmod(0o400)
-    os.chown(secret, USER, GROUP)
+    for name in ("main.secret", "store.key"):
+        secret = places[CREDENTIALS] / name
+        secret.write_text(f"{CANARY}-{secrets.token_hex(16)}" if name == "store.key" else f"{CANARY}-secret")
+        secret.chmod(0o400)
+        os.chown(secret, USER, GROUP)
     for inside in (CREDENTIALS, STATE, RUNTIME):
         places[inside].chmod(names[inside])
         os.chown(places[inside], USER, GROUP)

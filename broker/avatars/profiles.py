@@ -1,0 +1,103 @@
+"""What followers show of themselves: asked in hundreds, kept for a while, the longest unused forgotten first."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from broker.avatars.brake import Brake
+from broker.avatars.flights import Flights
+from broker.avatars.listing import PATIENCE_S
+from broker.avatars.trouble import Trouble
+from broker.avatars.wechat_api import BATCH, DataApi, Profile
+
+MOST: Final = 20_000  # some 12 MB
+AT_ONCE: Final = 4
+
+
+class _Known(NamedTuple):
+    at: float
+    profile: Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Profiles in the order asked for. `age_s` is that of the oldest; `trouble`: why something older than its time had to do."""
+
+    profiles: list[Profile]
+    age_s: float
+    trouble: Trouble | None
+
+
+class Profiles:
+    """Profiles by openid."""
+
+    def __init__(self, api: DataApi, ttl_s: float, clock: Callable[[], float], brake: Brake, most: int = MOST) -> None:
+        self._api = api
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._brake = brake
+        self._most = most
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._flights: Flights[dict[str, _Known]] = Flights()
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    async def of(self, openids: Sequence[str]) -> Shown:
+        """The profiles of these. Raises Trouble where WeChat has to be asked for one and cannot be."""
+        known = {openid: self._known[openid] for openid in openids if openid in self._known}
+        due = [openid for openid in openids if openid not in known or self._clock() - known[openid].at >= self._ttl_s]
+        trouble = None
+        if due:
+            flights = self._flying(due)
+            _, late = await asyncio.wait(flights, timeout=PATIENCE_S if len(known) == len(set(openids)) else None)
+            landed = flights - late
+            trouble = Trouble("upstream-unavailable", why="no answer yet") if late else None
+            for flight in landed:
+                error = flight.exception()
+                if error is None:
+                    known |= {openid: found for openid, found in flight.result().items()}
+                elif isinstance(error, Trouble):
+                    trouble = error
+                else:
+                    raise error
+        if trouble and any(openid not in known for openid in openids):
+            raise trouble
+        return self._shown([known[openid] for openid in openids], trouble)
+
+    def peek(self, openid: str) -> Profile | None:
+        """What is known, without asking."""
+        return self._known[openid].profile if openid in self._known else None
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self._flights.close()
+
+    def _shown(self, found: list[_Known], trouble: Trouble | None) -> Shown:
+        age_s = max((self._clock() - one.at for one in found), default=0.0)
+        return Shown([one.profile for one in found], age_s, trouble)
+
+    def _flying(self, due: Iterable[str]) -> "set[asyncio.Task[dict[str, _Known]]]":
+        """The flights that bring these, started where there are none, a hundred openids each."""
+        flights, grounded = set(), []
+        for openid in dict.fromkeys(due):
+            if flight := self._flights.get(openid):
+                flights.add(flight)
+            else:
+                grounded.append(openid)
+        for first in range(0, len(grounded), BATCH):
+            batch = tuple(grounded[first : first + BATCH])
+            flights.add(self._flights.start(batch, lambda batch=batch: self._fetch(batch)))
+        return flights
+
+    async def _fetch(self, openids: tuple[str, ...]) -> dict[str, _Known]:
+        async with self._slots, self._brake.calling():
+            profiles = await self._api.profiles(openids)
+        at = self._clock()
+        found = {openid: _Known(at, profile) for openid, profile in profiles.items()}
+        for openid, one in found.items():
+            self._known[openid] = one
+            self._known.move_to_end(openid)
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return found

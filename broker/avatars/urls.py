@@ -1,0 +1,44 @@
+"""What is an avatar's URL, and in which sizes it can be had. Pure; the facts are wechat.md §3."""
+
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+SIZES: Final = (0, 46, 64, 96, 132)  # the side in pixels; 0 means 640
+_SEGMENTS: Final = frozenset(map(str, SIZES))
+
+
+def avatar_url(headimgurl: object) -> str | None:
+    """The URL that WeChat gave, or None where it withholds the avatar: `""`, `"/0"`, null, missing, or no URL at all."""
+    if not isinstance(headimgurl, str) or not _is_web(headimgurl):
+        return None
+    return headimgurl
+
+
+def sized(url: str, size: int) -> str:
+    """The same picture in another size: the last path segment replaced where it is a size, else the URL as it is."""
+    parts = urlsplit(url)
+    head, _, last = parts.path.rpartition("/")
+    return urlunsplit(parts._replace(path=f"{head}/{size}")) if last in _SEGMENTS else url
+
+
+def origin(url: str) -> str:
+    """`scheme://host[:port]` of a URL that is one."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def is_qlogo(url: str) -> bool:
+    """Whether the URL is on one of WeChat's avatar hosts: there and nowhere else, by the parsed host, on a default port."""
+    parts = urlsplit(url)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return (parts.hostname or "").endswith(".qlogo.cn") and "@" not in parts.netloc and parts.port in {None, default}
+
+
+def _is_web(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        well_formed = parts.port != 0 and bool(parts.hostname)
+    except ValueError:
+        return False
+    visible = text.isascii() and text.isprintable() and not set(text) & set(" \"'<>\\^`{|}")
+    return visible and well_formed and parts.scheme in {"http", "https"}
