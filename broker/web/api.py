@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import hdrs, web
+from multidict import CIMultiDict
 
 from broker import __version__
 from broker.core.errcodes import TOKEN_REFUSED
@@ -28,6 +29,7 @@ class Edge:
     patience_s: float
     wall: Callable[[], float] = time.time
     connections: Connections = field(default_factory=lambda: Connections(most_connections()))
+    rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(default_factory=dict)  # by app, the last answer
 
 
 EDGE: Final = web.AppKey("edge", Edge)
@@ -63,12 +65,11 @@ async def get_token(request: web.Request) -> web.Response:
     """The token; 304 where the client has it, at once or after `wait` seconds."""
     keeper = _keeper(request, "read")
     wait, min_ttl = _numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
-    version = keeper.credential.version
-    if version is not None and hdrs.IF_NONE_MATCH in request.headers and _matches(request, version):
+    if hdrs.IF_NONE_MATCH in request.headers and (version := keeper.credential.version) and _matches(request, version):
         answer = await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
         if answer is None and keeper.serve(min_ttl) is not None:
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'})
-    served = await keeper.get(min_ttl, max(wait, request.app[EDGE].patience_s))
+    served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, request.app[EDGE].patience_s))
     return _token(request, keeper, served) if isinstance(served, Served) else unavailable(served)
 
 
@@ -112,6 +113,17 @@ def iso(wall: float) -> str:
 
 
 def _token(request: web.Request, keeper: Keeper, served: Served, **more: str) -> web.Response:
+    edge, name = request.app[EDGE], keeper.account.name
+    key = (served.credential, served.expires_in, served.state, more.get("outcome"))
+    kept = edge.rendered.get(name)
+    if kept is None or kept[0] != key:
+        kept = edge.rendered[name] = (key, *_rendered(edge, keeper, served, more))
+    _, body, headers = kept
+    return web.Response(body=body, headers=headers.copy())
+
+
+def _rendered(edge: Edge, keeper: Keeper, served: Served, more: dict[str, str]) -> tuple[bytes, CIMultiDict[str]]:
+    """Body and headers: the same for everyone who asks within a second."""
     credential = served.credential
     token, version = credential.token, credential.version
     if token is None:  # cannot be: what is served has a token
@@ -121,13 +133,13 @@ def _token(request: web.Request, keeper: Keeper, served: Served, **more: str) ->
         "appid": keeper.account.appid,
         "access_token": token.value.reveal(),
         "expires_in": served.expires_in,
-        "expires_at": iso(request.app[EDGE].wall() + served.expires_in),
+        "expires_at": iso(edge.wall() + served.expires_in),
         "version": version,
         "state": served.state.value,
         **more,
     }
-    headers = {**NO_STORE, hdrs.ETAG: f'"{version}"'}
-    return web.Response(body=json.dumps(body).encode(), content_type="application/json", headers=headers)
+    headers = {**NO_STORE, hdrs.ETAG: f'"{version}"', hdrs.CONTENT_TYPE: "application/json"}
+    return json.dumps(body).encode(), CIMultiDict(headers)
 
 
 STARTED: Final = time.monotonic()

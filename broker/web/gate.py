@@ -24,6 +24,7 @@ REQUEST_HEADER: Final = "X-Token-Broker"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
 BROWSER: Final = ("sec-fetch-",)
 FORWARDED: Final = ("x-forwarded-",)
+MOST_BLOCKS: Final = 1024
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
 
 
@@ -62,6 +63,7 @@ class Gate:
         self.keys = keys
         self._hosts = {host.strip("[]").lower() for host in hosts if host} | LOOPBACK_NAMES
         self._known_hosts: dict[str, bool] = {}
+        self._passed: dict[object, Client] = {}
 
     def refuse(self, request: web.Request) -> web.Response | None:
         """The refusal, or None after noting who the client is."""
@@ -69,13 +71,28 @@ class Gate:
             refusal = problem(400, "malformed-request", "Ask for a path, not for a URI.")
             refusal.force_close()
             return refusal
-        hosts = request.headers.getall(hdrs.HOST, [])
-        if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            return problem(403, "host-not-allowed", "This name is not the broker's: add it to server.allowed_hosts if it is.")
         match = request.match_info
         if match.http_exception is not None or hasattr(match.handler, "open_to_browsers"):
+            return self._foreign(request)
+        # What passed once passes again: the whole header block is the key, and who may pass depends on nothing else but
+        # the kind of socket. Services send the same few blocks for ever, and looking at them costs as much as the answer.
+        block = (request.raw_headers, _by_unix_socket(request)) if self.keys else request.raw_headers
+        client = self._passed.get(block)
+        if client is None:
+            if (why_not := self._foreign(request) or _not_a_program(request) or self._identify(request)) is not None:
+                return why_not
+            client = request[CLIENT]
+            if len(self._passed) >= MOST_BLOCKS:
+                self._passed.clear()
+            self._passed[block] = client
+        request[CLIENT] = client
+        return None
+
+    def _foreign(self, request: web.Request) -> web.Response | None:
+        hosts = request.headers.getall(hdrs.HOST, [])
+        if len(hosts) == 1 and self._is_ours(hosts[0]):
             return None
-        return _not_a_program(request) or self._identify(request)
+        return problem(403, "host-not-allowed", "This name is not the broker's: add it to server.allowed_hosts if it is.")
 
     def _is_ours(self, host: str) -> bool:
         known = self._known_hosts.get(host)

@@ -1,11 +1,12 @@
 """What Prometheus sees. App names, lanes and outcomes are labels; tokens, secrets and client keys never are."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Metric, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from broker import __version__
@@ -21,7 +22,9 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.roster: Roster | None = None
         app = ["app"]
-        self._requests = Counter("token_broker_http_requests", "Requests answered.", ["route", "status"], registry=self.registry)
+        self._requests: dict[tuple[web.AbstractResource | None, int], int] = defaultdict(
+            int
+        )  # bare numbers: each request pays for this
         self._calls = Counter(
             "token_broker_token_calls", "Calls to WeChat's token endpoint.", ["app", "lane", "outcome"], registry=self.registry
         )
@@ -29,7 +32,6 @@ class Metrics(Collector):
             "token_broker_verifications", "Verifications of a held token.", ["app", "verdict"], registry=self.registry
         )
         self._crashes = Counter("token_broker_crashes", "Bugs survived; please report them.", app, registry=self.registry)
-        self._children: dict[tuple[str, int], Counter] = {}
         self.registry.register(self)
 
     def witness(self, event: str, app: str, **facts: object) -> None:
@@ -42,18 +44,19 @@ class Metrics(Collector):
         elif event == "crashed":
             self._crashes.labels(app).inc()
 
-    def request(self, route: str, status: int) -> None:
-        """Count an answered request; the label lookup is kept, since it costs as much as the handler."""
-        child = self._children.get((route, status))
-        if child is None:
-            child = self._children[route, status] = self._requests.labels(route, str(status))
-        child.inc()
+    def request(self, resource: web.AbstractResource | None, status: int) -> None:
+        """Count an answered request to a route, or to none."""
+        self._requests[resource, status] += 1
 
     def collect(self) -> Iterable[Metric]:
         """Read the keepers."""
         build = GaugeMetricFamily("token_broker_build_info", "The version that runs.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
+        requests = CounterMetricFamily("token_broker_http_requests", "Requests answered.", labels=["route", "status"])
+        for (resource, status), count in list(self._requests.items()):
+            requests.add_metric([route_name(resource), str(status)], count)
+        yield requests
         if self.roster is None:
             return
         ticking = GaugeMetricFamily("token_broker_ticking", "1 while the schedule is alive.")
@@ -64,6 +67,11 @@ class Metrics(Collector):
             for name, labels, value in _readings(keeper):
                 families[name].add_metric([keeper.account.name, *labels], value)
         yield from families.values()
+
+
+def route_name(resource: web.AbstractResource | None) -> str:
+    """A route's pattern: bounded in number, where paths are not."""
+    return resource.canonical if resource is not None else "none"
 
 
 GAUGES: Final[dict[str, tuple[str, list[str]]]] = {

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from broker.web import api, openapi, probes
 from broker.web.gate import Gate
-from broker.web.metrics import METRICS, Metrics
+from broker.web.metrics import METRICS, Metrics, route_name
 from broker.web.problems import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -33,7 +33,7 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash)
             response = problem(500, "internal-error", "A bug in the broker; its log has more.")
         if edge.roster.stopping:
             response.force_close()  # the next request is our successor's
-        metrics.request(_route(request), response.status)
+        metrics.request(request.match_info.route.resource, response.status)
         return response
 
     app = web.Application(middlewares=[front], client_max_size=LARGEST_BODY)
@@ -44,8 +44,7 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash)
 
 def _route(request: web.Request) -> str:
     """The route's pattern: bounded in number, where paths are not."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "none"
+    return route_name(request.match_info.route.resource)
 
 
 def _as_problem(error: web.HTTPException) -> web.Response:
