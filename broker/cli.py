@@ -4,7 +4,7 @@ import asyncio
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -57,7 +57,7 @@ def serve(config: Path | None) -> None:
     log.configure(os.environ.get("TOKEN_BROKER_LOG_LEVEL", ""))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold tokens and secrets
     try:
-        asyncio.run(run(settings))
+        _run(run(settings))
     except StoreBusy as busy:
         stop(BUSY, str(busy))
     except StoreRefused as refused:
@@ -131,6 +131,26 @@ def sandbox(port: int, **options: Any) -> None:
 
 
 @main.command()
+@CONFIG
+def avatars(config: Path | None) -> None:
+    """Run the companion, which shows the followers' avatars: a client of the daemon like any other."""
+    from broker import log
+    from broker.config import ConfigError, load_avatars
+    from broker.listen import AddressTaken
+
+    try:
+        settings = load_avatars(config)
+        log.configure()
+        asyncio.run(_show_avatars(settings))
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    except AddressTaken:
+        stop(FAILED, f"avatars.listen: {settings.listen} is taken: another program is there; stop it or change the key")
+    except OSError as failure:
+        stop(FAILED, str(failure))
+
+
+@main.command()
 def demo() -> None:
     """Run sandbox, daemon and companion on loopback, in a temporary directory, until Ctrl-C."""
     from broker.demo import run
@@ -139,6 +159,16 @@ def demo() -> None:
         run(click.echo)
     except KeyboardInterrupt:
         click.echo("")
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run it on uvloop where that is installed (the extra [speed]), else on asyncio's own loop."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        new_event_loop = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(work)
 
 
 def _configured(config: Path | None) -> Any:
@@ -163,6 +193,28 @@ def _asked(config: Path | None, path: str, key_file: Path | None) -> Any:
         stop(MISCONFIGURED, *error.errors)
     except (ask.NoAnswer, OSError) as error:
         stop(FAILED, str(error))
+
+
+async def _show_avatars(settings: Any) -> None:
+    from broker.avatars import Options
+    from broker.avatars import serve as run
+    from broker.listen import listeners
+
+    options = Options(
+        broker=settings.broker,
+        app=settings.app,
+        key_file=settings.key_file,
+        api_base=settings.wechat.api_base,
+        timeout_s=settings.wechat.timeout,
+        cache_ttl_s=settings.cache_ttl,
+        proxy_images=settings.proxy_images,
+        hosts=frozenset({settings.listen.host, *settings.allowed_hosts}),
+    )
+    async with listeners([settings.listen], ()) as bound:
+        names = ", ".join(address for address, _ in bound)
+        await run(
+            options, [sock for _, sock in bound], lambda: click.echo(f"token-broker avatars {__version__} serves on {names}")
+        )
 
 
 def _until_interrupted(work: Callable[[], Any]) -> None:

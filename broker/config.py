@@ -63,13 +63,19 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class AvatarsSettings:
-    """The companion's own. `key` is read by :func:`load_avatars` only; `broker` is a URL's origin or `unix:/path`."""
+    """The companion's own, and what it shares with the daemon: where WeChat is, and the names both answer to.
+
+    `key` is read by :func:`load_avatars` only; `broker` is a URL's origin or `unix:/path`.
+    """
 
     listen: Address
     broker: str
     app: str
     cache_ttl: float
     key_file: Path | None
+    proxy_images: bool
+    wechat: WeChatSettings
+    allowed_hosts: tuple[str, ...]
     key: Secret | None = None
 
 
@@ -103,11 +109,11 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         path=path,
         server=_server(document, names, problems),
         store=_store(document.store, environ, reader),
-        wechat=WeChatSettings(document.wechat.api_base, document.wechat.timeout),
+        wechat=_wechat(document),
         policy=policy,
         apps=MappingProxyType(_apps(document, names, policy, reader)),
         clients=MappingProxyType(_clients(document, names, reader)),
-        avatars=_avatars(document.avatars, names, reader) if document.avatars else None,
+        avatars=_avatars(document.avatars, document, names, reader) if document.avatars else None,
     )
     problems.raise_any()
     return settings
@@ -125,14 +131,16 @@ def load_server(path: Path | None = None, environ: Mapping[str, str] = os.enviro
 
 
 def load_avatars(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> AvatarsSettings:
-    """Read what the companion needs: [avatars] (its defaults where it is missing) and its key.
+    """Read what the companion needs: [avatars] (its defaults where it is missing), [wechat], [server], and its key.
 
     Nothing else is looked at, except that unknown keys are refused everywhere. Raises ConfigError.
     """
     path = path or default_path(environ)
     problems = Problems()
-    document, names = read_document(path, environ, problems, only="avatars")
-    settings = _avatars(document.avatars or Avatars(), names, _Reader(path.parent, environ, problems), with_key=True)
+    for section in ("server", "wechat", "avatars"):
+        document, names = read_document(path, environ, problems, only=section)
+    reader = _Reader(path.parent, environ, problems)
+    settings = _avatars(document.avatars or Avatars(), document, names, reader, with_key=True)
     problems.raise_any()
     return settings
 
@@ -256,9 +264,23 @@ def _key_digest(name: str, client: Client, reader: _Reader) -> str | None:
     return None if secret is None else hashlib.sha256(secret.reveal().encode()).hexdigest()
 
 
-def _avatars(table: Avatars, names: Names, reader: _Reader, *, with_key: bool = False) -> AvatarsSettings:
+def _avatars(table: Avatars, document: Document, names: Names, reader: _Reader, *, with_key: bool = False) -> AvatarsSettings:
     if names.apps and table.app not in names.apps and not reader.problems.about("avatars", "app"):
         reader.problems.add(("avatars", "app"), f"names no app{suggestion(table.app, names.apps)}")
     file = None if table.key_file is None else reader.home / table.key_file
     key = reader.file(("avatars", "key_file"), file) if file and with_key else None
-    return AvatarsSettings(table.listen, table.broker, table.app, table.cache_ttl, file, key)
+    return AvatarsSettings(
+        listen=table.listen,
+        broker=table.broker,
+        app=table.app,
+        cache_ttl=table.cache_ttl,
+        key_file=file,
+        proxy_images=table.proxy_images,
+        wechat=_wechat(document),
+        allowed_hosts=document.server.allowed_hosts,
+        key=key,
+    )
+
+
+def _wechat(document: Document) -> WeChatSettings:
+    return WeChatSettings(document.wechat.api_base, document.wechat.timeout)

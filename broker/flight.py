@@ -30,7 +30,7 @@ from broker.core.ports import (
     Verdict,
     Witness,
 )
-from broker.core.quota import Lane
+from broker.core.quota import Entry, Lane, Limits, full
 from broker.core.reservation import admit, claim_for
 from broker.emergency import LAST_MINUTES_S, EmergencyBudget
 from broker.published import Published
@@ -229,6 +229,10 @@ class Flights:
         account, now, held = self._app.account, self._tools.clock.now(), self._app.credential
         if self._app.seconds_to_live() > LAST_MINUTES_S or now < core.allowed_at(held, self._app.policy):
             return
+        limits = Limits.of(account.daily_quota, account.endpoint, self._app.policy)
+        made = [*self._app.entries, *(Entry(at, self._tools.clock.wall(), Lane.SCHEDULED) for at, _ in self._unrecorded)]
+        if full(made, limits, Lane.SCHEDULED, now, self._tools.clock.wall()) is not None:
+            return
         if not await asyncio.to_thread(self._tools.emergency.spend, account.appid, now):
             return
         answer = await self._tools.upstream.fetch(account, force=False)
@@ -261,18 +265,19 @@ class Flights:
 
     async def _settle(self, grant: Grant, outcome: str, change: Change) -> None:
         """Write the outcome and publish it; where the disk does not take it, publish it all the same and try again."""
-        before = self._app.credential
+        before, again = self._app.credential, self._unsettled is not None
         try:
             held = await self._tools.store.settle(self._app.account, grant, outcome, change)
         except StoreError as error:
             self._store_failed(error)
-            if self._unsettled is None:
+            if not again:
                 self._adopt(change(before, self._tools.clock.now()) or before)
             self._unsettled = (grant, outcome, change)
         else:
             self._unsettled = self.store_error = None
             self._adopt(held)
-        self._tell(before, grant, outcome)
+        if not again:
+            self._tell(before, grant, outcome)
 
     async def _close_orphan(self) -> None:
         """A reserved call whose outcome nobody knows, since its process died: spent, perhaps minted, a failure like others."""
@@ -287,6 +292,9 @@ class Flights:
             self._store_failed(error)
             amended = change(self._app.credential, self._tools.clock.now())
             credential, changed = amended or self._app.credential, amended is not None
+        else:
+            if self._unsettled is None and not self._unrecorded:
+                self.store_error = None
         self._adopt(credential)
         return changed
 

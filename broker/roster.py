@@ -17,6 +17,7 @@ class Roster:
         self._by_any_name = {keeper.account.appid: keeper for keeper in self._keepers.values()} | self._keepers
         self.ticked_at = NEVER
         self.stopping = False
+        self._stumbled: dict[str, float] = {}  # by app: no look before
 
     def find(self, app: str) -> Keeper | None:
         """The keeper of an app, named by name or AppID."""
@@ -37,7 +38,16 @@ class Roster:
         """Look at every app; none of the looks waits for anything."""
         self.ticked_at = self._tools.clock.now()
         for keeper in self:
+            if self.ticked_at >= self._stumbled.get(keeper.account.name, NEVER):
+                self._look(keeper)
+
+    def _look(self, keeper: Keeper) -> None:
+        """One keeper's look; a bug in it is told, costs that app a pause, and the others nothing."""
+        try:
             keeper.tick()
+        except Exception as error:  # noqa: BLE001 -- the daemon outlives its bugs
+            self._stumbled[keeper.account.name] = self.ticked_at + self._tools.policy.max_backoff
+            self._tools.witness("crashed", keeper.account.name, error=error)
 
     def govern(self, policy: Policy) -> None:
         """Go by another policy from now on; calls nobody."""

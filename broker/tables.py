@@ -39,6 +39,14 @@ def number(value: object) -> object:
     return value
 
 
+def flag(value: object) -> bool:
+    """Return true or false as TOML writes them, and as the environment does."""
+    meant = {"true": True, "false": False}.get(value) if isinstance(value, EnvText) else value
+    if not isinstance(meant, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 -- pydantic collects ValueErrors only
+    return meant
+
+
 def _named(pattern: str, meant: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -46,6 +54,12 @@ def _named(pattern: str, meant: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _plain(broker: str) -> str:
+    if broker.startswith("https:"):
+        raise ValueError("the daemon speaks http: http://127.0.0.1:8765 or unix:/run/token-broker/broker.sock")
+    return broker
 
 
 def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
@@ -57,6 +71,7 @@ def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
 
 Whole = Annotated[int, Field(strict=True), BeforeValidator(number)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(number)]
+Flag = Annotated[bool, PlainValidator(flag)]
 Name = Annotated[
     str,
     _named(
@@ -70,7 +85,7 @@ Sha256 = Annotated[str, _named(r"[0-9A-Fa-f]{64}", "must be 64 hex digits: print
 Listener = Annotated[Address, PlainValidator(parse_address), NoDecode]
 HostName = Annotated[str, AfterValidator(host_name)]
 ApiBase = Annotated[str, AfterValidator(lambda url: parse_origin(url, plain_http=False))]
-Broker = Annotated[str, AfterValidator(parse_broker)]
+Broker = Annotated[str, AfterValidator(parse_broker), AfterValidator(_plain)]
 
 
 def _store_url(url: str) -> str:
@@ -150,6 +165,7 @@ class Avatars(Table):
     app: str = "main"
     key_file: FilePath | None = None
     cache_ttl: Annotated[Number, Field(ge=0, le=86400)] = 600
+    proxy_images: Flag = False
 
 
 class Document(Table):

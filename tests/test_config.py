@@ -270,6 +270,7 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
         ('[apps."a\\u001b"]\nappid = "wx2"\nsecret = "x"', 'apps."a\\x1b": a name is 1 to 64 letters'),
         ("[clients.b]", "clients.b.key_sha256: exactly one of"),
         ('[clients.b]\nkey_sha256 = "abc"', "clients.b.key_sha256: must be 64 hex digits"),
+        ("[avatars]\nproxy_images = 1", "avatars.proxy_images: must be true or false"),
         ("[avatars]\ncache_ttl = -1", "avatars.cache_ttl: must be greater than or equal to 0"),
         ('[avatars]\nbroker = "127.0.0.1:8765"', "avatars.broker: must be a URL"),
         ('[avatars]\napp = "mian"', 'avatars.app: names no app; did you mean "main"?; there is main'),
@@ -536,11 +537,24 @@ def test_the_companion_reads_its_key_and_no_app_secret(write: Callable[..., Path
 
 
 def test_the_companion_refuses_its_own_mistakes_and_unknown_keys_anywhere(write: Callable[..., Path]) -> None:
-    path = write(f"[policy]\ntock = 1\ntick = -1\n{APP}[avatars]\ncache_ttl = -1\nproxy_images = true\nkey_file = './none'")
+    path = write(f"[policy]\ntock = 1\ntick = -1\n{APP}[avatars]\ncache_ttl = -1\nproxy_image = true\nkey_file = './none'")
     with pytest.raises(ConfigError) as caught:
         load_avatars(path, {})
     keys = {error.partition(":")[0] for error in caught.value.errors}
-    assert keys == {"policy.tock", "avatars.cache_ttl", "avatars.proxy_images", "avatars.key_file"}
+    assert keys == {"policy.tock", "avatars.cache_ttl", "avatars.proxy_image", "avatars.key_file"}
+
+
+def test_the_companion_shares_wechat_and_the_allowed_hosts_with_the_daemon(write: Callable[..., Path]) -> None:
+    shared = '[wechat]\napi_base = "http://127.0.0.1:8780"\ntimeout = 3\n[server]\nallowed_hosts = ["pictures.example"]\n'
+    settings = load_avatars(write(f"{shared}{APP}[avatars]\nproxy_images = true\n"), {})
+    assert (settings.wechat.api_base, settings.wechat.timeout) == ("http://127.0.0.1:8780", 3)
+    assert (settings.allowed_hosts, settings.proxy_images) == (("pictures.example",), True)
+    assert not load_avatars(write(APP), {}).proxy_images
+    assert not load_avatars(
+        write(f"{APP}[avatars]\nproxy_images = true\n"), {"TOKEN_BROKER_AVATARS__PROXY_IMAGES": "false"}
+    ).proxy_images
+    with pytest.raises(ConfigError, match=r"wechat\.api_base: must be https"):
+        load_avatars(write(f'[wechat]\napi_base = "http://pictures.example"\n{APP}'), {})
 
 
 def test_the_daemon_checks_the_companions_section_but_leaves_its_key_alone(read: Check, tmp_path: Path) -> None:
@@ -619,6 +633,7 @@ TEXT_KEYS = [
     "avatars.broker",
     "avatars.app",
     "avatars.key_file",
+    "avatars.proxy_images",
     "unknown",
     "apps",
     "apps.main",

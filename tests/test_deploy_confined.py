@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ SERVICE = directives("token-broker.service")
 CONFINE = (Path(__file__).parent / "confine.py").read_text()
 CREDENTIALS, STATE, RUNTIME = "/run/credentials/token-broker.service", "/var/lib/token-broker", "/run/token-brokerd"
 CONFIGURATION = "/run/configuration"  # not in /etc: there is nothing to mount it on, and the system is read-only
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
 HIDDEN = {"/home", "/root", "/run/user", "/tmp", "/var/tmp"}  # noqa: S108 -- ProtectHome=, PrivateTmp=
 
 
@@ -104,8 +106,7 @@ class Confined:
 
     @property
     def environ(self) -> dict[str, str]:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
-        own = dict(assignment.replace("%b", boot).split("=", 1) for assignment in SERVICE["Environment"])
+        own = dict(assignment.replace("%b", BOOT_ID).split("=", 1) for assignment in SERVICE["Environment"])
         places = {"STATE_DIRECTORY": STATE, "RUNTIME_DIRECTORY": RUNTIME, "CREDENTIALS_DIRECTORY": CREDENTIALS}
         told = {"NOTIFY_SOCKET": self.ear.address, "WATCHDOG_USEC": "600000"}
         told["TOKEN_BROKER_CONFIG"] = f"{CONFIGURATION}/config.toml"
@@ -121,11 +122,13 @@ class Confined:
         with log, subprocess.Popen(command, pass_fds=fds, env=self.environ, stdout=log, stderr=log, text=True) as popen:
             try:
                 self.ear.until("READY")
-                (pid,) = Path(f"/proc/{popen.pid}/task/{popen.pid}/children").read_text().split()
-                yield popen, int(pid)
+                (pid,) = _children(popen.pid)
+                yield popen, pid
             except TimeoutError:
                 pytest.fail((self.house.home / "daemon.log").read_text())
             finally:
+                for child in _children(popen.pid):  # which do not die with bwrap
+                    os.kill(child, signal.SIGKILL)
                 popen.kill()
 
     def probe(self, code: str) -> str:
@@ -135,6 +138,13 @@ class Confined:
         where, _, answer = done.stdout.partition("\n")
         assert where == "there", done.stderr
         return (answer + done.stderr).strip()
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 @pytest.fixture
@@ -151,10 +161,10 @@ def _confined(house: House, program: Path) -> Iterator[Confined]:
     for outside in places.values():
         outside.mkdir()
     config = places[CONFIGURATION] / "config.toml"
-    # By name, so that looking names up is tried too.
+    by_name = house.sandbox.replace("127.0.0.1", "localhost")  # so that looking names up is tried too
     config.write_text(
-        f'[store]\nencryption_key_file = "{CREDENTIALS}/store.key"\n[wechat]\napi_base = "{house.sandbox.replace("127.0.0.1", "localhost")}"\n[policy]\ntick = 0.2\n'
-        f'[apps.main]\nappid = "{APPID}"\n'
+        f'[store]\nencryption_key_file = "{CREDENTIALS}/store.key"\n[wechat]\napi_base = "{by_name}"\n'
+        f'[policy]\ntick = 0.2\n[apps.main]\nappid = "{APPID}"\n'
     )
     config.chmod(0o640)
     os.chown(config, 0, CLIENTS)
@@ -202,6 +212,8 @@ def test_the_daemon_lives_with_all_that_the_unit_forbids(confined: Confined) -> 
     house_store = confined.places[STATE] / "broker.db"
     assert house_store.stat().st_mode & 0o777 == 0o600
     assert (house_store.stat().st_uid, house_store.stat().st_gid) == (USER, GROUP)
+    with sqlite3.connect(house_store) as db:  # what %b handed in, since /proc did not say
+        assert db.execute("select boot_id from accounts").fetchall() == [(BOOT_ID,)]
 
 
 def assert_confined(pid: int) -> None:

@@ -5,6 +5,8 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from broker.clock import SystemClock
 from broker.core.credential import Policy
 from broker.roster import Roster
@@ -99,3 +101,21 @@ def test_the_steady_clock_runs_through_suspend_and_knows_its_boot() -> None:
     before = clock.now()
     assert 0 <= clock.now() - before < 10
     assert SystemClock("0123-4567").boot_id == "01234567"
+
+
+async def test_a_bug_in_one_apps_look_is_told_once_and_the_others_go_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    accounts = [replace(ACCOUNT, name=f"app{number}", appid=f"wx{number}") for number in range(3)]
+    roster = Roster(accounts, await bench.tools())
+    await roster.start()
+    broken = next(iter(roster))
+    monkeypatch.setattr(broken, "tick", lambda: 1 / 0)
+    for _ in range(20):
+        roster.tick()
+        await roster.landed()
+        bench.clock.pass_(5)
+    assert [facts["app"] for facts in bench.told("crashed")] == ["app0"]
+    assert [keeper.serve() is not None for keeper in roster] == [False, True, True]
+    assert roster.ticking
+    bench.clock.pass_(300)
+    roster.tick()
+    assert len(bench.told("crashed")) == 2

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -304,41 +305,44 @@ def test_each_part_that_cannot_change_is_found(house: House) -> None:
 # --- inherited sockets ------------------------------------------------------------------------------------------------
 
 
-def start(house: House, sockets: list[socket.socket], **environ: str) -> "subprocess.Popen[str]":
+@contextmanager
+def started(house: House, sockets: list[socket.socket], **environ: str) -> Iterator["subprocess.Popen[str]"]:
     command = handing_over(sockets, [sys.executable, "-m", "broker", "serve", "--config", str(house.config)])
     fds = [sock.fileno() for sock in sockets]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, pass_fds=fds, env={**os.environ, **environ}, stdout=pipe, stderr=pipe, text=True)
+    with subprocess.Popen(command, pass_fds=fds, env={**os.environ, **environ}, stdout=pipe, stderr=pipe, text=True) as popen:
+        try:
+            yield popen
+        finally:
+            popen.kill()
 
 
 def test_a_socket_beyond_loopback_without_clients_is_refused(house: House) -> None:
     with socket.create_server(("0.0.0.0", 0)) as wide:  # noqa: S104 -- the point
-        with start(house, [wide]) as refused:
+        with started(house, [wide]) as refused:
             _, errors = refused.communicate(timeout=PATIENCE_S)
         assert refused.returncode == 78
         assert errors.startswith("token-broker: clients: needed")
         assert "Traceback" not in errors
         house.configure(more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"')
-        with start(house, [wide]) as daemon:
+        with started(house, [wide]) as daemon:
             assert daemon.stdout is not None
             assert f"http://0.0.0.0:{wide.getsockname()[1]}" in daemon.stdout.readline()
-            daemon.terminate()
 
 
 def test_clients_cannot_be_reloaded_away_from_a_socket_beyond_loopback(house: House, ear: Ear) -> None:
     house.configure(more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"')
-    with socket.create_server(("0.0.0.0", 0)) as wide, start(house, [wide], NOTIFY_SOCKET=ear.address) as popen:  # noqa: S104
+    with socket.create_server(("0.0.0.0", 0)) as wide, started(house, [wide], NOTIFY_SOCKET=ear.address) as popen:  # noqa: S104
         ear.until("READY")
         house.daemon = f"http://127.0.0.1:{wide.getsockname()[1]}"
         house.configure()
         assert "clients: needed" in hang_up(Process(popen, house.home), ear)
         assert house.get("/v1/tokens/main")[0] == 401
-        popen.terminate()
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["datagram", "not listening"])
 def test_a_descriptor_that_does_not_listen_is_refused_by_its_name(house: House, kind: socket.SocketKind) -> None:
-    with socket.socket(socket.AF_INET, kind) as odd, start(house, [odd]) as refused:
+    with socket.socket(socket.AF_INET, kind) as odd, started(house, [odd]) as refused:
         _, errors = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 1
     assert errors == (
@@ -356,12 +360,15 @@ def test_systemds_own_tool_activates_it(house: House) -> None:
     log = (house.home / "log").open("w")
     with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as popen:
         assert popen.stdout is not None
-        until(path.exists, "the tool listens")
-        house.daemon = f"http://{address}"
-        assert house.get("/v1/tokens/main")[0] == 200
-        assert f"serves on http://{address}, unix:{path}" in popen.stdout.readline()
-        popen.terminate()
-        assert popen.wait(PATIENCE_S) == 0
+        try:
+            until(path.exists, "the tool listens")
+            house.daemon = f"http://{address}"
+            assert house.get("/v1/tokens/main")[0] == 200
+            assert f"serves on http://{address}, unix:{path}" in popen.stdout.readline()
+            popen.terminate()
+            assert popen.wait(PATIENCE_S) == 0
+        finally:
+            popen.kill()
     assert path.exists()  # it is not ours to remove
 
 

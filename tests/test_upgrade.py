@@ -11,10 +11,11 @@ from broker.storefile import MIGRATIONS
 from tests.doubles import CANARY, Bench, looked, value_of
 
 FIRST = f"""
-CREATE TABLE "accounts" ("appid" TEXT, "endpoint" TEXT, "token" TEXT, "token_call" INTEGER, "requested_at" REAL, "expires_at" REAL,
-  "doubt" TEXT, "doubt_since" REAL, "safe_until" REAL, "called_at" REAL, "reserved_call" INTEGER, "not_before" REAL,
-  "failures" INTEGER, "failure" TEXT, "checked_at" REAL, "rivals" INTEGER, "rivals_since" REAL, "rivals_last" REAL,
-  "fingerprint" TEXT, "boot_id" TEXT, "boot_at" REAL, "wall_at" REAL, PRIMARY KEY ("appid", "endpoint")) STRICT;
+CREATE TABLE "accounts" ("appid" TEXT, "endpoint" TEXT, "token" TEXT, "token_call" INTEGER, "requested_at" REAL,
+  "expires_at" REAL, "doubt" TEXT, "doubt_since" REAL, "safe_until" REAL, "called_at" REAL, "reserved_call" INTEGER,
+  "not_before" REAL, "failures" INTEGER, "failure" TEXT, "checked_at" REAL, "rivals" INTEGER, "rivals_since" REAL,
+  "rivals_last" REAL, "fingerprint" TEXT, "boot_id" TEXT, "boot_at" REAL, "wall_at" REAL,
+  PRIMARY KEY ("appid", "endpoint")) STRICT;
 INSERT INTO "accounts" VALUES('wx0123456789abcdef','token','{CANARY}-old',1,10000.0,17200.0,NULL,NULL,NULL,10000.0,NULL,NULL,
   0,NULL,NULL,0,NULL,NULL,'','boot-1',10000.0,1790000000.0);
 CREATE TABLE calls (id integer primary key autoincrement, appid text, endpoint text, lane text, forced integer, cost integer,

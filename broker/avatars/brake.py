@@ -62,4 +62,3 @@ class Allowance:
         if self._left < 1:
             raise Trouble("budget-spent", (1 - self._left) * DAY_S / A_DAY)
         self._left -= 1
-

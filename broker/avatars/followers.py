@@ -7,14 +7,14 @@ from enum import StrEnum
 from typing import Final
 
 from broker.avatars.brake import Allowance, Brake, Tell
-from broker.avatars.listing import Listing, Place
+from broker.avatars.listing import PATIENCE_S, Listing, Place
 from broker.avatars.profiles import Profiles
 from broker.avatars.trouble import Trouble
 from broker.avatars.urls import sized
 from broker.avatars.wechat_api import DataApi, Profile
 
 OPENID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_CURSOR: Final = re.compile(r"([0-9]{1,9})\.([A-Za-z0-9_-]{1,64})")
+_CURSOR: Final = re.compile(r"([0-9]{1,9})(?:\.([A-Za-z0-9_-]{1,64}))?")
 
 
 class Status(StrEnum):
@@ -73,7 +73,7 @@ class Followers:
     async def page(self, place: Place, limit: int) -> Page:
         """Up to `limit` followers. Raises Trouble."""
         window = await self._listing.window(place, limit)
-        shown = await self._profiles.of(window.openids)
+        shown = await self._profiles.of(window.openids, 0 if window.trouble else PATIENCE_S)  # it was waited once
         numbered = enumerate(zip(window.openids, shown.profiles, strict=True), window.start + 1)
         followers = [Follower(openid, number, profile) for number, (openid, profile) in numbered]
         end = None if window.is_end or not followers else Place(followers[-1].number, followers[-1].openid)
@@ -93,10 +93,10 @@ class Followers:
 
 def cursor(place: Place) -> str:
     """A place, for a URL."""
-    return f"{place.position}.{place.anchor}"
+    return f"{place.position}.{place.anchor}" if place.anchor else str(place.position)
 
 
 def read_cursor(text: str) -> Place | None:
     """The place a cursor names; None where it is no cursor."""
     found = _CURSOR.fullmatch(text)
-    return Place(int(found[1]), found[2]) if found else None
+    return Place(int(found[1]), found[2] or "") if found else None

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from broker.avatars.brake import Allowance, Brake
 from broker.avatars.flights import Flights
 from broker.avatars.roll import Roll, Sheet
-from broker.avatars.trouble import Trouble
+from broker.avatars.trouble import Trouble, unreachable
 from broker.avatars.wechat_api import DataApi
 
 PATIENCE_S: Final = 2.0  # with a new answer, where an old one can be shown
@@ -42,6 +42,7 @@ class _Found:
     sheet: Sheet
     base: int  # followers on the pages before
     trouble: Trouble | None = None
+    is_new: bool = False
 
 
 class Listing:
@@ -83,15 +84,15 @@ class Listing:
 
     async def _pages(self, place: Place) -> AsyncIterator[_Found]:
         """The pages from that of the place on. Those before it need only be there, however old they are."""
-        base = number = 0
+        base, number, after = 0, 0, ""
         while True:
-            found = await self._page(number, base)
-            beyond = base + len(found.sheet.roll)
-            if beyond > place.position or found.sheet.is_last:
-                yield await self._page(number, base, fresh=True)
+            found = await self._page(number, base, after)
+            if found.sheet.is_last or base + len(found.sheet.roll) > place.position:
+                found = found if found.is_new else await self._page(number, base, after, fresh=True)
+                yield found
             if found.sheet.is_last:
                 return
-            base, number = beyond, number + 1
+            base, number, after = base + len(found.sheet.roll), number + 1, found.sheet.end
 
     @staticmethod
     def _after(place: Place, found: _Found) -> int:
@@ -102,18 +103,17 @@ class Listing:
         where = found.sheet.roll.find(place.anchor)
         return at if where is None else where + 1
 
-    async def _page(self, number: int, base: int, *, fresh: bool = False) -> _Found:
+    async def _page(self, number: int, base: int, after: str, *, fresh: bool = False) -> _Found:
         """One page: from memory where it will do, else WeChat's, else memory's all the same."""
         held = self._sheets[number] if number < len(self._sheets) else None
-        after = self._sheets[number - 1].end if number else ""
         if held and held.after == after and not (fresh and self._clock() - held.at >= self._ttl_s):
             return _Found(held, base)
         flight = self._flights.join(number, lambda: self._fetch(number, after, base))
         done, _ = await asyncio.wait({flight}, timeout=PATIENCE_S if held else None)
         if not done and held:
-            return _Found(held, base, Trouble("upstream-unavailable", why="no answer yet"))
+            return _Found(held, base, unreachable("late"))
         try:
-            return _Found(await asyncio.shield(flight), base)
+            return _Found(await asyncio.shield(flight), base, is_new=True)
         except Trouble as trouble:
             if held is None:
                 raise

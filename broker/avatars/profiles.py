@@ -4,12 +4,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from broker.avatars.brake import Brake
 from broker.avatars.flights import Flights
 from broker.avatars.listing import PATIENCE_S
-from broker.avatars.trouble import Trouble
+from broker.avatars.trouble import Trouble, unreachable
 from broker.avatars.wechat_api import BATCH, DataApi, Profile
 
 MOST: Final = 20_000  # some 12 MB
@@ -43,20 +44,23 @@ class Profiles:
         self._flights: Flights[dict[str, _Known]] = Flights()
         self._slots = asyncio.Semaphore(AT_ONCE)
 
-    async def of(self, openids: Sequence[str]) -> Shown:
-        """The profiles of these. Raises Trouble where WeChat has to be asked for one and cannot be."""
+    async def of(self, openids: Sequence[str], patience_s: float = PATIENCE_S) -> Shown:
+        """The profiles of these. Raises Trouble where WeChat has to be asked for one and cannot be.
+
+        Where old ones would do, new ones are waited for no longer than `patience_s`.
+        """
         known = {openid: self._known[openid] for openid in openids if openid in self._known}
         due = [openid for openid in openids if openid not in known or self._clock() - known[openid].at >= self._ttl_s]
         trouble = None
         if due:
             flights = self._flying(due)
-            _, late = await asyncio.wait(flights, timeout=PATIENCE_S if len(known) == len(set(openids)) else None)
+            _, late = await asyncio.wait(flights, timeout=patience_s if len(known) == len(set(openids)) else None)
             landed = flights - late
-            trouble = Trouble("upstream-unavailable", why="no answer yet") if late else None
+            trouble = unreachable("late") if late else None
             for flight in landed:
                 error = flight.exception()
                 if error is None:
-                    known |= {openid: found for openid, found in flight.result().items()}
+                    known |= flight.result()
                 elif isinstance(error, Trouble):
                     trouble = error
                 else:
@@ -87,7 +91,7 @@ class Profiles:
                 grounded.append(openid)
         for first in range(0, len(grounded), BATCH):
             batch = tuple(grounded[first : first + BATCH])
-            flights.add(self._flights.start(batch, lambda batch=batch: self._fetch(batch)))
+            flights.add(self._flights.start(batch, partial(self._fetch, batch)))
         return flights
 
     async def _fetch(self, openids: tuple[str, ...]) -> dict[str, _Known]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from broker.client import BrokerError, BrokerUnavailable
+from broker.client import BrokerError
 
 DAY_S: Final = 86_400
 BEIJING_S: Final = 8 * 3600  # ahead of UTC
@@ -44,6 +44,7 @@ _BY_ERRCODE: Final = {
     -1: "upstream-unavailable",
 } | dict.fromkeys(DEAD, "token-refused")
 _OUR_FAULT: Final = {"missing-key", "invalid-key", "insufficient-scope", "unknown-app", "host-not-allowed"}
+_NOBODY: Final = {"unreachable", "not-a-broker"}
 _SOON_S: Final = 5
 
 
@@ -65,18 +66,16 @@ def refused(answer: Mapping[str, Any], errcode: int, wall: Callable[[], float]) 
     code = _BY_ERRCODE.get(errcode, "upstream-refused")
     until = DAY_S - (wall() + BEIJING_S) % DAY_S if code == "quota-exhausted" else None
     ip = _IP.search(str(answer.get("errmsg", "")))
-    return Trouble(code, until, errcode=errcode, ip=ip[1] if ip else "")
+    return Trouble(code, until, errcode=errcode, ip=ip[1] if ip else "", why="busy")
 
 
-def unreachable(why: str) -> Trouble:
-    """WeChat cannot be reached, or what came was not an answer."""
-    return Trouble("upstream-unavailable", why=why)
+def unreachable(why: str, amount: float = 0) -> Trouble:
+    """WeChat cannot be reached, or what came was not an answer; `why` is a key of words.py, `amount` the number in it."""
+    return Trouble("upstream-unavailable", why=why, amount=amount)
 
 
 def of_broker(error: BrokerError, broker: str) -> Trouble:
     """What the daemon's refusal, or its absence, means."""
-    facts = {"broker": broker, "why": error.detail, "broker_code": error.code}
-    if error.code in _OUR_FAULT:
-        return Trouble("broker-refused", **facts)
-    away = isinstance(error, BrokerUnavailable)
-    return Trouble("broker-unavailable" if away else "no-token", error.retry_after, **facts)
+    away = error.code in _NOBODY
+    code = "broker-refused" if error.code in _OUR_FAULT else "broker-unavailable" if away else "no-token"
+    return Trouble(code, error.retry_after, broker=broker, why=error.detail, broker_code=error.code)

@@ -1,5 +1,6 @@
 """What is an avatar's URL, and in which sizes it can be had. Pure; the facts are wechat.md §3."""
 
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -27,6 +28,15 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def is_qlogo(url: str) -> bool:
     """Whether the URL is on one of WeChat's avatar hosts: there and nowhere else, by the parsed host, on a default port."""
     parts = urlsplit(url)
@@ -37,7 +47,7 @@ def is_qlogo(url: str) -> bool:
 def _is_web(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        well_formed = parts.port != 0 and bool(parts.hostname)
+        well_formed = parts.port != 0 and bool(parts.hostname) and "@" not in parts.netloc
     except ValueError:
         return False
     visible = text.isascii() and text.isprintable() and not set(text) & set(" \"'<>\\^`{|}")

@@ -56,7 +56,7 @@ class DataApi:
         data, total, beyond = answer.get("data"), answer.get("total"), answer.get("next_openid")
         openids = data.get("openid") if isinstance(data, dict) else []
         if not isinstance(openids, list) or not all(map(_is_openid, openids)) or not isinstance(total, int):
-            raise unreachable("a list of followers that is none")
+            raise unreachable("garbage")
         return Listed(total, openids, beyond if isinstance(beyond, str) else "")
 
     async def profiles(self, openids: Sequence[str]) -> dict[str, Profile]:
@@ -73,7 +73,7 @@ class DataApi:
             return await self.profiles(openids[:half]) | await self.profiles(openids[half:])
         found = answer.get("user_info_list")
         if not isinstance(found, list):
-            raise unreachable("profiles that are none")
+            raise unreachable("garbage")
         known = {one["openid"]: _profile(one) for one in found if isinstance(one, dict) and isinstance(one.get("openid"), str)}
         return {openid: known.get(openid, STRANGER) for openid in openids}
 
@@ -97,12 +97,12 @@ class DataApi:
                 self.session.request(method, url, json=body, allow_redirects=False) as response,
             ):
                 if response.status != HTTPStatus.OK:
-                    raise unreachable(f"HTTP {response.status}")
+                    raise unreachable("status", response.status)
                 return _object(await bounded(response, MOST_BYTES))
         except TimeoutError:
-            raise unreachable(f"no answer within {self.timeout_s:g} s") from None
+            raise unreachable("silent", self.timeout_s) from None
         except (aiohttp.ClientError, OSError):
-            raise unreachable("the connection failed") from None  # without its text: it holds the URL, and that the token
+            raise unreachable("broken") from None  # without its text: it holds the URL, and that the token
 
 
 async def bounded(response: aiohttp.ClientResponse, most: int) -> bytes | None:
@@ -121,7 +121,7 @@ def _object(body: bytes | None) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise unreachable("an answer that is no JSON object")
+        raise unreachable("garbage")
     return answer
 
 

@@ -7,6 +7,7 @@ of this machine, not from a browser or a proxy, where tokens are handed out? Who
 import hashlib
 import ipaddress
 import re
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -136,8 +137,8 @@ def _digest(authorization: str) -> str:
 
 
 def _by_unix_socket(request: web.Request) -> bool:
-    # asyncio names a TCP peer by a tuple, a Unix peer by a string (empty for unnamed ones).
-    return request.transport is not None and isinstance(request.transport.get_extra_info("peername"), (str, bytes))
+    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    return sock is not None and sock.family == socket.AF_UNIX
 
 
 def _name_of(host: str) -> str:

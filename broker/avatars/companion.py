@@ -1,0 +1,101 @@
+"""What the companion is told, and what it consists of: everything the routes lean on."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+
+from broker.avatars import words
+from broker.avatars.brake import Tell
+from broker.avatars.followers import Followers
+from broker.avatars.images import Images
+from broker.avatars.trouble import of_broker
+from broker.avatars.urls import is_loopback, origin
+from broker.avatars.wechat_api import DataApi
+from broker.client import AsyncTokenClient, BrokerError
+
+QLOGO: Final = ("http://*.qlogo.cn", "https://*.qlogo.cn")
+KEEP_S: Final = 4  # an idle connection is closed by us, before WeChat does: a POST that meets a closed one is lost
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`broker` is a URL's origin or `unix:/path`, `app` one of its apps, `key_file` this client's key.
+
+    `hosts` are names it answers to, beside loopback's and the address a request came in at. Seconds where a time.
+    """
+
+    broker: str = "http://127.0.0.1:8765"
+    app: str = "main"
+    key_file: Path | None = None
+    api_base: str = "https://api.weixin.qq.com"
+    timeout_s: float = 10
+    cache_ttl_s: float = 600
+    proxy_images: bool = False
+    hosts: frozenset[str] = frozenset()
+
+    @property
+    def sandbox(self) -> str | None:
+        """The origin of the sandbox, where that stands in for WeChat: pictures may come from there too."""
+        return origin(self.api_base) if is_loopback(self.api_base) else None
+
+    @property
+    def image_sources(self) -> tuple[str, ...]:
+        """Where a page of ours may show pictures from, for its Content-Security-Policy."""
+        return () if self.proxy_images else (*QLOGO, *([self.sandbox] if self.sandbox else []))
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """The parts. `wall` tells Unix seconds."""
+
+    options: Options
+    client: AsyncTokenClient
+    followers: Followers
+    images: Images
+    wall: Callable[[], float]
+
+    async def why_no_token(self) -> str:
+        """Nothing, where the daemon hands out a token; else a sentence."""
+        try:
+            await self.client.get()
+        except BrokerError as error:
+            trouble = of_broker(error, self.options.broker)
+            return words.sentence(trouble.code, trouble.facts)
+        return ""
+
+
+COMPANION: Final = web.AppKey("companion", Companion)
+
+
+@asynccontextmanager
+async def companion(
+    options: Options, clock: Callable[[], float], wall: Callable[[], float], tell: Tell
+) -> AsyncIterator[Companion]:
+    """Put the parts together. `clock` tells the seconds that ages are measured in."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(_session())
+        client = await stack.enter_async_context(
+            AsyncTokenClient(broker=options.broker, app=options.app, key_file=options.key_file)
+        )
+        api = DataApi(session, client, origin(options.api_base), options.broker, options.timeout_s, wall)
+        followers = Followers(api, options.cache_ttl_s, clock, tell)
+        stack.push_async_callback(followers.close)
+        images = await stack.enter_async_context(Images.open(options.sandbox, options.timeout_s))
+        yield Companion(options, client, followers, images, wall)
+
+
+def _session() -> aiohttp.ClientSession:
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(keepalive_timeout=KEEP_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "token-broker"},
+        auto_decompress=False,
+    )
+    # aiohttp repeats a GET by itself when the server drops the connection, and user/get is counted. No public switch.
+    session._retry_connection = False  # noqa: SLF001
+    return session

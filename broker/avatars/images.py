@@ -1,0 +1,147 @@
+"""Pictures fetched on behalf of clients, so that these need none over http and tell Tencent nothing.
+
+From WeChat's avatar hosts only, and from the sandbox: a URL that leads elsewhere, to a private address or on by a redirect
+is refused, as is what is too large or no picture.
+"""
+
+import asyncio
+import hashlib
+import socket
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Final
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from broker.avatars.flights import Flights
+from broker.avatars.trouble import Trouble
+from broker.avatars.urls import is_qlogo, origin
+from broker.avatars.wechat_api import bounded
+
+LARGEST: Final = 2 * 1024 * 1024  # bytes; a face of 640 pixels is some 60 KB
+ROOM: Final = 64 * 1024 * 1024
+AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image, of the type that its own bytes say."""
+
+    body: bytes
+    content_type: str
+    tag: str
+
+
+class PublicOnly(AbstractResolver):
+    """Names resolved as usual, without the answers that lead into private networks."""
+
+    def __init__(self, inner: AbstractResolver) -> None:
+        self._inner = inner
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        """Public addresses. Raises OSError where there is none."""
+        found = [one for one in await self._inner.resolve(host, port, family) if ip_address(one["host"]).is_global]
+        if not found:
+            raise OSError(None, "no public address")
+        return found
+
+    async def close(self) -> None:
+        """Close the resolver within."""
+        await self._inner.close()
+
+
+class Images:
+    """Pictures by URL, the longest unused forgotten first when they outgrow their room."""
+
+    def __init__(
+        self, public: aiohttp.ClientSession, local: aiohttp.ClientSession, sandbox: str | None, room: int = ROOM
+    ) -> None:
+        self._public = public
+        self._local = local
+        self._sandbox = sandbox
+        self._room = room
+        self._kept: OrderedDict[str, Picture] = OrderedDict()
+        self._bytes = 0
+        self._flights: Flights[Picture] = Flights()
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, sandbox: str | None, timeout_s: float) -> AsyncIterator["Images"]:
+        """Open it. `sandbox` is an origin from which pictures may come too, though its address is private."""
+        public = _session(timeout_s, aiohttp.TCPConnector(resolver=PublicOnly(aiohttp.ThreadedResolver())))
+        local = _session(timeout_s, aiohttp.TCPConnector())
+        async with public, local:
+            images = cls(public, local, sandbox)
+            try:
+                yield images
+            finally:
+                await images._flights.close()
+
+    async def get(self, url: str) -> Picture:
+        """The picture. Raises Trouble where it may not or cannot be fetched."""
+        if kept := self._kept.get(url):
+            self._kept.move_to_end(url)
+            return kept
+        return await asyncio.shield(self._flights.join(url, lambda: self._fetch(url)))
+
+    async def _fetch(self, url: str) -> Picture:
+        if not is_qlogo(url) and origin(url) != self._sandbox:
+            raise _trouble("elsewhere")
+        session = self._public if is_qlogo(url) else self._local
+        try:
+            async with self._slots, session.get(url, allow_redirects=False) as response:
+                if response.status != HTTPStatus.OK:
+                    raise _trouble("status", response.status)
+                body = await bounded(response, LARGEST)
+        except (aiohttp.ClientError, OSError, ValueError):
+            raise _trouble("broken") from None
+        picture = _picture(body)
+        self._keep(url, picture)
+        return picture
+
+    def _keep(self, url: str, picture: Picture) -> None:
+        self._kept[url] = picture
+        self._bytes += len(picture.body)
+        while self._bytes > self._room:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= len(dropped.body)
+
+
+def image_type(body: bytes) -> str | None:
+    """JPEG, PNG, GIF or WebP, by the first bytes; None for anything else, whatever it says it is."""
+    if body.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if body.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if body.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    return "image/webp" if body[:4] == b"RIFF" and body[8:12] == b"WEBP" else None
+
+
+def _picture(body: bytes | None) -> Picture:
+    if body is None:
+        raise _trouble("large", LARGEST // 1024**2)
+    content_type = image_type(body)
+    if content_type is None:
+        raise _trouble("no-picture")
+    return Picture(body, content_type, hashlib.sha256(body).hexdigest()[:32])
+
+
+def _trouble(why: str, amount: float = 0) -> Trouble:
+    return Trouble("image-unavailable", why=why, amount=amount)
+
+
+def _session(timeout_s: float, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
+        headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "token-broker"},
+        auto_decompress=False,
+    )

@@ -1,0 +1,201 @@
+"""The conversation with the broker, without I/O: what to ask, what an answer means, how long to wait after a failure."""
+
+import json
+import math
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+REFUSED: Final = frozenset({40001, 40014, 42001})  # what WeChat's data APIs say of a bad token (wechat.md §2)
+WATCH_S: Final = 55.0
+TIMEOUT_S: Final = 30.0
+NEAR_EXPIRY_S: Final = 5.0  # this long before the end a copy is asked for anew; until the end it is still used
+LONGEST_PAUSE_S: Final = 15.0
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> float:
+    """Steady seconds that run through suspend where the system has such a clock."""
+    return time.clock_gettime(_CLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token. `expires_at` is on :func:`now`'s clock, counted from before the request: never later than the truth."""
+
+    value: str = field(repr=False)
+    version: str
+    app: str
+    expires_at: float
+
+    @property
+    def expires_in(self) -> int:
+        """Whole seconds left, 0 where it is over."""
+        return max(0, math.floor(self.expires_at - now()))
+
+
+class Memory:
+    """The newest token.
+
+    `held` is until when it may be used without asking, and its value: one attribute, so that threads see both or neither.
+    """
+
+    __slots__ = ("_as_of", "held", "token")
+
+    def __init__(self) -> None:
+        self.held: tuple[float, str] = (-1.0, "")
+        self.token: Token | None = None
+        self._as_of = -1.0
+
+    def keep(self, token: Token, asked_at: float) -> Token:
+        """Take an answer, unless it was asked for before the one we hold came in: it may be the older. Returns what is held."""
+        if self.token is not None and asked_at < self._as_of and self.token.expires_at > now():
+            return self.token
+        self.token, self._as_of = token, now()
+        self.held = (token.expires_at - NEAR_EXPIRY_S, token.value)
+        return token
+
+    def good(self, min_ttl: float, margin: float = 0.0) -> Token | None:
+        """The token held, if it lives longer than `min_ttl` and a margin."""
+        return self.token if self.token is not None and self.token.expires_at - margin > now() + min_ttl else None
+
+    def taken(self) -> Token:
+        """What an answer has just brought."""
+        if self.token is None:
+            raise BrokerUnavailable("not-a-broker", "an answer without a token")
+        return self.token
+
+    @property
+    def version(self) -> str | None:
+        """What is held, as the broker calls it."""
+        return None if self.token is None else self.token.version
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, and when it was asked for and came in."""
+
+    status: int
+    body: bytes
+    asked_at: float
+    arrived_at: float
+
+
+class BrokerError(Exception):
+    """The broker said no: its stable `code`, its sentence, and the seconds after which asking again may help."""
+
+    def __init__(self, code: str, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class BrokerUnavailable(BrokerError):  # noqa: N818 -- a state
+    """Nobody answers, or there is no token now, and memory holds none that is still good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the broker is: a Unix socket's `path`, or `host` and `port`."""
+
+    base: str
+    host: str
+    port: int
+    path: str | None = None
+
+    @classmethod
+    def parse(cls, broker: str) -> "Address":
+        """Read `http://host:port` or `unix:/path`; raises ValueError."""
+        if broker.startswith("unix:/"):
+            return cls("http://localhost", "localhost", 80, broker.removeprefix("unix:"))
+        parts = urlsplit(broker)
+        if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"} or parts.query:
+            raise ValueError("the broker's address is http://HOST:PORT or unix:/PATH")
+        return cls(f"http://{parts.netloc}", parts.hostname, parts.port or 80)
+
+
+class Key:
+    """This client's bearer key: given, or in a file that is read again when the key is refused. Without one, a header."""
+
+    def __init__(self, key: str | None, key_file: str | Path | None) -> None:
+        self._file = Path(key_file) if key_file else None
+        self._key = key
+
+    def headers(self) -> dict[str, str]:
+        """What shows our intent; raises OSError where the file cannot be read."""
+        if self._key is None and self._file is not None:
+            self._key = self._file.read_text().strip()
+        return {"X-Token-Broker": "1", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
+
+    def reread(self) -> bool:
+        """Whether the file holds another key now."""
+        if self._file is None:
+            return False
+        before, self._key = self._key, self._file.read_text().strip()
+        return before != self._key
+
+
+def timeout(path: str) -> float:
+    """Seconds an answer may take."""
+    return TIMEOUT_S + (WATCH_S if "wait=" in path else 0.0)
+
+
+def token_path(app: str, min_ttl: float = 0, *, watch: bool = False) -> str:
+    """The path that asks for a token, now or when it is another."""
+    query = f"?wait={WATCH_S:g}" if watch else f"?min_ttl={math.ceil(min_ttl)}" if min_ttl > 0 else ""
+    return f"/v1/tokens/{quote(app, safe='')}{query}"
+
+
+def report_path(app: str) -> str:
+    """The path that takes reports."""
+    return f"/v1/tokens/{quote(app, safe='')}/report"
+
+
+def report_body(token: str, errcode: int | None) -> bytes:
+    """What a report says."""
+    known = {} if errcode not in REFUSED else {"errcode": errcode}
+    return json.dumps({"access_token": token, **known}).encode()
+
+
+def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]:
+    """Return an answer's token and all its fields, None for a 304; raises BrokerError for a problem.
+
+    The seconds in it count from when the broker wrote it: for a request that `waited` that is close to its arrival, for
+    any other no sooner than when it was asked.
+    """
+    if answer.status == 304:  # noqa: PLR2004 -- not modified
+        return None, {}
+    from_then = answer.arrived_at - 1.0 if waited else answer.asked_at
+    try:
+        fields = json.loads(answer.body)
+        if answer.status == 200:  # noqa: PLR2004 -- good
+            return Token(fields["access_token"], fields["version"], fields["app"], from_then + fields["expires_in"]), fields
+        code, detail, wait = fields["code"], fields["detail"], fields.get("retry_after")
+    except (ValueError, KeyError, TypeError):
+        sentence = f"what answers there (HTTP {answer.status}) is not a token-broker"
+        raise BrokerUnavailable("not-a-broker", sentence) from None
+    kind = BrokerUnavailable if answer.status >= 500 else BrokerError  # noqa: PLR2004 -- server errors
+    raise kind(code, detail, wait)
+
+
+def unreachable(error: Exception) -> BrokerUnavailable:
+    """The same for a broken connection, without the library's text."""
+    return BrokerUnavailable("unreachable", f"no broker answers ({type(error).__name__})", 1.0)
+
+
+def pause(failures: int, error: BrokerError) -> float:
+    """Seconds until the next try after the `failures`-th failure in a row."""
+    grown = min(LONGEST_PAUSE_S, 0.2 * 2.0 ** min(failures, 10))
+    return float(min(LONGEST_PAUSE_S, max(grown, error.retry_after or 0.0)) * random.uniform(0.7, 1.0))  # noqa: S311 -- spread
+
+
+def refusal(answer: object) -> int | None:
+    """WeChat's errcode, where an answer of a data API says that the token is bad."""
+    code = answer.get("errcode") if isinstance(answer, Mapping) else None
+    number = int(code) if isinstance(code, str) and code.lstrip("-").isdecimal() else code
+    return number if isinstance(number, int) and number in REFUSED else None

@@ -1,0 +1,190 @@
+"""The client for threads: the standard library's HTTP, and one daemon thread that follows the broker."""
+
+import http.client
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from broker.client import protocol
+from broker.client.protocol import Address, Answer, BrokerError, BrokerUnavailable, Key, Memory, Token, now
+
+T = TypeVar("T")
+
+UNAUTHORIZED: Final = 401
+
+
+class TokenClient:
+    """The current token of one app, from memory. For any number of threads; after a fork it follows anew by itself.
+
+    Methods raise BrokerUnavailable where there is no token, BrokerError where the broker refuses this client.
+    """
+
+    def __init__(
+        self,
+        broker: str = "http://127.0.0.1:8765",
+        app: str = "main",
+        *,
+        key: str | None = None,
+        key_file: str | Path | None = None,
+    ) -> None:
+        """`broker` is `http://HOST:PORT` or `unix:/PATH`; raises ValueError for anything else."""
+        self._address = Address.parse(broker)
+        self._app = app
+        self._key = Key(key, key_file)
+        self._memory = Memory()
+        self._reset()
+        _CLIENTS.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._stopped = threading.Event()
+        self._follower: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop following; a watch ends."""
+        self._stopped.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def get(self, min_ttl: float = 0) -> str:
+        """The token's value, good for at least `min_ttl` seconds. From memory it costs no I/O."""
+        until, value = self._memory.held
+        if until > now() + min_ttl:
+            return value
+        return self.token(min_ttl).value
+
+    def token(self, min_ttl: float = 0) -> Token:
+        """The token with its version and age."""
+        with self._asking:  # of many threads at a cold start, one asks
+            if (token := self._memory.good(min_ttl, protocol.NEAR_EXPIRY_S)) is not None:
+                return token
+            try:
+                self._ask("GET", protocol.token_path(self._app, min_ttl))
+            except BrokerUnavailable:
+                if (token := self._memory.good(min_ttl)) is not None:
+                    return token  # the broker is away, the copy is good
+                raise
+            self._follow()
+            return self._memory.taken()
+
+    def report(self, token: str, errcode: int | None = None) -> str:
+        """Say that WeChat refused this token: `superseded`, `refreshed` or `verified`; memory takes the token to go on with."""
+        fields = self._ask("POST", protocol.report_path(self._app), protocol.report_body(token, errcode))
+        return str(fields.get("outcome", ""))
+
+    def using(self, call: Callable[[str], T]) -> T:
+        """Call with the token; where WeChat's answer (a mapping) refuses it, report it and call once more."""
+        token = self.get()
+        answer = call(token)
+        if (errcode := protocol.refusal(answer)) is None or not self.refused(token, errcode):
+            return answer
+        return call(self.get())
+
+    def refused(self, token: str, errcode: int) -> bool:
+        """Report a refused token; whether calling once more may help."""
+        try:
+            self.report(token, errcode)
+        except BrokerUnavailable:
+            return False
+        except BrokerError as error:
+            return error.code == "report-throttled"  # WeChat vouched for it a moment ago, or another is on its way
+        return True
+
+    def watch(self) -> Iterator[Token]:
+        """Each token in turn, the current one first, until :meth:`close`."""
+        token = self.token()
+        while not self._stopped.is_set():
+            yield token
+            with self._changed:
+                while not self._stopped.is_set() and self._memory.version == token.version:
+                    self._changed.wait()
+                token = self._memory.token or token
+
+    # --- following ----------------------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        if self._follower is None or not self._follower.is_alive():
+            self._follower = threading.Thread(target=_following, args=[weakref.ref(self), self._stopped], daemon=True)
+            self._follower.start()
+
+    def follow_once(self) -> None:
+        """Wait, at most a minute, for another token. For the follower's thread."""
+        version = self._memory.version
+        match = {"If-None-Match": f'"{version}"'} if version else {}
+        self._ask("GET", protocol.token_path(self._app, watch=version is not None), None, **match)
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def _ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> dict[str, Any]:
+        try:
+            answer = self._send(method, path, body, headers)
+            if answer.status == UNAUTHORIZED and self._key.reread():
+                answer = self._send(method, path, body, headers)
+        except (OSError, http.client.HTTPException) as error:
+            raise protocol.unreachable(error) from None
+        token, fields = protocol.read(answer, waited="wait=" in path)
+        if token is not None:
+            with self._changed:
+                self._memory.keep(token, answer.asked_at)
+                self._changed.notify_all()
+        return fields
+
+    def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        kind = {"Content-Type": "application/json"} if body is not None else {}
+        connection = _Connection(self._address, protocol.timeout(path))
+        asked_at = now()
+        try:
+            connection.request(method, path, body, {**self._key.headers(), **kind, **headers})
+            response = connection.getresponse()
+            return Answer(response.status, response.read(), asked_at, now())
+        finally:
+            connection.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        super().__init__(address.host, address.port, timeout=timeout_s)
+        self._path = address.path
+
+    def connect(self) -> None:
+        if self._path is None:
+            super().connect()
+            return
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _following(reference: "weakref.ref[TokenClient]", stopped: threading.Event) -> None:
+    """Follow the broker until the client is closed, or forgotten by everyone."""
+    failures = 0
+    while not stopped.is_set() and (client := reference()) is not None:
+        try:
+            client.follow_once()
+            failures = 0
+        except BrokerError as error:
+            failures += 1
+            wait = protocol.pause(failures, error)
+            del client  # so that it can be collected while we wait
+            stopped.wait(wait)
+
+
+def _after_fork() -> None:
+    for client in list(_CLIENTS):
+        client._reset()  # noqa: SLF001 -- threads and locks stayed in the parent
+
+
+_CLIENTS: "weakref.WeakSet[TokenClient]" = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,46 @@
+"""`python -m tests.bench [--brief] [--only WORD]`: one table, honestly measured; see each row's module for how."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from tests.bench import client, footprint, requests, simulated
+from tests.bench.table import Row, markdown
+
+GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
+    "requests": lambda home, brief: requests.rows(home, brief=brief),
+    "cold-start": lambda home, _: requests.cold_start(home),
+    "start-up": lambda home, brief: footprint.start_up(home, brief=brief),
+    "memory": lambda home, brief: footprint.memory(home, brief=brief),
+    "day": lambda home, brief: simulated.day(home, brief=brief),
+    "year": lambda home, brief: simulated.year(home, brief=brief),
+    "client": lambda home, brief: client.rows(home, brief=brief),
+}
+
+
+def measure(*, brief: bool, only: str = "") -> Iterator[Row]:
+    """Every row of the groups whose name contains `only`."""
+    for name, group in GROUPS.items():
+        if only in name:
+            with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as home:
+                yield from group(Path(home), brief)
+
+
+@click.command()
+@click.option("--brief", is_flag=True, help="Prove that each row runs and is right; its figures mean nothing.")
+@click.option("--only", default="", help="Only groups whose name contains this.")
+@click.option("--imports", is_flag=True, help="The imports of `serve` that cost most, as well.")
+def main(*, brief: bool, only: str, imports: bool) -> None:
+    """Measure, and print a table."""
+    rows = list(measure(brief=brief, only=only))
+    click.echo(markdown(rows))
+    if imports:
+        click.echo("\n" + footprint.imports())
+    if not all(row.good for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
