@@ -163,12 +163,16 @@ def demo() -> None:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run it on uvloop where that is installed (the extra [speed]), else on asyncio's own loop."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        new_event_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 def _configured(config: Path | None) -> Any:

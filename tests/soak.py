@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
@@ -36,6 +36,8 @@ from broker.sandbox.tokens import Token
 from broker.sqlite import SqliteStore
 from broker.wechat import WeChat
 from tests.doubles import CANARY, NOON
+
+T = TypeVar("T")
 
 TIMEOUT_S: Final = 0.5  # real seconds after which a silent WeChat is given up; the broker's clocks say 10
 CALL_TIMEOUT: Final = 10.0
@@ -118,7 +120,7 @@ class MortalStore:
     async def close(self) -> None:
         await self.inner.close()
 
-    async def _mortally(self, transaction: Callable[[], Awaitable[Any]]) -> Any:
+    async def _mortally(self, transaction: Callable[[], Awaitable[T]]) -> T:
         await self.fate.step()
         done = await transaction()
         await self.fate.step()
@@ -165,7 +167,7 @@ class Checker:
     incidents: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # what may cost a call more
     gaps: dict[str, Gap] = field(default_factory=lambda: defaultdict(Gap))
     _newest: dict[str, tuple[str, int]] = field(default_factory=dict)
-    _tokens: dict[tuple[str, str], str] = field(default_factory=dict)
+    _tokens: dict[tuple[str, int], str] = field(default_factory=dict)
     _gap_since: dict[str, float] = field(default_factory=dict)
     _why: dict[str, str] = field(default_factory=dict)
     _needless: dict[str, tuple[float, float]] = field(default_factory=dict)  # seconds, and when last looked at
@@ -204,10 +206,10 @@ class Checker:
         if "WeChat gave no token" in served.detail or spent >= account.daily_quota:
             self._needless.pop(account.name, None)
             return
-        lasted, before = self._needless.get(account.name, (0.0, now))
-        lasted += min(now - before, ASLEEP)
+        before, at = self._needless.get(account.name, (0.0, now))
+        lasted = before + min(now - at, ASLEEP)
         self._needless[account.name] = lasted, now
-        if lasted > NEEDLESS >= lasted - ASLEEP:
+        if before <= NEEDLESS < lasted:
             self._note(account, f"no token for {lasted:.0f} s, and nobody else's fault: {served.detail}", now)
 
     def _in_order(self, account: Account, version: tuple[str, int], value: str, now: float) -> None:
@@ -330,6 +332,7 @@ class Client:
         await town.take_time(town.luck.uniform(0, 1.5))
         with town.checker.minting(account, town.times.true, ours=True, force=force) as killed:
             answer = await self.inner.fetch(account, force=force)
+        await town.quiet(account)
         town.dying |= killed
         silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
         await town.take_time(CALL_TIMEOUT if silent else town.luck.uniform(0, 1.5))
@@ -441,11 +444,17 @@ class Town:
         for keeper in self.roster:
             self.checker.answer(keeper.account, await keeper.get(), self.times.true)
 
+    async def quiet(self, account: Account) -> None:
+        """Until the sandbox has seen that we hung up: between two calls there is no real time here."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.sandbox.calls.traffic(account.appid).in_flight:
+                await asyncio.sleep(0)
+
     async def _ask_everywhere(self) -> None:
         """Every service asks; one that is refused by WeChat reports it, sooner or later."""
         for keeper in self.roster:
             served = keeper.serve() or await keeper.get()
-            if not self.checker.answer(keeper.account, served, self.times.true) and self.luck.random() < 0.3:  # noqa: PLR2004
+            if not self.checker.answer(keeper.account, served, self.times.true) and self.luck.random() < 0.3:
                 self.happened["true reports"] += 1
                 await self._report(keeper)
 
@@ -465,8 +474,7 @@ class Town:
 
     async def _land(self, *tasks: "asyncio.Task[Any]") -> bool:
         """See flights (and who waits for them) to their end, or to the broker's; whether it lives."""
-        flights = [task for task in asyncio.all_tasks() if task.get_name().startswith("flight ")] if not tasks else tasks
-        if not flights:
+        if not tasks and not _flights():
             return True
         landed = asyncio.ensure_future(asyncio.gather(*tasks, self.roster.landed(), return_exceptions=True))
         died = asyncio.ensure_future(self.fate.died.wait())
@@ -517,7 +525,7 @@ class Town:
 
     async def _die(self, *waiting: "asyncio.Task[Any]") -> None:
         """The process is gone between two awaits: nothing is put in order."""
-        tasks = [*waiting, *(task for task in asyncio.all_tasks() if task.get_name().startswith("flight "))]
+        tasks = [*waiting, *_flights()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -572,7 +580,7 @@ class Town:
         """The machine goes down; its clock may have lost its battery, until somebody sets it."""
         await self._stop()
         self.times.reboot(self.luck.uniform(30, 900))
-        if self.luck.random() < 0.4:  # noqa: PLR2004
+        if self.luck.random() < 0.4:
             self.happened["boots in 1970"] += 1
             self.times.skew = 100 - self.times.true
             self._at(self.times.true + self.luck.uniform(20, 3600), "wall set right", self._right_wall)
@@ -629,7 +637,7 @@ class Town:
             case "same_token":
                 return {"kind": kind}
         more = {"body": self.luck.choice(GARBAGE)} if kind == "garbage" else LOSING[kind]
-        return {"kind": kind, "mint": self.luck.random() < 0.5, **more}  # noqa: PLR2004
+        return {"kind": kind, "mint": self.luck.random() < 0.5, **more}
 
     def _order_fault(self, account: Account, **fault: Any) -> None:
         self.sandbox.faults.order(parse({"appid": account.appid, **fault}))
@@ -661,7 +669,7 @@ class Town:
         if (keeper := self.roster.find(account.name)) is None:
             return
         self.checker.incidents[account.name].append(self.times.true)
-        refresh = asyncio.create_task(keeper.refresh(PATIENCE_S, force=self.luck.random() < 0.5))  # noqa: PLR2004
+        refresh = asyncio.create_task(keeper.refresh(PATIENCE_S, force=self.luck.random() < 0.5))
         await self._land(refresh)
 
     # --- WeChat -------------------------------------------------------------------------------------------------------
@@ -691,6 +699,10 @@ LOSING: Final[dict[str, dict[str, Any]]] = {
     "endless_body": {},
     "gzip_bomb": {},
 }
+
+
+def _flights() -> "list[asyncio.Task[Any]]":
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("flight ")]
 
 
 def table(town: Town, days: float, took_s: float) -> str:

@@ -437,7 +437,7 @@ async def test_openapi_describes_every_route_that_exists(daemon: Daemon) -> None
     described = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     served = {
         (resource.canonical, route.method)
-        for resource in daemon.http.app.router.resources()  # type: ignore[union-attr]
+        for resource in daemon.http.app.router.resources()
         for route in resource
         if route.method != "HEAD"
     }

@@ -60,8 +60,9 @@ def test_a_url_of_wechats_is_given_on_as_it_is(url: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "/0", "/132", None, 0, True, [], {}, " ", "0", "http:", "http://", "http:///x", "//wx.qlogo.cn/x", "ftp://x/y", 
-     "data:,x", "javascript:alert(1)", "http://x/\n", "http://x/ y", 'http://x/"', "http://[::1/x", "http://x:99999/", "http://u@x/", "http://x/é"],
+    ["", "/0", "/132", None, 0, True, [], {}, " ", "0", "http:", "http://", "http:///x", "//wx.qlogo.cn/x", "ftp://x/y",
+     "data:,x", "javascript:alert(1)", "http://x/\n", "http://x/ y", 'http://x/"', "http://[::1/x",
+     "http://x:99999/", "http://u@x/", "http://x/é"],
 )  # fmt: skip
 def test_everything_else_is_withheld(value: object) -> None:
     assert avatar_url(value) is None

@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -209,7 +210,7 @@ def test_a_malformed_request_puts_nothing_of_itself_into_the_log_or_the_answer(h
             with socket.create_connection((host, int(port)), timeout=5) as peer:
                 peer.sendall(raw.encode())
                 peer.shutdown(socket.SHUT_WR)
-                answer = b"".join(iter(lambda peer=peer: peer.recv(65536), b""))
+                answer = b"".join(iter(partial(peer.recv, 65536), b""))
                 assert CANARY.encode() not in answer
         assert house.get("/livez")[0] == 200
         daemon.end()

@@ -1,5 +1,6 @@
 """C. Disk and database: whatever breaks, memory serves, nothing is called without being counted, nothing is deleted."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -45,14 +46,12 @@ def tight(bench: Bench, small_disk: Path) -> Bench:
 
 
 def fill(disk: Path) -> Path:
+    """Leave no byte free."""
     ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as out:
-        try:
-            for size in (4096, 1):
-                while True:
-                    out.write(b"x" * size)
-        except OSError:
-            return ballast
+    with ballast.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while out.write(b"x" * 4096) == 4096:
+            pass
+    return ballast
 
 
 async def in_need(bench: Bench, runtime: Path | None) -> Keeper:

@@ -41,7 +41,7 @@ def test_every_file_named_exists() -> None:
 
 
 def test_the_configurations_shown_are_accepted(tmp_path: Path) -> None:
-    first, second = re.findall(r"```toml\n(.*?)```", README, re.S)
+    first, second = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     secret = tmp_path / "main.secret"
     secret.write_text("secret")
     secret.chmod(0o600)
@@ -61,7 +61,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:
-    (command,) = re.findall(r"<!-- test-command -->\n```sh\n(.*?)\n```", README, re.S)
+    (command,) = re.findall(r"<!-- test-command -->\n```sh\n(.*?)\n```", README, re.DOTALL)
     assert "pytest" in command
     script = (ROOT / ".ci" / "run").read_text()
     assert "test-command" in script

@@ -169,7 +169,7 @@ async def test_a_drip_nobody_waits_for_ends(bench: Bench) -> None:
 async def idle(bench: Bench) -> None:
     """Wait until no token call is in flight: the sandbox has noticed that we left."""
     async with asyncio.timeout(5):
-        while bench.state.calls.traffic(APP).in_flight:  # noqa: ASYNC110 - the sandbox has no event for it
+        while bench.state.calls.traffic(APP).in_flight:
             await asyncio.sleep(0)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+import markupsafe
 from aiohttp import hdrs, web
 
 from broker.avatars import queries, words
@@ -41,10 +42,12 @@ async def get_gallery(request: web.Request) -> web.Response:
         queries.known(request, ("cursor",))
         page = await request.app[COMPANION].followers.page(queries.place(request), SCREEN)
     except Bad as bad:
-        return _render("sorry.html", spoken, bad.status, title="bad_request", sentence=bad.detail, again="home")
+        return _render(
+            "sorry.html", spoken, bad.status, title="bad_request", sentence=words.PAGE[spoken]["bad_address"], more=bad.detail
+        )
     except Trouble as trouble:
         sentence = words.sentence(trouble.code, trouble.facts, spoken)
-        response = _render("sorry.html", spoken, trouble.status, title="trouble", sentence=sentence, again="again")
+        response = _render("sorry.html", spoken, trouble.status, title="trouble", sentence=sentence)
         if trouble.retry_after is not None:
             response.headers["Retry-After"] = str(trouble.retry_after)
         return response
@@ -150,6 +153,16 @@ _JINJA: Final = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+def _code(text: str) -> markupsafe.Markup:
+    """Escape a sentence, and set what stands between backticks in it as code."""
+    pieces = [markupsafe.escape(piece) for piece in text.split("`")]
+    whole = [markupsafe.Markup("<code>{}</code>").format(piece) if n % 2 else piece for n, piece in enumerate(pieces)]  # noqa: S704 -- ours
+    return markupsafe.Markup("").join(whole)
+
+
+_JINJA.filters["code"] = _code
 
 
 def _render(template: str, spoken: str, status: int, **shown: Any) -> web.Response:

@@ -121,6 +121,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "trouble": "The followers cannot be shown",
         "again": "Try again",
         "bad_request": "This address is not right",
+        "bad_address": "Perhaps it was cut off when it was copied.",
         "home": "To the first page",
     },
     CHINESE: {
@@ -148,6 +149,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "trouble": "暂时无法显示关注者",
         "again": "重试",
         "bad_request": "网址不正确",
+        "bad_address": "可能在复制时不完整。",
         "home": "回到第一页",
     },
 }
