@@ -65,7 +65,7 @@ async def test_a_token_that_stays_refused_is_repeated_once_and_then_said(there: 
         (48001, 502, "account-not-verified", "verify this account at mp.weixin.qq.com"),
         ("48001", 502, "account-not-verified", "verify this account"),
         (45009, 503, "quota-exhausted", "come back at midnight, Beijing time"),
-        (40164, 503, "ip-not-allowed", "this server's address, 203.0.113.7, (40164): add it to the IP whitelist"),
+        (40164, 503, "ip-not-allowed", "this server's address 203.0.113.7 (40164): add it to the IP whitelist"),
         (45011, 503, "slow-down", "Try again in a minute"),
         (-1, 503, "upstream-unavailable", "tried again by itself"),
         (50002, 502, "upstream-refused", "errcode 50002"),

@@ -41,15 +41,16 @@ def test_every_file_named_exists() -> None:
 
 
 def test_the_configurations_shown_are_accepted(tmp_path: Path) -> None:
-    first, second = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    shown = "\n".join(re.findall(r"```toml\n(.*?)```", README, re.DOTALL))
     secret = tmp_path / "main.secret"
     secret.write_text("secret")
     secret.chmod(0o600)
-    text = first.replace("/etc/token-broker/main.secret", str(secret)) + second.replace('"…"', f'"{"a" * 64}"')
+    text = shown.replace("/etc/token-broker/main.secret", str(secret)).replace('"…"', f'"{"a" * 64}"')
     config = tmp_path / "config.toml"
     config.write_text(text)
     settings = load(config, {})
     assert list(settings.apps) == ["main"]
+    assert settings.avatars is not None
     assert tomllib.loads(text)["clients"]["orders"]["scopes"] == ["read", "report"]
 
 

@@ -90,7 +90,7 @@ WHY: Final[Mapping[str, Mapping[str, str]]] = {
         "no-picture": "不是图片",
     },
 }
-ADDRESS: Final = {ENGLISH: ", {ip},", CHINESE: " {ip} "}
+ADDRESS: Final = {ENGLISH: " {ip}", CHINESE: " {ip} "}
 
 PAGE: Final[Mapping[str, Mapping[str, str]]] = {
     ENGLISH: {
