@@ -172,7 +172,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
         import uvloop
     except ImportError:
         return asyncio.new_event_loop
-    return uvloop.new_event_loop
+    faster: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return faster
 
 
 def _configured(config: Path | None) -> Any:

@@ -196,8 +196,8 @@ class Flights:
 
     async def refresh(self, claim: Claim) -> None:
         """Reserve, call, settle. No reservation, no call."""
-        wall, account = self._tools.clock.wall(), self._app.account
-        decide = admit(account, self._app.policy, self._app.credential.version, claim, self._lease_s, wall)
+        account = self._app.account
+        decide = admit(account, self._app.policy, self._app.credential.version, claim, self._lease_s)
         try:
             grant = await self._tools.store.reserve(account, decide)
         except StoreError as error:
@@ -231,7 +231,7 @@ class Flights:
             return
         limits = Limits.of(account.daily_quota, account.endpoint, self._app.policy)
         made = [*self._app.entries, *(Entry(at, self._tools.clock.wall(), Lane.SCHEDULED) for at, _ in self._unrecorded)]
-        if full(made, limits, Lane.SCHEDULED, now, self._tools.clock.wall()) is not None:
+        if full(made, limits, Lane.SCHEDULED, now) is not None:
             return
         if not await asyncio.to_thread(self._tools.emergency.spend, account.appid, now):
             return

@@ -141,15 +141,15 @@ def _failure_of(stored: str | None) -> Failure | None:
 def entries_of(rows: Iterable[Row], here: Anchor) -> Sequence[Entry]:
     """Read calls as ledger entries on the present boot's clock.
 
-    Calls of another boot go by the wall. Where the wall now stands before the newest of them (a clock that lost its
-    battery), their ages count from that newest one, so that a wrong clock neither reopens a spent day nor locks for ever.
+    Calls of another boot go by the wall: how long before this boot they were made. Where the wall says that this boot
+    began before the newest of them (a clock that lost its battery), that one is taken to have been made just then, so that
+    a wrong clock neither reopens a spent day nor locks for ever.
     """
     kept = list(rows)
-    foreign = [row["wall_at"] for row in kept if row["boot_id"] != here.boot_id]
-    wall = max([here.wall_at, *foreign])
-    return tuple(_entry_of(row, here, wall) for row in kept)
+    began = max([here.wall_at - here.boot_at, *(row["wall_at"] for row in kept if row["boot_id"] != here.boot_id)])
+    return tuple(_entry_of(row, here, began) for row in kept)
 
 
-def _entry_of(row: Row, here: Anchor, wall: float) -> Entry:
-    at = row["boot_at"] if row["boot_id"] == here.boot_id else here.boot_at - (wall - row["wall_at"])
+def _entry_of(row: Row, here: Anchor, began: float) -> Entry:
+    at = row["boot_at"] if row["boot_id"] == here.boot_id else row["wall_at"] - began
     return Entry(at, row["wall_at"], Lane(row["lane"]), forced=bool(row["forced"]), cost=row["cost"])

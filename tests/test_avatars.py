@@ -281,6 +281,22 @@ async def test_exactly_ten_thousand_followers_are_one_call(tmp_path: Path) -> No
         assert (there.wire.calls[USER_GET], there.wire.calls[BATCHGET]) == (1, 100)
 
 
+async def test_pages_of_the_list_stay_joined_where_a_follower_at_a_seam_has_left(tmp_path: Path) -> None:
+    async with scene(tmp_path, SandboxOptions(followers=10_010)) as there:
+        _, page = await there.get("/v1/avatars?limit=5&cursor=9998")
+        ten_thousandth = page["avatars"][1]["openid"]
+        before = [one["openid"] for one in page["avatars"]]
+        assert there.wire.calls[USER_GET] == 2
+        there.clock.pass_(TTL)
+        first = await there.openids(1000)  # the same followers, but WeChat ends its first page one sooner
+        await there.fault(USER_GET, "answer", answer={"count": 1000, "data": {"openid": first}, "next_openid": first[-1]})
+        there.clock.pass_(TTL)
+        await there.get("/avatars?limit=1")
+        _, page = await there.get("/v1/avatars?limit=5&cursor=9998")
+        assert [one["openid"] for one in page["avatars"]] == before
+        assert ten_thousandth in before
+
+
 async def test_a_total_that_promises_more_than_comes_ends_at_the_page_without_data(there: Scene) -> None:
     await there.fault(USER_GET, "answer", answer={"total": 30})
     _, page = await there.get("/v1/avatars?limit=100")
@@ -334,6 +350,14 @@ async def test_even_without_a_cache_no_day_has_more_than_400_lists_and_the_last_
             there.clock.pass_(60)
         assert 390 <= await there.listed() <= 400
         assert stale == 24 * 60 - await there.listed()
+
+
+async def test_a_quiet_week_saves_no_lists_up(tmp_path: Path) -> None:
+    async with scene(tmp_path, cache_ttl_s=0) as there:
+        there.clock.pass_(7 * 86_400)
+        for _ in range(60):
+            await there.get("/avatars?limit=1")
+        assert await there.listed() == 50
 
 
 async def test_one_openid_that_wechat_does_not_know_does_not_spoil_the_other_ninety_nine(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,26 @@ async def test_after_a_reboot_with_the_wall_set_back_the_token_is_suspect_and_re
         bench.clock.pass_(5)
     assert bench.wechat.calls == 2
     assert value_of(keeper) is not None
+
+
+async def test_in_a_boot_that_believes_in_1970_yesterdays_calls_still_age(bench: Bench) -> None:
+    account = replace(ACCOUNT, daily_quota=30)
+    keeper = await bench.keeper(account)
+    for _ in range(24 * 60):
+        await looked(keeper)
+        bench.clock.pass_(60)
+    bench.clock.reboot(off_for=600, wall_error=-bench.clock.unix)
+    keeper = await bench.restarted(account)
+    without = 0
+    for _ in range(26 * 60):
+        await looked(keeper)
+        bench.clock.pass_(60)
+        without += keeper.serve() is None
+    # The wall is no help here: for all we know yesterday ended at this boot. 30 calls a day serve 24 hours at most.
+    assert without < 60 * 24
+    await looked(keeper)
+    assert value_of(keeper) is not None
+    assert keeper.usage().last_24h <= 30
 
 
 async def test_a_wall_clock_that_jumps_while_running_changes_no_age(bench: Bench) -> None:

@@ -25,7 +25,7 @@ class Flights(Generic[T]):
         return task
 
     def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> "asyncio.Task[T]":
-        """The flight of that key, started if need be. Await it through asyncio.wait or asyncio.shield."""
+        """The flight of that key, started if need be. Wait for it by asyncio.wait or asyncio.shield."""
         return self._flying.get(key) or self.start((key,), work)
 
     async def close(self) -> None:

@@ -113,7 +113,7 @@ class Listing:
         if not done and held:
             return _Found(held, base, unreachable("late"))
         try:
-            return _Found(await asyncio.shield(flight), base, is_new=True)
+            return _Found(flight.result(), base, is_new=True)
         except Trouble as trouble:
             if held is None:
                 raise

@@ -1,7 +1,7 @@
 """The ledger's arithmetic: which calls count, against which limit, and when a slot frees.
 
-Nobody says when WeChat's quota day begins or whether failed calls count (wechat.md §1), so a call counts in the Beijing
-day it was made in AND for 24 hours from its start, whatever came of it.
+Nobody says when WeChat's quota day begins or whether failed calls count (wechat.md §1), so a call counts for 24 hours from
+its start, whatever came of it. No day, wherever it begins, is longer: what holds over any 24 hours holds for each of them.
 """
 
 import math
@@ -92,11 +92,11 @@ def until_next_day(wall: float) -> float:
 
 def usage(entries: Sequence[Entry], limit: int, now: float, wall: float) -> Usage:
     """Count what was spent."""
-    today, rolling = _today(entries, wall), _rolling(entries, now)
+    today, rolling = _today(entries, now, wall), _rolling(entries, now)
     return Usage(limit, sum(e.cost for e in today), sum(e.cost for e in rolling))
 
 
-def full(entries: Sequence[Entry], limits: Limits, lane: Lane, now: float, wall: float, *, force: bool = False) -> Full | None:
+def full(entries: Sequence[Entry], limits: Limits, lane: Lane, now: float, *, force: bool = False) -> Full | None:
     """Whether a call in `lane` would break a limit; None where it may be made."""
     rolling = _rolling(entries, now)
     checks = [("daily_quota", rolling, limits.total)]
@@ -108,8 +108,6 @@ def full(entries: Sequence[Entry], limits: Limits, lane: Lane, now: float, wall:
     found = [
         Full(name, _frees_at(counted, limit, now)) for name, counted, limit in checks if sum(e.cost for e in counted) >= limit
     ]
-    if sum(e.cost for e in _today(entries, wall)) >= limits.total:
-        found.append(Full("daily_quota", now + until_next_day(wall)))
     if force and forced:
         found.append(Full("force_refresh", max(e.at for e in forced) + FORCED_GAP))
     return max((it for it in found if it.until > now), key=lambda it: it.until, default=None)
@@ -119,10 +117,11 @@ def _rolling(entries: Sequence[Entry], now: float) -> list[Entry]:
     return [e for e in entries if e.at > now - DAY]
 
 
-def _today(entries: Sequence[Entry], wall: float) -> list[Entry]:
+def _today(entries: Sequence[Entry], now: float, wall: float) -> list[Entry]:
     began = day_began(wall)
-    # A call the wall clock puts into the future was made before somebody set the clock back: it counts.
-    return [e for e in entries if e.wall >= began]
+    # Only what the steady clock puts into the last 24 hours: after the wall clock was set back by a day, it would take
+    # yesterday's calls for today's. A call that it puts into the future was made before it was set back: it counts.
+    return [e for e in _rolling(entries, now) if e.wall >= began]
 
 
 def _frees_at(counted: Sequence[Entry], limit: int, now: float) -> float:

@@ -1,7 +1,6 @@
 """May this token call be made? The question every call passes inside the store's transaction."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from broker.core.credential import Account, Credential, Endpoint, Policy, allowed_at, scheduled_at
 from broker.core.errcodes import Kind
@@ -20,34 +19,25 @@ def claim_for(credential: Credential, endpoint: Endpoint, policy: Policy, now: f
     return Claim(Lane.SCHEDULED)
 
 
-def admit(account: Account, policy: Policy, seen: str | None, claim: Claim, lease: float, wall: float) -> Decide:
+def admit(account: Account, policy: Policy, seen: str | None, claim: Claim, lease: float) -> Decide:
     """Return the decision for a store to take: it looks again at everything, since time has passed.
 
     `seen` is the version the wish was based on; `lease` the seconds after which an open call of somebody else's is over.
     """
-    return partial(_admit, account, policy, seen, claim, (lease, wall))
 
+    def decide(credential: Credential, entries: Sequence[Entry], now: float) -> Claim | Denial:
+        if credential.version != seen:
+            return Denial(Reason.FASTER, now)
+        if credential.reserved_call is not None and now < credential.called_at + lease:
+            return Denial(Reason.IN_FLIGHT, credential.called_at + lease)
+        if now < (allowed := _allowed_at(credential, policy, claim.lane)):
+            return Denial(Reason.TOO_SOON, allowed)
+        limits = Limits.of(account.daily_quota, account.endpoint, policy)
+        if reached := full(entries, limits, claim.lane, now, force=claim.force):
+            return Denial(Reason.QUOTA, reached.until, reached.limit)
+        return claim
 
-def _admit(
-    account: Account,
-    policy: Policy,
-    seen: str | None,
-    claim: Claim,
-    times: tuple[float, float],
-    *stored: *tuple[Credential, Sequence[Entry], float],
-) -> Claim | Denial:
-    lease, wall = times
-    credential, entries, now = stored
-    if credential.version != seen:
-        return Denial(Reason.FASTER, now)
-    if credential.reserved_call is not None and now < credential.called_at + lease:
-        return Denial(Reason.IN_FLIGHT, credential.called_at + lease)
-    if now < (allowed := _allowed_at(credential, policy, claim.lane)):
-        return Denial(Reason.TOO_SOON, allowed)
-    limits = Limits.of(account.daily_quota, account.endpoint, policy)
-    if reached := full(entries, limits, claim.lane, now, wall, force=claim.force):
-        return Denial(Reason.QUOTA, reached.until, reached.limit)
-    return claim
+    return decide
 
 
 def _allowed_at(credential: Credential, policy: Policy, lane: Lane) -> float:
