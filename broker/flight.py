@@ -16,6 +16,7 @@ from broker.core.credential import NEVER, Credential, Doubt, Policy, fingerprint
 from broker.core.errcodes import Failure
 from broker.core.outcome import Judge
 from broker.core.ports import (
+    STEP_S,
     Change,
     Claim,
     Clock,
@@ -70,6 +71,7 @@ class Flights:
         self._unrecorded: deque[tuple[float, Minted | Failure]] = deque()  # emergency calls, not in the ledger yet
         self._crashes = 0
         self._resume_at = NEVER  # after a bug or a broken disk
+        self._wall_offset = self._offset()  # as it was when last written down
         self._stopping = False
 
     async def start(self) -> None:
@@ -121,10 +123,20 @@ class Flights:
                 check = now >= self._app.credential.checked_at + policy.verify_gap
                 due = check
             else:
-                due = check or self._unsettled is not None or bool(self._unrecorded) or now >= self.next_call_at()
+                due = check or self._untidy() or now >= self.next_call_at()
             if due:
                 self.launch(partial(self._look, check=check))
         return self._flight
+
+    def _untidy(self) -> bool:
+        """Whether there is something to write down, call or no call."""
+        return self._unsettled is not None or bool(self._unrecorded) or self._wall_was_set()
+
+    def _offset(self) -> float:
+        return self._tools.clock.wall() - self._tools.clock.now()
+
+    def _wall_was_set(self) -> bool:
+        return abs(self._offset() - self._wall_offset) > STEP_S
 
     @property
     def current(self) -> Flight | None:
@@ -163,6 +175,10 @@ class Flights:
             await self._record_emergency()
         except StoreError as error:  # still broken: what follows finds out what can be done all the same
             self.store_error = str(error)
+        if self._wall_was_set():
+            offset = self._offset()
+            await self._amend(lambda held, _: held)  # written again, it is known by the new wall after a reboot
+            self._wall_offset = offset
         if self._abandoned():
             await self._close_orphan()
         verdict = await self._check() if check else None

@@ -2,6 +2,7 @@
 
 Steady clocks mean nothing after a reboot, so each row carries its own anchor: the boot it was written in, and both
 clocks at that moment. Within one boot, instants are taken as they are; after it, by the wall, and in doubt suspected.
+A wall that is set while we run makes the anchors worthless: then they are dropped anew (flight.py sees to it).
 """
 
 import json
@@ -11,11 +12,13 @@ from typing import Any, Final, Protocol
 
 from broker.core.credential import NEVER, Credential, Doubt, Rivalry, Secret, Suspicion, Token, of_unknown_age
 from broker.core.errcodes import Failure, Kind
-from broker.core.ports import Clock
+from broker.core.ports import STEP_S, Clock
 from broker.core.quota import Entry, Lane
 from broker.sealing import Seal
 
 Row = Mapping[str, Any]
+
+BEFORE_US: Final = 1_735_689_600.0  # 2025-01-01: a wall clock that says earlier has lost its battery
 
 ACCOUNT_COLUMNS: Final[dict[str, type]] = {
     "appid": str,
@@ -75,6 +78,11 @@ class Anchor:
         """Take the present moment."""
         return cls(clock.boot_id, clock.now(), clock.wall())
 
+    @property
+    def offset(self) -> float:
+        """What the wall would have shown when this boot began. Another offset later means that the wall was set."""
+        return self.wall_at - self.boot_at
+
 
 def account_row(credential: Credential, key: Row, anchor: Anchor, seal: Seal) -> dict[str, Any]:
     """All columns of an account's row; `key` holds appid and endpoint."""
@@ -105,9 +113,9 @@ def account_row(credential: Credential, key: Row, anchor: Anchor, seal: Seal) ->
 
 def credential_of(row: Row, epoch: str, here: Anchor, seal: Seal) -> Credential:
     """Read an account's row, with every instant put on the present boot's clock."""
-    elapsed = here.boot_at - row["boot_at"] if row["boot_id"] == here.boot_id else here.wall_at - row["wall_at"]
-    same_boot = row["boot_id"] == here.boot_id
-    shift = 0.0 if same_boot else here.boot_at - max(0.0, elapsed) - row["boot_at"]
+    written = Anchor(row["boot_id"], row["boot_at"], row["wall_at"])
+    # Another boot's last moment lies before ours began, whatever the wall says.
+    shift = 0.0 if written.boot_id == here.boot_id else min(0.0, written.wall_at - here.offset) - written.boot_at
     at = {name: NEVER if row[name] is None else row[name] + shift for name in _INSTANTS}
     value = None if row["token"] is None else seal.open(row["token"], _bond(row, row["token_call"]))
     credential = Credential(
@@ -123,7 +131,15 @@ def credential_of(row: Row, epoch: str, here: Anchor, seal: Seal) -> Credential:
         rivalry=Rivalry(row["rivals"], row["rivals_since"], row["rivals_last"]),
         fingerprint=row["fingerprint"],
     )
-    return credential if elapsed >= 0 else of_unknown_age(credential, here.boot_at)
+    return credential if _age_is_known(credential, written, here) else of_unknown_age(credential, here.boot_at)
+
+
+def _age_is_known(credential: Credential, written: Anchor, here: Anchor) -> bool:
+    """Whether a clock can vouch for the token's age: this boot's own, or a wall that nothing speaks against."""
+    if written.boot_id == here.boot_id:
+        began_before = credential.token is not None and credential.token.requested_at < 0  # its age came from the wall
+        return not (began_before and abs(here.offset - written.offset) > STEP_S)
+    return BEFORE_US <= written.wall_at <= here.offset
 
 
 def _bond(key: Row, call: int) -> str:

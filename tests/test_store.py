@@ -88,6 +88,57 @@ async def test_after_a_reboot_with_the_wall_set_back_the_token_is_suspect_and_re
     assert value_of(keeper) is not None
 
 
+async def test_a_token_written_under_a_wrong_wall_has_its_true_age_after_a_reboot(bench: Bench) -> None:
+    bench.clock.unix += 3600
+    keeper = await bench.keeper()
+    await looked(keeper)
+    bench.clock.pass_(1800)
+    bench.clock.unix -= 3600  # set right while we run
+    await looked(keeper)
+    bench.clock.pass_(1700)
+    bench.clock.reboot(off_for=600)
+    served = (await bench.restarted()).serve()
+    assert served is not None
+    assert served.expires_in == 7200 - 1800 - 1700 - 600
+    assert bench.wechat.calls == 1
+
+
+async def test_a_token_from_before_the_boot_is_in_doubt_once_the_wall_is_set(bench: Bench) -> None:
+    await looked(await bench.keeper())
+    bench.clock.reboot(off_for=3000, wall_error=-2900)  # no battery: the wall goes on from the last time saved on disk
+    keeper = await bench.restarted()
+    assert bench.wechat.calls == 1
+    bench.clock.unix += 2900  # the network's time
+    await looked(keeper)
+    assert bench.wechat.calls == 2
+    served = keeper.serve()
+    assert served is not None
+    assert served.expires_in == 7200
+    await looked(await bench.restarted())
+    assert bench.wechat.calls == 2
+
+
+async def test_a_wall_that_was_set_while_we_were_down_is_noticed_as_well(bench: Bench) -> None:
+    await looked(await bench.keeper())
+    bench.clock.reboot(off_for=3000, wall_error=-2900)
+    await bench.restarted()
+    await bench.close()
+    bench.clock.unix += 2900
+    assert (await bench.keeper()).serve() is None
+
+
+async def test_two_boots_in_1970_do_not_add_up_to_a_known_age(bench: Bench) -> None:
+    bench.clock.unix = 100.0
+    await looked(await bench.keeper())
+    bench.clock.pass_(1700)
+    bench.clock.reboot(off_for=10, wall_error=-1610)  # 1970 once more, a little later in its day
+    keeper = await bench.restarted()
+    assert keeper.serve() is None
+    await looked(keeper)
+    assert bench.wechat.calls == 2
+    assert value_of(keeper) is not None
+
+
 async def test_in_a_boot_that_believes_in_1970_yesterdays_calls_still_age(bench: Bench) -> None:
     account = replace(ACCOUNT, daily_quota=30)
     keeper = await bench.keeper(account)

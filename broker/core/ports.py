@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from broker.core.credential import Account, Credential, Secret
 from broker.core.errcodes import Failure
@@ -20,6 +20,9 @@ class StoreBusy(Exception):  # noqa: N818 -- a state, not a fault
 
 class StoreRefused(Exception):  # noqa: N818 -- the same
     """The store must not be opened as it is (newer schema, readable by others, a symlink). The text names the cure."""
+
+
+STEP_S: Final = 5.0  # a wall clock that moves so far against the steady one was set
 
 
 class Clock(Protocol):
