@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socketserver
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import requests
 
 from broker.client import AsyncTokenClient, BrokerError, BrokerUnavailable, TokenClient
 from broker.client.adapters import aiohttp_middleware, httpx_auth, requests_auth
-from broker.client.protocol import Memory, Token, now
+from broker.client.protocol import Answer, Memory, Token, now, read
 from tests.doubles import APPID, CANARY
 from tests.processes import House, ask, until
 
@@ -60,6 +61,24 @@ def kill(house: House) -> None:
 
 def data_call(house: House, token: str) -> Any:
     return ask("GET", f"{house.sandbox}/cgi-bin/get_api_domain_ip?access_token={token}")[1]
+
+
+@contextlib.contextmanager
+def _answering(answer: bytes) -> Iterator[tuple[str, list[float]]]:
+    """A server that gives every request the same answer; its address, and when it was asked."""
+    asked: list[float] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(now())
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
 
 
 def rotate(house: House) -> str:
@@ -239,6 +258,23 @@ def test_what_is_no_broker_is_called_so(house: House) -> None:
     with TokenClient(house.sandbox) as client, pytest.raises(BrokerUnavailable) as caught:
         client.get()
     assert caught.value.code == "not-a-broker"
+
+
+def test_a_wait_that_the_broker_ends_at_once_is_a_failure_that_backs_off() -> None:
+    short, full = Answer(304, b"", 100.0, 100.1), Answer(304, b"", 100.0, 155.0)
+    assert read(full, waited=True) == (None, {})
+    with pytest.raises(BrokerUnavailable, match="ended-early"):  # it is stopping; asked again at once it would say so again
+        read(short, waited=True)
+
+
+def test_a_follower_does_not_spin_on_a_broker_that_answers_at_once() -> None:
+    with _answering(b"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n") as (broker, asked):
+        client = TokenClient(broker)
+        client._memory.keep(Token("t", "e-1", "main", now() + 7200), now())
+        client._follow()
+        until(lambda: len(asked) == 2, "it asks again")
+        client.close()
+    assert asked[1] - asked[0] > 0.1
 
 
 def test_an_answer_asked_for_before_the_newest_came_in_changes_nothing() -> None:

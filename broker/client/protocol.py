@@ -169,6 +169,8 @@ def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]
     any other no sooner than when it was asked.
     """
     if answer.status == 304:  # noqa: PLR2004 -- not modified
+        if waited and answer.arrived_at - answer.asked_at < WATCH_S / 2:
+            raise BrokerUnavailable("ended-early", "the broker ended the wait before its time: it is stopping")
         return None, {}
     from_then = answer.arrived_at - 1.0 if waited else answer.asked_at
     try:
