@@ -1,8 +1,9 @@
 """How a credential and a call are written into columns, whatever the database.
 
 Steady clocks mean nothing after a reboot, so each row carries its own anchor: the boot it was written in, and both
-clocks at that moment. Within one boot, instants are taken as they are; after it, by the wall, and in doubt suspected.
-A wall that is set while we run makes the anchors worthless: then they are dropped anew (flight.py sees to it).
+clocks at that moment. Within one boot, instants are taken as they are; what another boot wrote is put on this one's
+clock once, by the wall, and in doubt suspected. A wall that is set while we run makes an anchor worthless: then it is
+dropped anew (flight.py sees to it).
 """
 
 import json
@@ -78,6 +79,11 @@ class Anchor:
         """Take the present moment."""
         return cls(clock.boot_id, clock.now(), clock.wall())
 
+    @classmethod
+    def of(cls, row: Row) -> "Anchor":
+        """The one that a row carries."""
+        return cls(row["boot_id"], row["boot_at"], row["wall_at"])
+
     @property
     def offset(self) -> float:
         """What the wall would have shown when this boot began. Another offset later means that the wall was set."""
@@ -113,9 +119,8 @@ def account_row(credential: Credential, key: Row, anchor: Anchor, seal: Seal) ->
 
 def credential_of(row: Row, epoch: str, here: Anchor, seal: Seal) -> Credential:
     """Read an account's row, with every instant put on the present boot's clock."""
-    written = Anchor(row["boot_id"], row["boot_at"], row["wall_at"])
-    # Another boot's last moment lies before ours began, whatever the wall says.
-    shift = 0.0 if written.boot_id == here.boot_id else min(0.0, written.wall_at - here.offset) - written.boot_at
+    written = Anchor.of(row)
+    shift = carried_by(written, here)
     at = {name: NEVER if row[name] is None else row[name] + shift for name in _INSTANTS}
     value = None if row["token"] is None else seal.open(row["token"], _bond(row, row["token_call"]))
     credential = Credential(
@@ -132,6 +137,16 @@ def credential_of(row: Row, epoch: str, here: Anchor, seal: Seal) -> Credential:
         fingerprint=row["fingerprint"],
     )
     return credential if _age_is_known(credential, written, here) else of_unknown_age(credential, here.boot_at)
+
+
+def carried_by(written: Anchor, here: Anchor) -> float:
+    """What to add to an instant of the boot in which `written` was dropped, to have it on this boot's clock.
+
+    Within a boot the steady clock is right; only how two boots lie to each other is the wall's to say, as it was when the
+    account's row was last written. Where it says that this boot began before that moment, that moment is taken for just
+    before: a wrong wall neither reopens a spent day nor locks for ever.
+    """
+    return 0.0 if written.boot_id == here.boot_id else min(0.0, written.wall_at - here.offset) - written.boot_at
 
 
 def _age_is_known(credential: Credential, written: Anchor, here: Anchor) -> bool:
@@ -154,18 +169,8 @@ def _failure_of(stored: str | None) -> Failure | None:
     return Failure(**{**fields, "kind": Kind(fields["kind"])})
 
 
-def entries_of(rows: Iterable[Row], here: Anchor) -> Sequence[Entry]:
-    """Read calls as ledger entries on the present boot's clock.
-
-    Calls of another boot go by the wall: how long before this boot they were made. Where the wall says that this boot
-    began before the newest of them (a clock that lost its battery), that one is taken to have been made just then, so that
-    a wrong clock neither reopens a spent day nor locks for ever.
-    """
-    kept = list(rows)
-    began = max([here.wall_at - here.boot_at, *(row["wall_at"] for row in kept if row["boot_id"] != here.boot_id)])
-    return tuple(_entry_of(row, here, began) for row in kept)
-
-
-def _entry_of(row: Row, here: Anchor, began: float) -> Entry:
-    at = row["boot_at"] if row["boot_id"] == here.boot_id else row["wall_at"] - began
-    return Entry(at, row["wall_at"], Lane(row["lane"]), forced=bool(row["forced"]), cost=row["cost"])
+def entries_of(rows: Iterable[Row]) -> Sequence[Entry]:
+    """Read calls, all of them on this boot's clock (see :func:`carried_by`), as ledger entries."""
+    return tuple(
+        Entry(row["boot_at"], row["wall_at"], Lane(row["lane"]), forced=bool(row["forced"]), cost=row["cost"]) for row in rows
+    )

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from broker.core.credential import NEVER, Account, Credential, reserved
+from broker.core.credential import Account, Credential, reserved
 from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Held, StoreError
 from broker.core.quota import DAY, Lane
-from broker.rows import Anchor, BootClock, account_row, credential_of, entries_of
+from broker.rows import Anchor, BootClock, account_row, carried_by, credential_of, entries_of
 from broker.sealing import Plain, Seal
 from broker.storefile import DAMAGED, StoreFile
 
@@ -20,6 +20,8 @@ KEPT_DAYS: Final = 8  # the status page plots two days, people look back a week
 LEAST_LEFT: Final = 30  # calls left of a day when the ledger is lost: what the schedule needs
 ASSUMED: Final = "assumed"
 KEY: Final = "appid = :appid and endpoint = :endpoint"
+CARRY: Final = f"update calls set boot_id = :here, boot_at = boot_at + :shift where {KEY} and boot_id = :there"  # noqa: S608 -- of constants
+CARRY_REST: Final = f"update calls set boot_id = :here, boot_at = min(0, wall_at - :offset) where {KEY} and boot_id <> :here"  # noqa: S608
 
 
 class SqliteStore:
@@ -105,12 +107,21 @@ class SqliteStore:
         with self._file.transaction():
             here = Anchor.drop(self._clock)
             self._assume(account, here)
-            held = self._held(account, here)
-            if held.credential.called_at != NEVER:
-                # What another boot wrote is put on this one's clock once: read again, it would be translated again, and
-                # with a wall clock that stands before it, it would never age.
-                self._write(account, held.credential, here)
-            return held
+            self._carry_over(account, here)
+            return self._held(account, here)
+
+    def _carry_over(self, account: Account, here: Anchor) -> None:
+        """Put what another boot wrote on this one's clock.
+
+        Once: read again, it would be translated again, and with a wall clock that stands before it, it would never age.
+        """
+        key, table = _key(account), self._file.db.table("accounts")
+        for row in list(table.rows_where(KEY, key)):
+            there = Anchor.of(row)
+            shift = {"here": here.boot_id, "there": there.boot_id, "shift": carried_by(there, here)}
+            self._file.db.execute(CARRY, {**key, **shift})
+            self._write(account, credential_of(row, self._file.epoch, here, self._seal), here)
+        self._file.db.execute(CARRY_REST, {**key, "here": here.boot_id, "offset": here.offset})
 
     def _reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         with self._file.transaction():
@@ -124,7 +135,7 @@ class SqliteStore:
             call = self._add_call(account, decision, here)
             credential = reserved(held.credential, call, here.boot_at)
             self._write(account, credential, here)
-            entries = entries_of(self._calls(account), here)
+            entries = entries_of(self._calls(account))
         self._file.remember(call)
         return Grant(call, here.boot_at, decision, credential, entries)
 
@@ -151,7 +162,7 @@ class SqliteStore:
         rows = list(self._file.db.table("accounts").rows_where(KEY, _key(account)))
         epoch = self._file.epoch
         credential = credential_of(rows[0], epoch, here, self._seal) if rows else Credential(epoch=epoch)
-        return Held(credential, entries_of(self._calls(account), here))
+        return Held(credential, entries_of(self._calls(account)))
 
     def _calls(self, account: Account) -> list[dict[str, Any]]:
         # Only the newest `daily_quota` calls can matter: where all of them lie in the window, it is full.
@@ -168,9 +179,8 @@ class SqliteStore:
             self._add_call(account, Claim(Lane.SCHEDULED), here, cost=min(missing, most), outcome=ASSUMED)
 
     def _drop_old_calls(self, account: Account, here: Anchor) -> None:
-        stale = f"{KEY} and wall_at < :wall and not (boot_id = :boot_id and boot_at > :boot_at)"
-        old = {"wall": here.wall_at - KEPT_DAYS * DAY, "boot_id": here.boot_id, "boot_at": here.boot_at - 2 * DAY}
-        self._file.db.table("calls").delete_where(stale, {**_key(account), **old})
+        stale = {**_key(account), "before": here.boot_at - KEPT_DAYS * DAY}
+        self._file.db.table("calls").delete_where(f"{KEY} and boot_at < :before", stale)
 
     def _add_call(self, account: Account, claim: Claim, here: Anchor, cost: int = 1, outcome: str | None = None) -> int:
         row = {**_key(account), "lane": claim.lane.value, "forced": int(claim.force), "cost": cost, "outcome": outcome}

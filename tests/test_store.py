@@ -127,6 +127,22 @@ async def test_a_wall_that_was_set_while_we_were_down_is_noticed_as_well(bench: 
     assert (await bench.keeper()).serve() is None
 
 
+async def test_calls_made_under_a_slow_wall_still_count_their_full_day_after_a_reboot(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    bench.clock.unix -= 3600
+    await looked(keeper)
+    bench.clock.pass_(4000)
+    bench.clock.unix += 3600  # set right while we run
+    await looked(keeper)
+    bench.clock.pass_(4000)
+    bench.clock.reboot(off_for=600)
+    keeper = await bench.restarted()
+    bench.clock.pass_(86_400 - 4000 - 4000 - 600 - 60)
+    assert keeper.usage().last_24h == 2
+    bench.clock.pass_(120)
+    assert keeper.usage().last_24h == 1
+
+
 async def test_two_boots_in_1970_do_not_add_up_to_a_known_age(bench: Bench) -> None:
     bench.clock.unix = 100.0
     await looked(await bench.keeper())
