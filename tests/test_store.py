@@ -15,7 +15,7 @@ from broker.core.ports import Claim, Denial, Denied, Grant, Reason, StoreBusy, S
 from broker.core.quota import Lane
 from broker.sqlite import SqliteStore
 from broker.storefile import MIGRATIONS
-from tests.doubles import ACCOUNT, APPID, Bench, looked, value_of
+from tests.doubles import ACCOUNT, APPID, LOST, Bench, looked, value_of
 
 CLAIM = Claim(Lane.SCHEDULED)
 
@@ -153,6 +153,17 @@ async def test_two_boots_in_1970_do_not_add_up_to_a_known_age(bench: Bench) -> N
     await looked(keeper)
     assert bench.wechat.calls == 2
     assert value_of(keeper) is not None
+
+
+async def test_a_token_of_unknown_age_stays_so_though_an_answer_is_lost_and_wechat_accepts_it(bench: Bench) -> None:
+    await looked(await bench.keeper())
+    bench.clock.reboot(off_for=3000, wall_error=-bench.clock.unix)
+    keeper = await bench.restarted()
+    bench.wechat.answers += [LOST] * 20
+    for _ in range(120):
+        await looked(keeper)
+        bench.clock.pass_(5)
+        assert keeper.serve() is None
 
 
 async def test_in_a_boot_that_believes_in_1970_yesterdays_calls_still_age(bench: Bench) -> None:

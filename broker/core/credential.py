@@ -279,10 +279,13 @@ def lost(credential: Credential, started_at: float, endpoint: Endpoint, policy: 
     """A call's answer is not known. On the classic endpoint it may have minted: ours dies within the overlap (wechat.md §1)."""
     if endpoint is Endpoint.STABLE or credential.token is None or credential.refused:
         return credential
-    safe_until = started_at + policy.overlap
-    if credential.suspicion is not None:  # one generation only: the first loss counts
-        safe_until = min(safe_until, credential.suspicion.safe_until)
-    return replace(credential, suspicion=Suspicion(Doubt.LOST_ANSWER, started_at, safe_until))
+    earlier, safe_until = credential.suspicion, started_at + policy.overlap
+    if earlier is None:
+        return replace(credential, suspicion=Suspicion(Doubt.LOST_ANSWER, started_at, safe_until))
+    if earlier.doubt is Doubt.CLOCK:  # which nothing but another token ends
+        return credential
+    # One generation only: the first loss counts.
+    return replace(credential, suspicion=Suspicion(Doubt.LOST_ANSWER, started_at, min(safe_until, earlier.safe_until)))
 
 
 def is_older(one: Credential, other: Credential) -> bool:
