@@ -27,6 +27,7 @@ from broker.systemd import NOBODY, Supervisor, Well
 from broker.web.api import Edge
 from broker.web.connections import Connections, most_connections
 from broker.web.door import accepting, answering, answers
+from broker.web.express import Lane
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
@@ -68,6 +69,7 @@ async def daemon(
         gate = Gate({}, [])
         admit(gate, settings, bound)
         upstream = await stack.enter_async_context(WeChat.connect(settings.wechat.api_base, settings.wechat.timeout))
+        lane = Lane(Connections(most_connections()), clock.now, metrics.repeated, enabled=settings.server.express_lane)
         tools = Tools(
             store=store,
             upstream=upstream,
@@ -77,19 +79,21 @@ async def daemon(
             witness=_witness(metrics),
             call_timeout_s=settings.wechat.timeout,
             emergency=EmergencyBudget(_runtime_directory()),
+            on_change=lane.drop,
         )
         metrics.roster = roster = Roster(list(settings.apps.values()), tools)
         await roster.start()
-        edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S, connections=Connections(most_connections()))
+        edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S, lane)
         runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash)))
         stack.push_async_callback(roster.landed)  # those who wait for a call under way are answered by its end
         ticks = await stack.enter_async_context(AsyncExitStack())
         await ticks.enter_async_context(every(settings.policy.tick, roster.tick))
-        await stack.enter_async_context(accepting(runner, [sock for _, sock in bound], edge.connections))
+        await stack.enter_async_context(accepting(runner, [sock for _, sock in bound], lane))
 
         async def govern(read: Settings) -> None:
             admit(gate, read, bound)
             pace = tools.policy.tick
+            lane.drop()
             roster.govern(read.policy)
             if read.policy.tick != pace:
                 await ticks.aclose()

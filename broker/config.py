@@ -28,10 +28,14 @@ __all__ = ["Address", "AvatarsSettings", "ClientSettings", "ConfigError", "Setti
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where the daemon listens, and which names it answers to beside loopback and the bound addresses (lower case)."""
+    """Where the daemon listens, and which names it answers to beside loopback and the bound addresses (lower case).
+
+    With `express_lane`, a request like one before it is answered without being parsed, while nothing has changed.
+    """
 
     listen: tuple[Address, ...]
     allowed_hosts: tuple[str, ...]
+    express_lane: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,7 @@ def _server(document: Document, names: Names, problems: Problems) -> ServerSetti
         problems.add(("server", "listen"), "needs at least one address")
     if not names.clients and not all(address.is_loopback for address in listen):
         problems.add(("server", "listen"), "an address beyond loopback needs [clients], or anybody who reaches it gets tokens")
-    return ServerSettings(listen, document.server.allowed_hosts)
+    return ServerSettings(listen, document.server.allowed_hosts, document.server.express_lane)
 
 
 def _policy(document: Document, problems: Problems) -> Policy:

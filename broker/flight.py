@@ -45,7 +45,10 @@ Flight = asyncio.Task[Verdict | None]
 
 @dataclass(slots=True)
 class Tools:
-    """What all apps share. `slots` bounds the calls to WeChat at once; `spread` draws from [0, 1); `policy` may be replaced."""
+    """What all apps share. `slots` bounds the calls to WeChat at once; `spread` draws from [0, 1); `policy` may be replaced.
+
+    `on_change` is called whenever an app's answer becomes another one, before anybody can ask for it.
+    """
 
     store: Store
     upstream: Upstream
@@ -56,6 +59,7 @@ class Tools:
     call_timeout_s: float
     emergency: EmergencyBudget = field(default_factory=lambda: EmergencyBudget(None))
     spread: Callable[[], float] = random.random
+    on_change: Callable[[], None] = lambda: None
 
 
 class Flights:

@@ -28,7 +28,7 @@ class Keeper:
     def __init__(self, account: Account, tools: Tools) -> None:
         self.account = account
         self._tools = tools
-        self._app = Published(account, tools.clock, tools.policy)
+        self._app = Published(account, tools.clock, tools.policy, tools.on_change)
         self._flights = Flights(self._app, tools)
         self._stopping = False
 

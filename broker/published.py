@@ -1,7 +1,7 @@
 """What one app has published: the newest credential, and the ones who wait for the next. Reading it costs no I/O."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from broker.core.credential import NEVER, Account, Credential, Policy, is_older, safe_end, scheduled_at
 from broker.core.ports import Clock
@@ -10,14 +10,15 @@ from broker.core.serving import Served, State
 
 
 class Published:
-    """The credential in force. `entries` is the ledger as last read or written."""
+    """The credential in force. `entries` is the ledger as last read or written; `on_change` hears before anyone is answered."""
 
-    def __init__(self, account: Account, clock: Clock, policy: Policy) -> None:
+    def __init__(self, account: Account, clock: Clock, policy: Policy, on_change: Callable[[], None]) -> None:
         self.account = account
         self.credential = Credential()
         self.entries: Sequence[Entry] = ()
         self.policy = policy
         self._clock = clock
+        self._on_change = on_change
         self._changed = asyncio.Event()
         self._stale_at = self._ends_at = NEVER
 
@@ -29,6 +30,7 @@ class Published:
         self.credential = credential
         self._stale_at = scheduled_at(credential, self.account.endpoint, self.policy)
         self._ends_at = safe_end(credential)
+        self._on_change()
         if credential.version == held.version:
             return False
         self.wake()
@@ -42,11 +44,18 @@ class Published:
     def serve(self, min_ttl: float = 0) -> Served | None:
         """The token, if one may be handed out that lives at least `min_ttl` seconds more."""
         now = self._clock.now()
-        left = self._ends_at - now
-        if left < max(min_ttl, self.policy.min_serve, 1):
+        left, least = self._ends_at - now, max(min_ttl, self.policy.min_serve, 1)
+        if left < least:
             return None
-        state = State.STALE if now >= self._stale_at else State.FRESH
-        return Served(self.credential, int(left), State.SUSPECT if self.credential.suspicion else state)
+        whole, is_stale = int(left), now >= self._stale_at
+        until = self._ends_at - max(whole, least)
+        state = State.STALE if is_stale else State.FRESH
+        return Served(
+            self.credential,
+            whole,
+            State.SUSPECT if self.credential.suspicion else state,
+            until if is_stale else min(until, self._stale_at),
+        )
 
     def seconds_to_live(self) -> float:
         """Seconds the token may still be handed out; negative where it may not."""
@@ -58,5 +67,6 @@ class Published:
 
     def wake(self) -> None:
         """Wake everyone who waits for a change."""
+        self._on_change()
         self._changed.set()
         self._changed = asyncio.Event()

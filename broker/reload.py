@@ -58,6 +58,7 @@ def needs_restart(running: Settings, read: Settings) -> list[str]:
     """The keys whose new values wait for a restart."""
     pairs = {
         "server.listen": (running.server.listen, read.server.listen),
+        "server.express_lane": (running.server.express_lane, read.server.express_lane),
         "store": (running.store, read.store),
         "wechat": (running.wechat, read.wechat),
         "apps": (running.apps, read.apps),

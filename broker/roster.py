@@ -58,7 +58,12 @@ class Roster:
     @property
     def ticking(self) -> bool:
         """Whether the schedule is alive: three ticks late, and five seconds, is dead."""
-        return self._tools.clock.now() - self.ticked_at <= 3 * self._tools.policy.tick + 5
+        return self._tools.clock.now() <= self.ticking_until
+
+    @property
+    def ticking_until(self) -> float:
+        """Steady time to which the schedule counts as alive."""
+        return self.ticked_at + 3 * self._tools.policy.tick + 5
 
     def halt(self) -> None:
         """Begin no more calls and wake everyone who waits."""

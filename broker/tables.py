@@ -109,6 +109,7 @@ class Server(Table):
 
     listen: Annotated[tuple[Listener, ...], AfterValidator(_distinct)] = (Address("tcp", "127.0.0.1", 8765),)
     allowed_hosts: tuple[HostName, ...] = ()
+    express_lane: bool = True
 
 
 class Store(Table):

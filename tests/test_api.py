@@ -15,6 +15,8 @@ from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.roster import Roster
 from broker.web.api import Edge
+from broker.web.connections import Connections
+from broker.web.express import Lane
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
@@ -38,7 +40,7 @@ class Daemon:
         metrics = Metrics()
         metrics.roster = self.roster = Roster([ACCOUNT], tools)
         await self.roster.start()
-        edge = Edge(self.roster, 5.0, self.bench.clock.wall)
+        edge = Edge(self.roster, 5.0, Lane(Connections(100), self.bench.clock.now), self.bench.clock.wall)
         app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)))
         self.http = TestClient(TestServer(app))
         await self.http.start_server()

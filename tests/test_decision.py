@@ -66,16 +66,15 @@ def test_seconds_left_are_whole_never_more_than_the_truth_and_none_below_min_ser
 
 def test_an_older_answer_changes_nothing_but_closes_its_call() -> None:
     state = replace(HELD, reserved_call=5)
-    after = core.minted(state, 5, T0 + 50, (Secret("older"), 7200.0), Endpoint.TOKEN)
+    after = core.minted(state, 5, T0 + 50, (Secret("older"), 7200.0))
     assert after.token == HELD.token
     assert after.reserved_call is None
 
 
-def test_the_stable_endpoint_repeating_a_refused_token_does_not_clear_it() -> None:
+def test_repeating_a_refused_token_does_not_make_it_good_and_another_one_is() -> None:
     state = replace(HELD, suspicion=REFUSED)
-    again = (Secret("t"), 5000.0)
-    assert core.minted(state, 9, T0 + 200, again, Endpoint.STABLE).refused
-    assert not core.minted(state, 9, T0 + 200, again, Endpoint.TOKEN).refused
+    assert core.minted(state, 9, T0 + 200, (Secret("t"), 5000.0)).refused
+    assert not core.minted(state, 9, T0 + 200, (Secret("u"), 5000.0)).refused
 
 
 def test_of_two_lost_answers_the_first_sets_the_safe_end() -> None:

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
 from broker.roster import Roster
 from broker.web.api import Edge
-from broker.web.connections import Connections
+from broker.web.connections import Connections, Guarded
 from broker.web.door import accepting, answering
+from broker.web.express import Lane
 from broker.web.gate import Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
@@ -32,11 +34,12 @@ async def port(bench: Bench, connections: Connections) -> AsyncIterator[int]:
     await roster.start()
     roster.tick()
     await roster.landed()
-    edge = Edge(roster, 5.0, bench.clock.wall, connections)
+    lane = Lane(connections, bench.clock.now)
+    edge = Edge(roster, 5.0, lane, bench.clock.wall)
     app = application(edge, Gate({}, []), Metrics(), lambda *_: None)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        async with answering(app) as runner, accepting(runner, [sock], connections):
+        async with answering(app) as runner, accepting(runner, [sock], lane):
             yield sock.getsockname()[1]
             roster.halt()
 
@@ -173,15 +176,43 @@ def strangers() -> Connections:
     return Connections(most=50, most_per_peer=10, head_deadline_s=60)
 
 
+def _arrives(connections: Connections, host: str) -> Guarded | None:
+    """A connection from there, unless it is turned away."""
+    peer, guarded = _Peer(host), Guarded(connections, _Inner())
+    guarded.connection_made(peer)
+    return None if peer.aborted else guarded
+
+
+class _Inner(asyncio.Protocol):
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+
 async def test_one_address_beyond_loopback_has_its_own_cap_and_loopback_has_none(strangers: Connections) -> None:
-    peers = [_Peer("203.0.113.7") for _ in range(11)]
-    assert [strangers.admit(peer) for peer in peers] == [True] * 10 + [False]
-    assert strangers.admit(_Peer("203.0.113.8"))
-    strangers.forget(peers[0])
-    assert strangers.admit(peers[10])
-    for peer in peers[1:]:
-        strangers.forget(peer)
-    assert all(strangers.admit(_Peer("127.0.0.1")) for _ in range(30))
+    first, *others = [_arrives(strangers, "203.0.113.7") for _ in range(11)]
+    assert first is not None
+    assert [other is not None for other in others] == [True] * 9 + [False]
+    assert _arrives(strangers, "203.0.113.8")
+    first.connection_lost(None)
+    assert _arrives(strangers, "203.0.113.7")
+    assert not _arrives(strangers, "203.0.113.7")
+    assert all(_arrives(strangers, "127.0.0.1") for _ in range(30))
+
+
+async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_asks_is_not(strangers: Connections) -> None:
+    strangers.head_deadline_s = 0
+    idle, busy = _arrives(strangers, "127.0.0.1"), _arrives(strangers, "127.0.0.1")
+    assert idle is not None
+    assert busy is not None
+    idle.is_quiet = busy.is_quiet = False
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the head deadline is over
+    for _ in range(2):
+        strangers.close_idle()
+        busy.is_quiet = False
+    assert cast("_Peer", idle.transport).aborted
+    assert not cast("_Peer", busy.transport).aborted
 
 
 async def test_a_body_that_does_not_come_ends_with_408(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

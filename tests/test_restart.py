@@ -20,6 +20,7 @@ from aiohttp import web
 from broker.core.serving import Served
 from broker.web.connections import Connections
 from broker.web.door import FAREWELL_S, accepting, answering
+from broker.web.express import Lane
 from tests import invariants
 from tests.doubles import APPID, Bench
 from tests.processes import PATIENCE_S, House, until
@@ -290,7 +291,7 @@ async def connected(handler: Callable[[web.Request], Awaitable[web.Response]]) -
     app = web.Application()
     app.add_routes([web.get("/", handler), web.get("/first", hello)])
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        async with answering(app) as runner, accepting(runner, [sock], Connections(10)):
+        async with answering(app) as runner, accepting(runner, [sock], Lane(Connections(10), lambda: 0.0)):
             reader, writer = await asyncio.open_connection(*sock.getsockname())
             writer.write(b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")

@@ -242,7 +242,7 @@ def reserved(credential: Credential, call: int, now: float) -> Credential:
     return replace(credential, called_at=now, reserved_call=call)
 
 
-def minted(credential: Credential, call: int, started_at: float, answer: tuple[Secret, float], endpoint: Endpoint) -> Credential:
+def minted(credential: Credential, call: int, started_at: float, answer: tuple[Secret, float]) -> Credential:
     """WeChat answered with a token and its seconds. An answer older than what we hold changes nothing (the fence)."""
     value, expires_in = answer
     held = credential.token
@@ -250,10 +250,9 @@ def minted(credential: Credential, call: int, started_at: float, answer: tuple[S
     if held is not None and held.call > call:
         return done
     if held is not None and held.value == value:
-        # The same token again: same version, its expiry from this answer. The stable endpoint repeats a dead one too.
+        # The same token again: same version, its expiry from this answer. One that was refused is repeated dead.
         again = replace(held, requested_at=started_at, expires_at=started_at + expires_in)
-        keeps_doubt = credential.refused and endpoint is Endpoint.STABLE
-        return replace(done, token=again, suspicion=credential.suspicion if keeps_doubt else None)
+        return replace(done, token=again, suspicion=credential.suspicion if credential.refused else None)
     return replace(done, token=Token(value, call, started_at, started_at + expires_in), suspicion=None)
 
 

@@ -22,7 +22,7 @@ class Judge:
         call, started_at, endpoint = grant.call, grant.started_at, self.account.endpoint
         if isinstance(answer, Minted):
             good = answer.token, answer.expires_in
-            return "minted", lambda held, _: minted(held, call, started_at, good, endpoint)
+            return "minted", lambda held, _: minted(held, call, started_at, good)
         failure = replace(answer, wall=self.wall)
         wait = self._pause(failure, grant.credential.failures)
         known = fingerprint(self.account.secret, grant.credential.epoch)

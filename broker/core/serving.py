@@ -41,11 +41,15 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A token that may be used for `expires_in` whole seconds from now (rounded down)."""
+    """A token that may be used for `expires_in` whole seconds from now (rounded down).
+
+    `until`: steady time to which this very answer stays true, at most a second ahead, unless another credential comes.
+    """
 
     credential: Credential
     expires_in: int
     state: State
+    until: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from broker import __version__
+from broker.core.credential import NEVER
 from broker.core.errcodes import TOKEN_REFUSED
 from broker.core.serving import Served, Unavailable
 from broker.keeper import Keeper
 from broker.roster import Roster
-from broker.web.connections import Connections, most_connections
+from broker.web.express import UNTIL, Lane
 from broker.web.gate import CLIENT, open_to_browsers
 from broker.web.problems import problem, unavailable
 
@@ -27,8 +28,8 @@ class Edge:
 
     roster: Roster
     patience_s: float
+    lane: Lane
     wall: Callable[[], float] = time.time
-    connections: Connections = field(default_factory=lambda: Connections(most_connections()))
     rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(default_factory=dict)  # by app, the last answer
 
 
@@ -67,10 +68,14 @@ async def get_token(request: web.Request) -> web.Response:
     wait, min_ttl = _numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
     if hdrs.IF_NONE_MATCH in request.headers and (version := keeper.credential.version) and _matches(request, version):
         answer = await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
-        if answer is None and keeper.serve(min_ttl) is not None:
+        if answer is None and (held := keeper.serve(min_ttl)) is not None:
+            request[UNTIL] = NEVER if wait else held.until
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'})
     served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, request.app[EDGE].patience_s))
-    return _token(request, keeper, served) if isinstance(served, Served) else unavailable(served)
+    if not isinstance(served, Served):
+        return unavailable(served)
+    request[UNTIL] = NEVER if wait else served.until
+    return _token(request, keeper, served)
 
 
 async def report_token(request: web.Request) -> web.Response:

@@ -1,18 +1,21 @@
 """Who may hold a connection, and for how long without asking anything.
 
-aiohttp has no deadline for the first request's head and no cap on connections: a thousand silent peers would sit there
-for ever. Every connection passes through here first; what a peer sends goes on to aiohttp untouched.
+aiohttp has no deadline for the first request's head, one of an hour for the next, and no cap on connections: a thousand
+silent peers would sit there for ever. Every connection passes through here first; what a peer sends goes on to aiohttp
+untouched (or is answered from what aiohttp said a moment ago, see express.py).
 """
 
 import asyncio
 import resource
 import socket
 from collections import Counter
+from collections.abc import Callable
 from typing import Final, cast
 
 from aiohttp import web
 
-HEAD_DEADLINE_S: Final = 10.0  # from connecting to the end of the first request's head; aiohttp bounds the later ones
+HEAD_DEADLINE_S: Final = 10.0  # from connecting to the end of the first request's head
+IDLE_S: Final = 600.0  # a connection without a whole request for so long, or twice that, is closed; a wait takes 300 at most
 MOST: Final = 16_384
 MOST_PER_PEER: Final = 1024  # of one address beyond loopback
 SPARE_FILES: Final = 64  # for the store, calls to WeChat, and what libraries open
@@ -31,63 +34,77 @@ class Connections:
         self.most = most
         self.most_per_peer = most_per_peer
         self.head_deadline_s = head_deadline_s
-        self.open = 0
         self.refused = 0
         self.too_slow = 0
-        self._silent: dict[asyncio.Transport, asyncio.TimerHandle] = {}  # oldest first
+        self._open: dict[asyncio.Protocol, Guarded] = {}  # by aiohttp's protocol
+        self._silent: dict[Guarded, asyncio.TimerHandle] = {}  # oldest first
         self._peers: Counter[str] = Counter()
 
-    def guard(self, inner: asyncio.Protocol) -> "Guarded":
-        """Wrap a server's protocol for one connection."""
-        return Guarded(self, inner)
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return len(self._open)
 
-    def asked(self, transport: asyncio.Transport | None) -> None:
-        """A whole request has come in: the connection is no longer silent."""
-        if transport is not None and (silent := self._silent.pop(transport, None)):
-            silent.cancel()
+    def of(self, inner: asyncio.Protocol) -> "Guarded | None":
+        """The connection that an aiohttp protocol serves."""
+        return self._open.get(inner)
 
-    def admit(self, transport: asyncio.Transport) -> bool:
+    def admit(self, guarded: "Guarded", transport: asyncio.Transport) -> bool:
         """Take a connection, or say that it must be closed."""
         peer = _peer(transport)
         if (peer and self._peers[peer] >= self.most_per_peer) or (self.open >= self.most and not self._make_room()):
             self.refused += 1
             return False
-        self.open += 1
+        self._open[guarded.inner] = guarded
         if peer:
             self._peers[peer] += 1
         loop = asyncio.get_running_loop()
-        self._silent[transport] = loop.call_later(self.head_deadline_s, self._give_up, transport)
+        self._silent[guarded] = loop.call_later(self.head_deadline_s, self._first_look, guarded)
         return True
 
-    def forget(self, transport: asyncio.Transport) -> None:
+    def forget(self, guarded: "Guarded", transport: asyncio.Transport) -> None:
         """A connection that was admitted is closed."""
-        self.asked(transport)
-        self.open -= 1
+        self._is_heard(guarded)
+        del self._open[guarded.inner]
         if peer := _peer(transport):
             self._peers[peer] -= 1
             if not self._peers[peer]:
                 del self._peers[peer]
 
-    def _make_room(self) -> bool:
-        oldest = next(iter(self._silent), None)
-        if oldest is None:
-            return False
-        self._give_up(oldest)
-        return True
+    def close_idle(self) -> None:
+        """Close those that have not sent a whole request since the last time. For a timer, every IDLE_S."""
+        for guarded in list(self._open.values()):
+            if guarded not in self._silent:
+                guarded.abort() if guarded.is_quiet else guarded.hush()
 
-    def _give_up(self, transport: asyncio.Transport) -> None:
-        self.asked(transport)
-        self.too_slow += 1
-        transport.abort()
+    def _first_look(self, guarded: "Guarded") -> None:
+        del self._silent[guarded]
+        if guarded.is_quiet:
+            self.too_slow += 1
+            guarded.abort()
+
+    def _make_room(self) -> bool:
+        for guarded in list(self._silent):
+            self._is_heard(guarded)
+            if guarded.is_quiet:
+                self.too_slow += 1
+                guarded.abort()
+                return True
+        return False
+
+    def _is_heard(self, guarded: "Guarded") -> None:
+        if deadline := self._silent.pop(guarded, None):
+            deadline.cancel()
 
 
 class Guarded(asyncio.Protocol):
-    """One connection: counted from open to close, and otherwise aiohttp's."""
+    """One connection: counted from open to close, and otherwise aiohttp's. `is_quiet` until a whole request has come."""
 
     def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
+        self.inner = inner
+        self.is_quiet = True
         self._connections = connections
-        self._inner = inner
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         # The hot path, bound once: a method of ours in between would cost every request.
         self.data_received = inner.data_received  # type: ignore[method-assign]
         self.pause_writing = inner.pause_writing  # type: ignore[method-assign]
@@ -97,27 +114,36 @@ class Guarded(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, or close it without a word."""
         stream = cast("asyncio.Transport", transport)
-        if self._connections.admit(stream):
-            self._transport = stream
-            self._inner.connection_made(stream)
+        if self._connections.admit(self, stream):
+            self.transport = stream
+            self.inner.connection_made(stream)
         else:
             stream.abort()
             self.data_received = _deaf  # type: ignore[method-assign,assignment]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let it go."""
-        if self._transport is not None:
-            self._connections.forget(self._transport)
-            self._inner.connection_lost(exc)
+        if self.transport is not None:
+            self._connections.forget(self, self.transport)
+            self.inner.connection_lost(exc)
+
+    def abort(self) -> None:
+        """Close it without a word."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def hush(self) -> None:
+        """Begin to wait for a whole request once more."""
+        self.is_quiet = True
 
 
 class GuardedSite(web.BaseSite):
     """A listening socket whose connections are guarded."""
 
-    def __init__(self, runner: web.BaseRunner, sock: socket.socket, connections: Connections) -> None:
+    def __init__(self, runner: web.BaseRunner, sock: socket.socket, guard: Callable[[asyncio.Protocol], Guarded]) -> None:
         super().__init__(runner, backlog=BACKLOG)
         self._sock = sock
-        self._connections = connections
+        self._guard = guard
 
     @property
     def name(self) -> str:
@@ -131,7 +157,7 @@ class GuardedSite(web.BaseSite):
         if server is None:
             raise RuntimeError("the runner is not set up")
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: self._connections.guard(server()), sock=self._sock, backlog=BACKLOG)
+        self._server = await loop.create_server(lambda: self._guard(server()), sock=self._sock, backlog=BACKLOG)
 
 
 def _deaf(_data: bytes) -> None:

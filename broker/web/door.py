@@ -13,11 +13,13 @@ from typing import Final
 
 from aiohttp import web
 
-from broker.web.connections import Connections, GuardedSite
+from broker.web.connections import IDLE_S, Connections, GuardedSite
+from broker.web.express import Lane
 
 FAREWELL_S: Final = 0.5  # for clients that keep their connection to ask once more
 LOOK_S: Final = 0.02
 DRAIN_S: Final = 5.0  # for answers under way
+UNBOUNDED_S: Final = 366 * 86400.0
 
 KNOCK: Final = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -26,7 +28,10 @@ KNOCK: Final = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n
 async def answering(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """A server that answers, and at its end finishes the answers under way."""
     # A client that hangs up ends its handler; what must go on (a flight) is a task of its keeper's.
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S)
+    # Idle connections are ours to close: aiohttp does not see all of their requests (express.py).
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S, keepalive_timeout=UNBOUNDED_S
+    )
     await runner.setup()
     try:
         yield runner
@@ -35,16 +40,24 @@ async def answering(app: web.Application) -> AsyncIterator[web.AppRunner]:
 
 
 @asynccontextmanager
-async def accepting(runner: web.AppRunner, sockets: Sequence[socket.socket], connections: Connections) -> AsyncIterator[None]:
+async def accepting(runner: web.AppRunner, sockets: Sequence[socket.socket], lane: Lane) -> AsyncIterator[None]:
     """Take connections; at its end take no more, and wait until those that are kept alive are gone, or silent."""
+    sweeping = asyncio.create_task(_sweep(lane.connections))
     try:
         for sock in sockets:
-            await GuardedSite(runner, sock, connections).start()
+            await GuardedSite(runner, sock, lane.guard).start()
         yield
     finally:
+        sweeping.cancel()
         for site in runner.sites:
             await site.stop()
         await _farewell(runner)
+
+
+async def _sweep(connections: Connections) -> None:
+    while True:
+        await asyncio.sleep(IDLE_S)
+        connections.close_idle()
 
 
 async def _farewell(runner: web.AppRunner) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from broker import __version__
 from broker.keeper import Keeper
 from broker.roster import Roster
+from broker.web.gate import Client
 
 
 class Metrics(Collector):
@@ -47,6 +48,10 @@ class Metrics(Collector):
     def request(self, resource: web.AbstractResource | None, status: int) -> None:
         """Count an answered request to a route, or to none."""
         self._requests[resource, status] += 1
+
+    def repeated(self, resource: web.AbstractResource | None, _client: Client | None, status: int, count: int) -> None:
+        """Count requests that were answered as one before them."""
+        self._requests[resource, status] += count
 
     def collect(self) -> Iterable[Metric]:
         """Read the keepers."""

@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from broker.keeper import Keeper
 from broker.web.api import EDGE, NO_STORE
+from broker.web.express import UNTIL
 from broker.web.gate import open_to_browsers
 from broker.web.metrics import METRICS
 
@@ -26,7 +27,8 @@ def routes() -> list[web.RouteDef]:
 @open_to_browsers
 async def livez(request: web.Request) -> web.Response:
     """200 while the schedule ticks: a restart may help where this fails, and nowhere else."""
-    ticking = request.app[EDGE].roster.ticking
+    roster = request.app[EDGE].roster
+    ticking, request[UNTIL] = roster.ticking, min(request.app[EDGE].lane.now() + 1, roster.ticking_until)
     return _answer("pass" if ticking else "fail", output="" if ticking else "the schedule has stopped")
 
 
@@ -34,7 +36,9 @@ async def livez(request: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """200 while every app has a token to hand out and the daemon is not stopping."""
     roster = request.app[EDGE].roster
-    missing = [keeper.account.name for keeper in roster if keeper.serve() is None]
+    served = {keeper.account.name: keeper.serve() for keeper in roster}
+    missing = [name for name, answer in served.items() if answer is None]
+    request[UNTIL] = min([request.app[EDGE].lane.now() + 1, *(answer.until for answer in served.values() if answer)])
     if roster.stopping:
         return _answer("fail", output="stopping")
     return _answer("fail" if missing else "pass", output=f"no token for: {', '.join(missing)}" if missing else "")
@@ -53,6 +57,7 @@ async def health(request: web.Request) -> web.Response:
 @open_to_browsers
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus text."""
+    request.app[EDGE].lane.account()
     body = generate_latest(request.app[METRICS].registry)
     return web.Response(body=body, headers={**NO_STORE, hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
 

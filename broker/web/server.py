@@ -21,7 +21,7 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash)
 
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
-        edge.connections.asked(request.transport)
+        edge.lane.hear(request)
         try:
             response = gate.refuse(request) or await handler(request)
         except api.Bad as bad:
@@ -38,6 +38,8 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash)
 
     app = web.Application(middlewares=[front], client_max_size=LARGEST_BODY)
     app[api.EDGE], app[METRICS] = edge, metrics
+    if edge.lane.enabled:
+        app.on_response_prepare.append(edge.lane.keep)
     app.add_routes([*api.routes(), *probes.routes(), web.get("/openapi.json", openapi.get_openapi)])
     return app
 

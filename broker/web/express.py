@@ -1,0 +1,194 @@
+"""The express lane: while nothing has changed, the same request gets the same answer, before anything is parsed.
+
+A connection's request goes through aiohttp whole: parsing, gate, routing, handler. Where the handler says until when its
+answer stays true (:data:`UNTIL`), the bytes of that answer are kept under the bytes of the request, and the next chunk
+that equals them, on any connection of that kind, is answered from there. Header bytes are part of the key, so nobody is
+ever answered with another's rights; TCP and Unix sockets are kept apart, since the gate tells them apart.
+
+What makes that safe is that a chunk is only looked up where it can be nothing but a request: each chunk before it on its
+connection was exactly one whole request without a body, and aiohttp waits for the next one. One irregular chunk, and the
+connection stays with aiohttp for good.
+"""
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from aiohttp import HttpVersion11, web
+
+from broker.web.connections import Connections, Guarded
+from broker.web.gate import CLIENT, Client
+
+UNTIL: Final = web.RequestKey("until", float)  # steady time to which the answer under way may be repeated
+_CHANGES: Final = web.RequestKey("changes", int)
+MOST_KEPT: Final = 1024
+LONGEST_REQUEST: Final = 4096
+HEAD_END: Final = b"\r\n\r\n"
+MORE: Final = re.compile(rb"\r\n(?:content-length|transfer-encoding|expect|upgrade):", re.IGNORECASE)  # may follow
+
+Tell = Callable[[web.AbstractResource | None, Client | None, int, int], None]
+
+
+class Kept:
+    """An answer, until when it may be given, and how often it was since it was last told."""
+
+    __slots__ = ("about", "count", "data", "until")
+
+    def __init__(self, data: bytes, until: float, *about: Any) -> None:
+        self.data = data
+        self.until = until
+        self.about = about  # route, client and status, for those who count
+        self.count = 0
+
+
+class Lane:
+    """What may be repeated, for all connections of a daemon. `now` is the steady clock that tokens age on.
+
+    `tell` hears of the answers given here: (route, client, status, how many).
+    """
+
+    def __init__(
+        self, connections: Connections, now: Callable[[], float], tell: Tell = lambda *_: None, *, enabled: bool = True
+    ) -> None:
+        self.connections = connections
+        self.now = now
+        self.enabled = enabled
+        self._tell = tell
+        self._changes = 0
+        self._kept: dict[bool, dict[bytes, Kept]] = {True: {}, False: {}}  # by "is a Unix socket"
+
+    def guard(self, inner: asyncio.Protocol) -> Guarded:
+        """A connection's protocol around aiohttp's."""
+        return Rider(self, inner) if self.enabled else Guarded(self.connections, inner)
+
+    def kept(self, transport: asyncio.Transport) -> dict[bytes, Kept]:
+        """What may be repeated on a connection of that kind."""
+        sock = transport.get_extra_info("socket")
+        return self._kept[sock is not None and sock.family == socket.AF_UNIX]
+
+    def hear(self, request: web.Request) -> None:
+        """A whole request has come in: its connection is no longer silent."""
+        if (connection := self.connections.of(request.protocol)) is not None:
+            connection.is_quiet = False
+            if isinstance(connection, Rider):
+                connection.is_at_work = True
+                request[_CHANGES] = self._changes
+
+    async def keep(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Keep an answer that is about to be written, if its handler and its connection let us (`on_response_prepare`)."""
+        rider = self.connections.of(request.protocol)
+        if not isinstance(rider, Rider) or rider.asked is None:
+            return
+        if request.version != HttpVersion11 or not response.keep_alive:
+            rider.leave()
+            return
+        until = request.get(UNTIL)
+        if until is None or response.status not in {200, 304} or not isinstance(response, web.Response):
+            return
+        if request.get(_CHANGES) != self._changes:  # what let this request in may not hold any more
+            return
+        kept = rider.kept
+        if len(kept) >= MOST_KEPT:
+            self._drop(kept)
+        if (older := kept.get(rider.asked)) is not None:
+            self._account(older)
+        kept[rider.asked] = Kept(
+            _serialized(response), until, request.match_info.route.resource, request.get(CLIENT), response.status
+        )
+
+    def drop(self) -> None:
+        """Something has changed: no answer given until now is repeated."""
+        self._changes += 1
+        for kept in self._kept.values():
+            self._drop(kept)
+
+    def account(self) -> None:
+        """Tell of the answers given since the last time."""
+        for kept in self._kept.values():
+            for one in kept.values():
+                self._account(one)
+
+    def _drop(self, kept: dict[bytes, Kept]) -> None:
+        for one in kept.values():
+            self._account(one)
+        kept.clear()
+
+    def _account(self, one: Kept) -> None:
+        if one.count:
+            resource, client, status = one.about
+            self._tell(resource, client, status, one.count)
+            one.count = 0
+
+
+class Rider(Guarded):
+    """A connection that may use the lane. `asked` is the request that aiohttp is at, as it came."""
+
+    def __init__(self, lane: Lane, inner: asyncio.Protocol) -> None:
+        super().__init__(lane.connections, inner)
+        self.asked: bytes | None = None
+        self.kept: dict[bytes, Kept] = {}
+        self._lane = lane
+        self._now = lane.now
+        self.is_at_work = False  # aiohttp has begun with `asked`
+        self._is_regular = True
+        self._to_aiohttp = inner.data_received
+        self.data_received = self._received  # type: ignore[method-assign]
+        self.pause_writing = self._pause_writing  # type: ignore[method-assign]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take it."""
+        self.kept = self._lane.kept(cast("asyncio.Transport", transport))
+        self._write = cast("asyncio.Transport", transport).write
+        super().connection_made(transport)
+
+    def _received(self, data: bytes) -> None:
+        if self._is_regular:
+            if self.asked is not None:
+                self._is_regular = self.is_at_work and is_done(self.inner)
+                self.asked, self.is_at_work = None, False
+            if self._is_regular:
+                kept = self.kept.get(data)
+                if kept is not None and self._now() < kept.until:
+                    kept.count += 1
+                    self.is_quiet = False
+                    self._write(kept.data)
+                    return
+                if is_one_request(data):
+                    self.asked = data
+                else:
+                    self._is_regular = False
+        self._to_aiohttp(data)
+
+    def leave(self) -> None:
+        """Leave the connection to aiohttp from now on."""
+        self._is_regular, self.asked = False, None
+
+    def _pause_writing(self) -> None:
+        """A peer that does not read is aiohttp's: it knows how to wait."""
+        self.leave()
+        self.inner.pause_writing()
+
+
+def is_one_request(data: bytes) -> bool:
+    """Whether a chunk is exactly one request without a body, whoever reads it."""
+    return (
+        data.startswith(b"GET ")
+        and len(data) <= LONGEST_REQUEST
+        and data.find(HEAD_END) == len(data) - len(HEAD_END)
+        and data.count(b"\n") == data.count(b"\r") == data.count(b"\r\n")
+        and MORE.search(data) is None
+    )
+
+
+def is_done(protocol: asyncio.Protocol) -> bool:
+    """Whether aiohttp has written the answer to the request it was at. All that leans on its inside (a test pins it)."""
+    return not protocol._request_in_progress  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def _serialized(response: web.Response) -> bytes:
+    """The answer as aiohttp writes it."""
+    lines = [f"HTTP/1.1 {response.status} {response.reason}", *(f"{name}: {value}" for name, value in response.headers.items())]
+    body = response.body if isinstance(response.body, bytes) else b""
+    return "\r\n".join([*lines, "", ""]).encode() + body
