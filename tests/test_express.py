@@ -280,6 +280,7 @@ async def test_who_was_let_in_before_a_reload_and_answered_after_it_is_not_answe
         await asyncio.wait_for(_passed(daemon), 10)
         daemon.gate.govern({"0" * 64: Client("nobody", frozenset())}, [])
         daemon.lane.drop()
+        bench.wechat.before_answer = lambda: bench.clock.pass_(0.3)
         bench.wechat.gate.set()
         assert status(await peer.answer()) == 200  # its request was let in
         assert status(await peer.ask(chunk)) == 401
@@ -341,6 +342,15 @@ async def test_only_good_answers_of_routes_that_say_so_are_repeated(daemon: Daem
     for _ in range(3):
         await peer.ask(chunk)
     assert daemon.repeated == 0
+
+
+async def test_a_bad_answer_is_not_repeated(bench: Bench) -> None:
+    bench.wechat.answers.append(LOST)
+    async with daemon_on(bench) as daemon:
+        peer = await daemon.peer()
+        for _ in range(3):
+            assert status(await peer.ask(request("/readyz"))) == 503
+        assert daemon.repeated == 0
 
 
 # --- what stays with aiohttp ------------------------------------------------------------------------------------------
