@@ -92,10 +92,11 @@ class Flights:
 
     async def _suspect_emergency(self) -> None:
         """An emergency call that a dead process made may have pushed out the token that the store still holds."""
-        token, endpoint = self._app.credential.token, self._app.account.endpoint
+        token = self._app.credential.token
+        safe_for = core.outlives(self._app.account.endpoint, self._app.policy, force=False)
         later = [at for at in self._tools.emergency.spent(self._app.account.appid) if token and at > token.requested_at]
         if later:
-            await self._amend(lambda held, _: core.lost(held, min(later), endpoint, self._app.policy))
+            await self._amend(lambda held, _: core.lost(held, min(later), safe_for))
 
     def halt(self) -> None:
         """Begin no more flights."""
@@ -301,7 +302,9 @@ class Flights:
 
     async def _close_orphan(self) -> None:
         """A reserved call whose outcome nobody knows, since its process died: spent, perhaps minted, a failure like others."""
-        await self._amend(self._judge().orphan())
+        called_at = self._app.credential.called_at
+        force = any(entry.forced and entry.at >= called_at for entry in self._app.entries)
+        await self._amend(self._judge().orphan(force=force))
         self._tools.witness("orphan-closed", self._app.account.name, version=self._app.credential.version)
 
     async def _amend(self, change: Change) -> bool:

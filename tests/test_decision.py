@@ -78,8 +78,8 @@ def test_repeating_a_refused_token_does_not_make_it_good_and_another_one_is() ->
 
 
 def test_of_two_lost_answers_the_first_sets_the_safe_end() -> None:
-    once = core.lost(HELD, T0 + 100, Endpoint.TOKEN, POLICY)
-    twice = core.lost(once, T0 + 250, Endpoint.TOKEN, POLICY)
+    once = core.lost(HELD, T0 + 100, POLICY.overlap)
+    twice = core.lost(once, T0 + 250, POLICY.overlap)
     assert once.suspicion is not None
     assert twice.suspicion is not None
     assert once.suspicion.safe_until == twice.suspicion.safe_until == T0 + 400

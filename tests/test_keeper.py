@@ -365,6 +365,30 @@ async def test_a_suspect_token_that_lives_after_the_overlap_was_never_pushed_out
     assert keeper.credential.suspicion is None
 
 
+async def test_a_forced_call_without_an_answer_may_have_killed_the_token_at_once(bench: Bench) -> None:
+    keeper = await bench.keeper(stable())
+    await looked(keeper)
+    bench.clock.pass_(60)
+    bench.wechat.answers.append(LOST)
+    bench.wechat.verdicts.append(Verdict.ALIVE)
+    await keeper.refresh(5, force=True)
+    assert keeper.serve() is None
+    bench.clock.pass_(40)
+    await looked(keeper)
+    assert keeper.serve() is not None
+    assert bench.wechat.forced == [False, True, False]
+
+
+async def test_a_crash_during_a_forced_call_may_have_killed_the_token_at_once(bench: Bench) -> None:
+    keeper = await bench.keeper(stable())
+    await looked(keeper)
+    bench.clock.pass_(60)
+    await (await bench.open()).reserve(stable(), lambda *_: Claim(Lane.ADMIN, force=True))
+    keeper = await bench.restarted(stable())
+    assert keeper.serve() is None
+    assert keeper.credential.suspicion is not None
+
+
 async def test_a_lost_answer_of_the_stable_endpoint_means_nothing(bench: Bench) -> None:
     keeper = await bench.keeper(stable())
     await looked(keeper)

@@ -274,11 +274,21 @@ def forgiven(credential: Credential, fingerprint: str) -> Credential | None:
     return replace(credential, failures=0, failure=None, not_before=NEVER)
 
 
-def lost(credential: Credential, started_at: float, endpoint: Endpoint, policy: Policy) -> Credential:
-    """A call's answer is not known. On the classic endpoint it may have minted: ours dies within the overlap (wechat.md §1)."""
-    if endpoint is Endpoint.STABLE or credential.token is None or credential.refused:
+def outlives(endpoint: Endpoint, policy: Policy, *, force: bool) -> float:
+    """Seconds that a token outlives the call which replaces it (wechat.md §1).
+
+    The stable endpoint replaces none before its time, unless it is forced to, and then at once.
+    """
+    if endpoint is Endpoint.STABLE:
+        return 0.0 if force else math.inf
+    return policy.overlap
+
+
+def lost(credential: Credential, started_at: float, outlives: float) -> Credential:
+    """A call's answer is not known. It may have minted: what we hold may be dead `outlives` seconds after its start."""
+    if outlives == math.inf or credential.token is None or credential.refused:
         return credential
-    earlier, safe_until = credential.suspicion, started_at + policy.overlap
+    earlier, safe_until = credential.suspicion, started_at + outlives
     if earlier is None:
         return replace(credential, suspicion=Suspicion(Doubt.LOST_ANSWER, started_at, safe_until))
     if earlier.doubt is Doubt.CLOCK:  # which nothing but another token ends

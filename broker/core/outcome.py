@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from broker.core.credential import Account, Credential, Policy, failed, fingerprint, lost, minted
+from broker.core.credential import Account, Credential, Policy, failed, fingerprint, lost, minted, outlives
 from broker.core.errcodes import Failure, Kind, pause
 from broker.core.ports import Change, Grant, Minted
 from broker.core.quota import until_next_day
@@ -19,7 +19,8 @@ class Judge:
 
     def answer(self, grant: Grant, answer: Minted | Failure) -> tuple[str, Change]:
         """What an answer is called in the ledger, and what it changes."""
-        call, started_at, endpoint = grant.call, grant.started_at, self.account.endpoint
+        call, started_at = grant.call, grant.started_at
+        safe_for = outlives(self.account.endpoint, self.policy, force=grant.claim.force)
         if isinstance(answer, Minted):
             good = answer.token, answer.expires_in
             return "minted", lambda held, _: minted(held, call, started_at, good)
@@ -28,20 +29,21 @@ class Judge:
         known = fingerprint(self.account.secret, grant.credential.epoch)
 
         def change(held: Credential, now: float) -> Credential:
-            held = lost(held, started_at, endpoint, self.policy) if failure.lost else held
+            held = lost(held, started_at, safe_for) if failure.lost else held
             return failed(held, call, failure, now + wait, known)
 
         return "lost" if failure.lost else f"errcode {failure.errcode}" if failure.errcode else failure.kind.value, change
 
-    def orphan(self) -> Change:
+    def orphan(self, *, force: bool) -> Change:
         """A reserved call whose process died: spent, perhaps minted, and a failure like others, from when it began."""
+        safe_for = outlives(self.account.endpoint, self.policy, force=force)
         failure = Failure(Kind.TRANSIENT, "the broker was stopped during a token call", lost=True, wall=self.wall)
 
         def change(held: Credential, _: float) -> Credential | None:
             if held.reserved_call is None:
                 return None
             not_before = held.called_at + self._pause(failure, held.failures)
-            suspected = lost(held, held.called_at, self.account.endpoint, self.policy)
+            suspected = lost(held, held.called_at, safe_for)
             return failed(suspected, held.reserved_call, failure, not_before, fingerprint(self.account.secret, held.epoch))
 
         return change
