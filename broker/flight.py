@@ -30,6 +30,7 @@ from broker.core.ports import (
     Upstream,
     Verdict,
     Witness,
+    wall_offset,
 )
 from broker.core.quota import Entry, Lane, Limits, full
 from broker.core.reservation import admit, claim_for
@@ -75,7 +76,7 @@ class Flights:
         self._unrecorded: deque[tuple[float, Minted | Failure]] = deque()  # emergency calls, not in the ledger yet
         self._crashes = 0
         self._resume_at = NEVER  # after a bug or a broken disk
-        self._wall_offset = self._offset()  # as it was when last written down
+        self._wall_offset = wall_offset(tools.clock)  # as it was when last written down
         self._stopping = False
 
     async def start(self) -> None:
@@ -123,25 +124,22 @@ class Flights:
         """The flight under way, or a new one where something is due. No await between the look and the start."""
         now, policy = self._tools.clock.now(), self._app.policy
         if self._flight is None and not self._stopping and now >= self._resume_at:
-            check = core.check_due(self._app.credential, policy, now)
+            check = now >= core.check_at(self._app.credential, policy)
+            due = self._wall_was_set() or now >= self.due_at()
             if report and not self._app.credential.refused:
-                check = now >= self._app.credential.checked_at + policy.verify_gap
-                due = check
-            else:
-                due = check or self._untidy() or now >= self.next_call_at()
+                check = due = now >= self._app.credential.checked_at + policy.verify_gap
             if due:
                 self.launch(partial(self._look, check=check))
         return self._flight
 
-    def _untidy(self) -> bool:
-        """Whether there is something to write down, call or no call."""
-        return self._unsettled is not None or bool(self._unrecorded) or self._wall_was_set()
-
-    def _offset(self) -> float:
-        return self._tools.clock.wall() - self._tools.clock.now()
+    def due_at(self) -> float:
+        """Steady time from which a look finds something to do, as things stand."""
+        if self._unsettled is not None or self._unrecorded:  # something is to be written down
+            return self._resume_at
+        return max(self._resume_at, min(core.check_at(self._app.credential, self._app.policy), self.next_call_at()))
 
     def _wall_was_set(self) -> bool:
-        return abs(self._offset() - self._wall_offset) > STEP_S
+        return abs(wall_offset(self._tools.clock) - self._wall_offset) > STEP_S
 
     @property
     def current(self) -> Flight | None:
@@ -170,6 +168,7 @@ class Flights:
             return verdict
         finally:
             self._flight = None
+            self._app.reconsider()
         return None
 
     async def _look(self, *, check: bool) -> Verdict | None:
@@ -181,7 +180,7 @@ class Flights:
         except StoreError as error:  # still broken: what follows finds out what can be done all the same
             self.store_error = str(error)
         if self._wall_was_set():
-            offset = self._offset()
+            offset = wall_offset(self._tools.clock)
             await self._amend(lambda held, _: held)  # written again, it is known by the new wall after a reboot
             self._wall_offset = offset
         if self._abandoned():

@@ -5,7 +5,7 @@ refresh goes is in flight.py, when it is due in core/credential.py.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from hmac import compare_digest
@@ -25,10 +25,10 @@ _GAP: Final = "A token call was made less than min_gap ago, or WeChat itself ask
 class Keeper:
     """The keeper of one app's token. Reading it costs no I/O."""
 
-    def __init__(self, account: Account, tools: Tools) -> None:
+    def __init__(self, account: Account, tools: Tools, on_change: Callable[[], None] | None = None) -> None:
         self.account = account
         self._tools = tools
-        self._app = Published(account, tools.clock, tools.policy, tools.on_change)
+        self._app = Published(account, tools.clock, tools.policy, on_change or tools.on_change)
         self._flights = Flights(self._app, tools)
         self._stopping = False
 
@@ -41,6 +41,10 @@ class Keeper:
     def tick(self) -> None:
         """Look, and act if something is due. The plan is in the data: a lost tick costs one tick."""
         self._flights.join()
+
+    def due_at(self) -> float:
+        """Steady time before which a look finds nothing to do, as things stand."""
+        return self._flights.due_at()
 
     def govern(self, policy: Policy) -> None:
         """Go by another policy from now on."""

@@ -30,7 +30,7 @@ class Published:
         self.credential = credential
         self._stale_at = scheduled_at(credential, self.account.endpoint, self.policy)
         self._ends_at = safe_end(credential)
-        self._on_change()
+        self.reconsider()
         if credential.version == held.version:
             return False
         self.wake()
@@ -65,8 +65,12 @@ class Published:
         """What to wait on for the next version."""
         return self._changed.wait()
 
+    def reconsider(self) -> None:
+        """Say that things stand otherwise than before: what is served, or what is due."""
+        self._on_change()
+
     def wake(self) -> None:
         """Wake everyone who waits for a change."""
-        self._on_change()
+        self.reconsider()
         self._changed.set()
         self._changed = asyncio.Event()

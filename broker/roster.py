@@ -1,23 +1,29 @@
 """Every app's keeper, by name and by AppID."""
 
 import asyncio
+import heapq
+import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from broker.core.credential import NEVER, Account, Policy
+from broker.core.ports import STEP_S, wall_offset
 from broker.flight import Tools
 from broker.keeper import Keeper
 
 
 class Roster:
-    """All keepers of one daemon, looked at together."""
+    """All keepers of one daemon, looked at together: at each tick, those for whom something is due."""
 
     def __init__(self, accounts: Sequence[Account], tools: Tools) -> None:
         self._tools = tools
-        self._keepers = {account.name: Keeper(account, tools) for account in accounts}
+        self._keepers = {account.name: Keeper(account, tools, partial(self._changed, account.name)) for account in accounts}
         self._by_any_name = {keeper.account.appid: keeper for keeper in self._keepers.values()} | self._keepers
+        self._wall_offset = wall_offset(tools.clock)
+        self._looks: dict[str, float] = {}  # by app: when it is looked at next
+        self._agenda: list[tuple[float, str]] = []  # the same as a heap, with plans that are no more
         self.ticked_at = NEVER
         self.stopping = False
-        self._stumbled: dict[str, float] = {}  # by app: no look before
 
     def find(self, app: str) -> Keeper | None:
         """The keeper of an app, named by name or AppID."""
@@ -33,21 +39,37 @@ class Roster:
         """Take up what the store holds; calls nobody. Raises StoreError."""
         for keeper in self:
             await keeper.start()
+            self._plan(keeper.account.name, NEVER)
 
     def tick(self) -> None:
-        """Look at every app; none of the looks waits for anything."""
-        self.ticked_at = self._tools.clock.now()
-        for keeper in self:
-            if self.ticked_at >= self._stumbled.get(keeper.account.name, NEVER):
-                self._look(keeper)
+        """Look at every app that may need it; none of the looks waits for anything."""
+        now = self.ticked_at = self._tools.clock.now()
+        if abs(offset := wall_offset(self._tools.clock) - self._wall_offset) > STEP_S:
+            self._wall_offset += offset
+            for name in self._keepers:
+                self._plan(name, NEVER)
+        while self._agenda and self._agenda[0][0] <= now:
+            at, name = heapq.heappop(self._agenda)
+            if self._looks[name] == at:
+                self._plan(name, self._look(self._keepers[name], now))
 
-    def _look(self, keeper: Keeper) -> None:
-        """One keeper's look; a bug in it is told, costs that app a pause, and the others nothing."""
+    def _look(self, keeper: Keeper, now: float) -> float:
+        """One keeper's look, and when the next is due; a bug in it is told, costs that app a pause, and the others nothing."""
         try:
             keeper.tick()
+            return max(keeper.due_at(), math.nextafter(now, math.inf))  # at the next tick, where it is due still
         except Exception as error:  # noqa: BLE001 -- the daemon outlives its bugs
-            self._stumbled[keeper.account.name] = self.ticked_at + self._tools.policy.max_backoff
             self._tools.witness("crashed", keeper.account.name, error=error)
+            return now + self._tools.policy.max_backoff
+
+    def _changed(self, name: str) -> None:
+        if self._looks.get(name, math.inf) > self.ticked_at:
+            self._plan(name, self.ticked_at)
+        self._tools.on_change()
+
+    def _plan(self, name: str, at: float) -> None:
+        self._looks[name] = at
+        heapq.heappush(self._agenda, (at, name))
 
     def govern(self, policy: Policy) -> None:
         """Go by another policy from now on; calls nobody."""

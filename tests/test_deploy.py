@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from broker.app import PATIENCE_SLACK_S
 from broker.config import load
@@ -106,10 +107,8 @@ async def exported(bench: Bench) -> set[str]:
     await looked(keeper)
     metrics = Metrics()
     metrics.roster = Roster([ACCOUNT], await bench.tools())
-    names = set()
-    for family in metrics.registry.collect():
-        names |= {f"{family.name}_total"} if family.type == "counter" else {family.name}
-    return names
+    families = text_string_to_metric_families(metrics.text().decode())
+    return {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
 
 
 @pytest.mark.parametrize("file", ["prometheus-alerts.yml", "grafana-dashboard.json"])

@@ -219,19 +219,22 @@ def seconds_left(credential: Credential, policy: Policy, now: float) -> int | No
     return math.floor(left) if left >= max(policy.min_serve, 1) else None
 
 
-def check_due(credential: Credential, policy: Policy, now: float) -> bool:
-    """Whether to ask WeChat if the held token is alive, which is free.
+def check_at(credential: Credential, policy: Policy) -> float:
+    """When to ask WeChat if the held token is alive, which is free; never where there is no reason to.
 
     After a lost answer it is asked twice: at once, since a refusal ends the matter; and when the overlap is surely over
     (its edge is fuzzy, wechat.md §1), since a token that still lives then was never pushed out.
     """
     suspicion, token = credential.suspicion, credential.token
-    if suspicion is None or token is None or suspicion.doubt is not Doubt.LOST_ANSWER or now >= token.expires_at:
-        return False
-    if now < credential.checked_at + policy.verify_gap:
-        return False
-    overlap_over = suspicion.safe_until + policy.overlap / 5
-    return credential.checked_at < suspicion.since or credential.checked_at < overlap_over <= now
+    if suspicion is None or token is None or suspicion.doubt is not Doubt.LOST_ANSWER:
+        return math.inf
+    overlap_over, allowed = suspicion.safe_until + policy.overlap / 5, credential.checked_at + policy.verify_gap
+    if credential.checked_at < suspicion.since:
+        wanted = suspicion.since
+    else:
+        wanted = overlap_over if credential.checked_at < overlap_over else math.inf
+    at = max(wanted, allowed)
+    return at if at < token.expires_at else math.inf
 
 
 # --- what changes it --------------------------------------------------------------------------------------------------

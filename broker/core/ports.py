@@ -35,6 +35,11 @@ class Clock(Protocol):
         """Return unix time, as right as the machine's clock."""
 
 
+def wall_offset(clock: Clock) -> float:
+    """What the wall would have shown when the steady clock was at 0; another value later means that it was set."""
+    return clock.wall() - clock.now()
+
+
 @dataclass(frozen=True, slots=True)
 class Minted:
     """WeChat's good answer; `expires_in` in seconds, within (0, 86400]."""

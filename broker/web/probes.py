@@ -1,9 +1,10 @@
 """Is it alive, is it ready, how is it: for systemd, load balancers, people and Prometheus. None of them calls WeChat."""
 
+import asyncio
 from typing import Any, Final
 
 from aiohttp import hdrs, web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from broker.keeper import Keeper
 from broker.web.api import EDGE, NO_STORE
@@ -58,7 +59,7 @@ async def health(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus text."""
     request.app[EDGE].lane.account()
-    body = generate_latest(request.app[METRICS].registry)
+    body = await asyncio.to_thread(request.app[METRICS].text)
     return web.Response(body=body, headers={**NO_STORE, hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tests.bench import client, footprint, requests, simulated
+from tests.bench import client, footprint, many, requests, simulated
 from tests.bench.table import Row, markdown
 
 GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
@@ -16,6 +16,7 @@ GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
     "memory": lambda home, brief: footprint.memory(home, brief=brief),
     "day": lambda home, brief: simulated.day(home, brief=brief),
     "year": lambda home, brief: simulated.year(home, brief=brief),
+    "many": lambda home, brief: many.rows(home, brief=brief),
     "client": lambda home, brief: client.rows(home, brief=brief),
 }
 
