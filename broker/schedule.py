@@ -8,6 +8,19 @@ from datetime import UTC, datetime, timedelta
 
 from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.interval import IntervalTrigger
+
+
+class FromNow(IntervalTrigger):  # type: ignore[misc] # APScheduler ships no types
+    """An interval that counts from now.
+
+    APScheduler's counts from each time that was missed, and lists them all before it makes one look of them: where the
+    clock wakes up in 1970 and is then set right, that is three hundred million, and the end of the memory.
+    """
+
+    def get_next_fire_time(self, _previous_fire_time: datetime | None, now: datetime) -> datetime:
+        """When to look next."""
+        return now + timedelta(seconds=self.interval_length)
 
 
 @asynccontextmanager
@@ -23,7 +36,7 @@ async def every(interval_s: float, look: Callable[[], None]) -> AsyncIterator[Jo
     async def job() -> None:  # a coroutine runs in the loop; a plain function would run on a thread
         look()
 
-    ticking = scheduler.add_job(job, "interval", seconds=interval_s)
+    ticking = scheduler.add_job(job, FromNow(seconds=interval_s))
     scheduler.start()
     look()
     guard = asyncio.create_task(_keep_time(ticking, interval_s))

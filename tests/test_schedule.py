@@ -51,6 +51,17 @@ async def test_a_late_look_is_made_all_the_same_and_several_late_ones_once() -> 
     assert len(seen) < 10
 
 
+async def test_a_clock_that_wakes_up_in_1970_and_is_then_set_right_costs_one_look() -> None:
+    seen: list[int] = []
+    async with every(0.02, lambda: seen.append(1)) as job:
+        await looks(1, seen)
+        then, now = datetime(1970, 1, 1, tzinfo=UTC), datetime.now(UTC)
+        assert job.trigger.get_next_fire_time(then, now) > now  # else all the missed ones are listed, in memory
+        job.modify(next_run_time=then)
+        await looks(3, seen)
+    assert len(seen) < 10
+
+
 async def test_an_exception_in_a_look_does_not_end_the_looks() -> None:
     seen: list[int] = []
 
