@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socketserver
 import subprocess
 import sys
@@ -126,6 +127,33 @@ async def test_a_rotation_reaches_an_async_client_and_its_watchers(house: House,
     assert (second.value, second.version != first.version) == (fresh, True)
     assert await aio.get() == fresh
     await watch.aclose()  # type: ignore[attr-defined]
+
+
+def test_whatever_the_moment_no_thread_gets_a_token_a_second_after_it_was_replaced(house: House, client: TokenClient) -> None:
+    client.get()
+    got: list[tuple[float, str]] = []
+    over = threading.Event()
+
+    def ask_on() -> None:
+        while not over.is_set():
+            asked_at = now()
+            got.append((asked_at, client.get()))
+            over.wait(random.uniform(0, 0.002))
+
+    threads = [threading.Thread(target=ask_on) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    replaced: dict[str, float] = {}
+    for _ in range(6):
+        before = client.get()
+        rotate(house)
+        replaced[before] = now()
+        over.wait(random.uniform(0, 1.2))
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert len({token for _, token in got}) >= 6
+    assert [at - replaced[token] for at, token in got if at > replaced.get(token, at) + 1] == []
 
 
 def test_a_sync_watch_yields_each_token_and_ends_when_closed(house: House) -> None:
