@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from aiohttp import web
+
 from broker import __version__, log
 from broker.address import is_loopback
 from broker.clock import SystemClock
@@ -27,10 +29,11 @@ from broker.systemd import NOBODY, Supervisor, Well
 from broker.web.api import Edge
 from broker.web.connections import Connections, most_connections
 from broker.web.door import accepting, answering, answers
-from broker.web.express import Lane
+from broker.web.express import Lane, Tell
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
+from broker.web.visitors import Visitors
 from broker.wechat import WeChat
 
 BOOT_ID: Final = "TOKEN_BROKER_BOOT_ID"  # set by the unit (%b), whose ProcSubset=pid hides what /proc says
@@ -69,7 +72,8 @@ async def daemon(
         gate = Gate({}, [])
         admit(gate, settings, bound)
         upstream = await stack.enter_async_context(WeChat.connect(settings.wechat.api_base, settings.wechat.timeout))
-        lane = Lane(Connections(most_connections()), clock.now, metrics.repeated, enabled=settings.server.express_lane)
+        visitors = Visitors(clock.now)
+        lane = Lane(Connections(most_connections()), clock.now, _count(metrics, visitors), enabled=settings.server.express_lane)
         tools = Tools(
             store=store,
             upstream=upstream,
@@ -83,7 +87,7 @@ async def daemon(
         )
         metrics.roster = roster = Roster(list(settings.apps.values()), tools)
         await roster.start()
-        edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S, lane)
+        edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S, lane, visitors=visitors, history=store.history)
         runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash)))
         stack.push_async_callback(roster.landed)  # those who wait for a call under way are answered by its end
         ticks = await stack.enter_async_context(AsyncExitStack())
@@ -136,6 +140,17 @@ def _runtime_directory() -> Path | None:
     """A directory that needs no disk: systemd's for this service, else the user's; None where there is neither."""
     named = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or os.environ.get("XDG_RUNTIME_DIR", "")
     return Path(named) if named else None
+
+
+def _count(metrics: Metrics, visitors: Visitors) -> Tell:
+    """Who counts the answers that the express lane gave."""
+
+    def count(resource: web.AbstractResource | None, client: Client | None, status: int, number: int, last: float) -> None:
+        metrics.request(resource, status, number)
+        if client is not None:
+            visitors.came(client.name, number, last)
+
+    return count
 
 
 def _witness(metrics: Metrics) -> Witness:

@@ -4,6 +4,7 @@ systemd gives every service a RuntimeDirectory on a tmpfs. It is gone with the b
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Final
@@ -23,36 +24,45 @@ class EmergencyBudget:
 
     def spent(self, account: str) -> list[float]:
         """When this account's emergency calls of the last day or so were made, on the steady clock."""
-        if self._file is None:
-            return []
-        try:
-            kept = json.loads(self._file.read_text())
-            return [float(at) for at in kept.get(account, [])]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, TypeError, AttributeError):
-            return [float("inf")]  # unreadable: take it as spent
+        return self._read(account, "made")
+
+    def unrecorded(self, account: str) -> list[float]:
+        """Those that the ledger does not have yet."""
+        recorded = self._read(account, "recorded")
+        return [at for at in self.spent(account) if at not in recorded and at != math.inf]
 
     def spend(self, account: str, now: float) -> bool:
         """Take one call, noted before it is made; False where there is none to take, or no way to note it."""
-        if self._file is None:
-            return False
         made = [at for at in self.spent(account) if at > now - DAY]
         if len(made) >= BUDGET or any(at > now - GAP_S for at in made):
             return False
+        return self._write(account, made=[*made, now])
+
+    def record(self, account: str, at: float) -> None:
+        """Note that the ledger has the call made then."""
+        self._write(account, recorded=[*self._read(account, "recorded"), at])
+
+    def _read(self, account: str, what: str) -> list[float]:
+        if self._file is None:
+            return []
         try:
-            self._write(account, [*made, now])
-        except (OSError, ValueError):
+            return [float(at) for at in json.loads(self._file.read_text()).get(account, {}).get(what, [])]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, AttributeError):
+            return [math.inf]  # unreadable: take it as spent
+
+    def _write(self, account: str, **lists: list[float]) -> bool:
+        if self._file is None:
+            return False
+        try:
+            kept = json.loads(self._file.read_text()) if self._file.exists() else {}
+            draft = self._file.with_suffix(".new")
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as out:
+                json.dump({**kept, account: {**kept.get(account, {}), **lists}}, out)
+                out.flush()
+                os.fsync(out.fileno())
+            draft.replace(self._file)
+        except (OSError, ValueError, AttributeError, TypeError):
             return False
         return True
-
-    def _write(self, account: str, made: list[float]) -> None:
-        if self._file is None:
-            return
-        kept = json.loads(self._file.read_text()) if self._file.exists() else {}
-        draft = self._file.with_suffix(".new")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as out:
-            json.dump({**kept, account: made}, out)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(self._file)

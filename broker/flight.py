@@ -13,7 +13,7 @@ from typing import Final
 
 from broker.core import credential as core
 from broker.core.credential import NEVER, Credential, Doubt, Policy, fingerprint
-from broker.core.errcodes import Failure
+from broker.core.errcodes import Failure, Kind
 from broker.core.outcome import Judge
 from broker.core.ports import (
     STEP_S,
@@ -92,7 +92,9 @@ class Flights:
             await self._amend(lambda credential, _: core.forgiven(credential, known))
 
     async def _suspect_emergency(self) -> None:
-        """An emergency call that a dead process made may have pushed out the token that the store still holds."""
+        """An emergency call that a dead process made is spent, and may have pushed out the token that the store still holds."""
+        lost = Failure(Kind.TRANSIENT, "the broker was stopped during an emergency", lost=True)
+        self._unrecorded.extend((at, lost) for at in self._tools.emergency.unrecorded(self._app.account.appid))
         token = self._app.credential.token
         safe_for = core.outlives(self._app.account.endpoint, self._app.policy, force=False)
         later = [at for at in self._tools.emergency.spent(self._app.account.appid) if token and at > token.requested_at]
@@ -276,6 +278,7 @@ class Flights:
             outcome, change = self._judge().answer(replace(grant, started_at=started_at), answer)
             held = await self._tools.store.settle(self._app.account, grant, f"emergency {outcome}", change)
             self._unrecorded.popleft()
+            await asyncio.to_thread(self._tools.emergency.record, self._app.account.appid, started_at)
             self.store_error, self._app.entries = None, grant.entries
             if not core.is_older(held, self._app.credential):
                 self._adopt(held)

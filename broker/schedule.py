@@ -36,7 +36,7 @@ async def every(interval_s: float, look: Callable[[], None]) -> AsyncIterator[Jo
     async def job() -> None:  # a coroutine runs in the loop; a plain function would run on a thread
         look()
 
-    ticking = scheduler.add_job(job, FromNow(seconds=interval_s))
+    ticking = scheduler.add_job(job, FromNow(seconds=interval_s, timezone=UTC))
     scheduler.start()
     look()
     guard = asyncio.create_task(_keep_time(ticking, interval_s))

@@ -74,9 +74,10 @@ class SqliteStore:
         """See :class:`broker.core.ports.Store`."""
         return await self._run(self._amend, account, change)
 
-    async def history(self, since: float) -> list[dict[str, Any]]:
-        """Calls since a wall time, oldest first: appid, endpoint, lane, forced, outcome, wall_at."""
-        return await self._run(lambda: list(self._file.db.table("calls").rows_where("wall_at >= ?", [since], order_by="id")))
+    async def history(self, since: float, appid: str) -> list[dict[str, Any]]:
+        """An account's calls since a wall time, oldest first: lane, forced, outcome, wall_at and more. Raises StoreError."""
+        mine = "appid = ? and wall_at >= ?"
+        return await self._run(lambda: list(self._file.db.table("calls").rows_where(mine, [appid, since], order_by="id")))
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""

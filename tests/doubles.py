@@ -139,7 +139,7 @@ class Bench:
             self.store = None
 
     async def rows(self) -> list[dict[str, object]]:
-        return await (await self.open()).history(0)
+        return await (await self.open()).history(0, ACCOUNT.appid)
 
     def told(self, event: str) -> list[dict[str, object]]:
         return [facts for name, facts in self.events if name == event]

@@ -125,9 +125,9 @@ class House:
             yield sandbox
 
     @contextmanager
-    def serving(self) -> Iterator[Process]:
+    def serving(self, **environ: str) -> Iterator[Process]:
         """A daemon that serves."""
-        loud = {"TOKEN_BROKER_LOG_LEVEL": self.log_level}  # at DEBUG, so that I6 is checked where most is said
+        loud = {"TOKEN_BROKER_LOG_LEVEL": self.log_level, **environ}  # at DEBUG, so that I6 is checked where most is said
         with process(self.home / "daemon.log", "serve", "--config", str(self.config), **loud) as daemon:
             self.daemon = _url(daemon.first_line())
             yield daemon

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
+from broker.core.credential import Account
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.roster import Roster
@@ -20,6 +21,7 @@ from broker.web.express import Lane
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
+from broker.web.visitors import Visitors
 from tests.doubles import ACCOUNT, APPID, CANARY, DOWN, LOST, Bench
 
 ME = {"X-Token-Broker": "1"}
@@ -35,12 +37,14 @@ class Daemon:
         self.roster: Roster
         self.http: TestClient[Any, Any]
 
-    async def start(self, gate: Gate) -> None:
+    async def start(self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,)) -> None:
         tools = await self.bench.tools()
         metrics = Metrics()
-        metrics.roster = self.roster = Roster([ACCOUNT], tools)
+        metrics.roster = self.roster = Roster(list(accounts), tools)
         await self.roster.start()
-        edge = Edge(self.roster, 5.0, Lane(Connections(100), self.bench.clock.now), self.bench.clock.wall)
+        clock, store = self.bench.clock, await self.bench.open()
+        lane = Lane(Connections(100), clock.now)
+        self.edge = edge = Edge(self.roster, 5.0, lane, clock.wall, Visitors(clock.now), store.history)
         app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)))
         self.http = TestClient(TestServer(app))
         await self.http.start_server()

@@ -16,6 +16,7 @@ from broker.avatars.roll import Roll
 from broker.avatars.trouble import KINDS, of_broker, refused, unreachable
 from broker.avatars.urls import SIZES, avatar_url, is_qlogo, sized
 from broker.client import BrokerError
+from broker.languages import CHINESE, ENGLISH, age, language
 
 QLOGO = "http://thirdwx.qlogo.cn/mmopen/abc"
 
@@ -139,20 +140,20 @@ def test_what_is_no_cursor_names_no_place(text: str) -> None:
     ],
 )
 def test_the_language_is_the_one_asked_for_first(accept: str, spoken: str) -> None:
-    assert words.language(accept) == spoken
+    assert language(accept) == spoken
 
 
 def test_both_languages_say_the_same_things() -> None:
     for texts in (words.PAGE, words.TROUBLES, words.WHY):
-        english, chinese = texts[words.ENGLISH], texts[words.CHINESE]
+        english, chinese = texts[ENGLISH], texts[CHINESE]
         assert english.keys() == chinese.keys()
         for key, text in english.items():
             if key not in {"withheld_one", "count_one", "upstream-unavailable"}:
                 assert set(re.findall(r"{[\w:]+}", text)) == set(re.findall(r"{[\w:]+}", chinese[key])), key
-    assert words.TROUBLES[words.ENGLISH].keys() == KINDS.keys()
+    assert words.TROUBLES[ENGLISH].keys() == KINDS.keys()
 
 
-@pytest.mark.parametrize("spoken", [words.ENGLISH, words.CHINESE])
+@pytest.mark.parametrize("spoken", [ENGLISH, CHINESE])
 def test_every_trouble_can_be_said(spoken: str) -> None:
     troubles = [
         refused({"errmsg": "x"}, errcode, lambda: 0.0) for errcode in (48001, 45009, 40164, 61004, 45011, -1, 40001, 12345)
@@ -178,7 +179,7 @@ def test_every_trouble_can_be_said(spoken: str) -> None:
     ],
 )
 def test_an_age_is_said_in_its_largest_unit(seconds: float, english: str, chinese: str) -> None:
-    assert (words.age(seconds, words.ENGLISH), words.age(seconds, words.CHINESE)) == (english, chinese)
+    assert (age(seconds, ENGLISH), age(seconds, CHINESE)) == (english, chinese)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import pytest
+from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from broker.core.credential import Doubt
@@ -82,9 +82,9 @@ async def daemon_on(bench: Bench, keys: dict[str, Client] | None = None, *, enab
     told: list[int] = []
     metrics = Metrics()
 
-    def tell(*about: object) -> None:
-        told.append(cast("int", about[-1]))
-        metrics.repeated(*about)  # type: ignore[arg-type]
+    def tell(resource: web.AbstractResource | None, _client: Client | None, status: int, number: int, _last: float) -> None:
+        told.append(number)
+        metrics.request(resource, status, number)
 
     lane = Lane(Connections(most=100), bench.clock.now, tell, enabled=enabled)
     tools = await bench.tools()

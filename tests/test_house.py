@@ -12,7 +12,20 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up; a module imports only from rooms below its own. The core is pure; clients and the sandbox stand alone.
 LAYERS = [
     {"core"},
-    {"clock", "ownership", "sealing", "emergency", "wechat", "schedule", "systemd", "address", "guarded_files", "log"},
+    {
+        "clock",
+        "ownership",
+        "sealing",
+        "emergency",
+        "wechat",
+        "schedule",
+        "systemd",
+        "address",
+        "guarded_files",
+        "log",
+        "languages",
+        "pages",
+    },
     {"rows", "tables", "published"},
     {"storefile"},
     {"sqlite", "document", "flight"},

@@ -1,6 +1,5 @@
 """The gallery: the followers' avatars as a page for people, made on the server, without a script."""
 
-import hashlib
 import time
 import unicodedata
 from collections.abc import Mapping
@@ -8,8 +7,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
-import markupsafe
 from aiohttp import hdrs, web
 
 from broker.avatars import queries, words
@@ -19,25 +16,25 @@ from broker.avatars.followers import Follower, Page, Status, cursor
 from broker.avatars.listing import Place
 from broker.avatars.problems import Bad
 from broker.avatars.trouble import Trouble
+from broker.languages import age, language
+from broker.pages import Pages
 
 SCREEN: Final = 72  # fills rows of 2, 3, 4, 6, 8, 9 and 12
 SIDE: Final = 132
 FULL: Final = 0
-HERE: Final = Path(__file__).parent
-TYPES: Final = {".css": "text/css", ".svg": "image/svg+xml"}
+PAGES: Final = Pages(Path(__file__).parent)
 A_DAY: Final = "private, max-age=86400"
-FOR_EVER: Final = "public, max-age=31536000, immutable"  # the name changes with the content
 
 
 def routes(*, proxy_images: bool) -> list[web.RouteDef]:
     """The gallery, what it is made of, and, where we fetch them ourselves, its pictures."""
     pictures = [web.get("/images/{openid}", get_image)] if proxy_images else []
-    return [web.get("/", get_gallery), web.get("/static/{name}", get_static), *pictures]
+    return [web.get("/", get_gallery), web.get("/static/{name}", PAGES.get_static), *pictures]
 
 
 async def get_gallery(request: web.Request) -> web.Response:
     """One screen of followers; where there is none to show, a page that says why."""
-    spoken = words.language(request.headers.get(hdrs.ACCEPT_LANGUAGE, ""))
+    spoken = language(request.headers.get(hdrs.ACCEPT_LANGUAGE, ""))
     try:
         queries.known(request, ("cursor",))
         page = await request.app[COMPANION].followers.page(queries.place(request), SCREEN)
@@ -69,26 +66,6 @@ async def get_image(request: web.Request) -> web.Response:
     return web.Response(body=picture.body, content_type=picture.content_type, headers=headers)
 
 
-async def get_static(request: web.Request) -> web.Response:
-    """A file of the page's."""
-    found = STATIC.get(request.match_info["name"])
-    if found is None:
-        raise web.HTTPNotFound
-    name, body = found
-    return web.Response(body=body, content_type=TYPES[Path(name).suffix], headers={"Cache-Control": FOR_EVER})
-
-
-def _load() -> dict[str, tuple[str, bytes]]:
-    """Every static file under a name that holds a digest of it."""
-    files = [path for path in sorted((HERE / "static").iterdir()) if path.suffix in TYPES]
-    bodies = [(path, path.read_bytes()) for path in files]
-    return {f"{path.stem}.{hashlib.sha256(body).hexdigest()[:12]}{path.suffix}": (path.name, body) for path, body in bodies}
-
-
-STATIC: Final = _load()
-PATHS: Final = {name: f"/static/{served}" for served, (name, _) in STATIC.items()}
-
-
 def initial(nickname: str) -> str:
     """The letter that stands for a name, or nothing where it begins with none: an emoji, say."""
     first = unicodedata.normalize("NFC", nickname)[:1]
@@ -107,7 +84,7 @@ def _shown(request: web.Request, page: Page, spoken: str) -> dict[str, Any]:
         "range": texts["range"].format(first=f"{page.start + 1:,}", last=f"{page.start + many:,}", total=f"{page.total:,}"),
         "withheld": _withheld(withheld, many, texts),
         "nothing": "" if many else texts["past_the_end" if page.total else "nobody"],
-        "stale": texts["stale"].format(age=words.age(page.age_s, spoken)) if page.trouble else "",
+        "stale": texts["stale"].format(age=age(page.age_s, spoken)) if page.trouble else "",
         "why_stale": words.sentence(page.trouble.code, page.trouble.facts, spoken) if page.trouble else "",
         "read_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", read_at),
         "read_at_shown": time.strftime("%Y-%m-%d %H:%M UTC", read_at),
@@ -146,30 +123,7 @@ def _tile(one: Follower, texts: Mapping[str, str], *, proxied: bool) -> dict[str
     }
 
 
-_JINJA: Final = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(HERE / "templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-
-
-def _code(text: str) -> markupsafe.Markup:
-    """Escape a sentence, and set what stands between backticks in it as code."""
-    pieces = [markupsafe.escape(piece) for piece in text.split("`")]
-    whole = [markupsafe.Markup("<code>{}</code>").format(piece) if n % 2 else piece for n, piece in enumerate(pieces)]
-    return markupsafe.Markup("").join(whole)
-
-
-_JINJA.filters["code"] = _code
-
-
 def _render(template: str, spoken: str, status: int, **shown: Any) -> web.Response:
-    text = _JINJA.get_template(template).render(shown, t=words.PAGE[spoken], lang=spoken, side=SIDE, paths=PATHS)
-    headers = {
-        "Content-Language": spoken,
-        "Vary": "Accept-Language",
-        "Cache-Control": "no-cache" if status == HTTPStatus.OK else "no-store",
-    }
-    return web.Response(status=status, text=text, content_type="text/html", headers=headers)
+    response = PAGES.response(template, spoken, words.PAGE[spoken], {"side": SIDE, **shown}, status)
+    response.headers["Cache-Control"] = "no-cache" if status == HTTPStatus.OK else "no-store"
+    return response

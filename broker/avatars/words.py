@@ -1,11 +1,9 @@
 """What is said to people, in English and Chinese. The API's errors are the English sentences."""
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
-ENGLISH: Final = "en"
-CHINESE: Final = "zh-CN"
+from broker.languages import CHINESE, ENGLISH
 
 TROUBLES: Final[Mapping[str, Mapping[str, str]]] = {
     ENGLISH: {
@@ -153,24 +151,6 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "home": "回到第一页",
     },
 }
-_AGES: Final = {
-    ENGLISH: ((86_400, "{} day", "{} days"), (3600, "{} hour", "{} hours"), (60, "{} minute", "{} minutes"), (1, "{} s", "{} s")),
-    CHINESE: ((86_400, "{} 天", "{} 天"), (3600, "{} 小时", "{} 小时"), (60, "{} 分钟", "{} 分钟"), (1, "{} 秒", "{} 秒")),
-}
-_RANGE: Final = re.compile(r"\s*([A-Za-z*]{1,8})(?:-[A-Za-z0-9-]*)?\s*(?:;\s*q=([01](?:\.[0-9]{0,3})?))?\s*")
-
-
-def language(accept: str) -> str:
-    """The language to speak, by an `Accept-Language` header. English where neither is asked for."""
-    best, most = ENGLISH, 0.0
-    for part in accept.split(",")[:32]:
-        found = _RANGE.fullmatch(part)
-        if not found or (spoken := {"en": ENGLISH, "zh": CHINESE, "*": ENGLISH}.get(found[1].lower())) is None:
-            continue
-        weight = float(found[2] or 1)
-        if weight > most:
-            best, most = spoken, weight
-    return best
 
 
 def sentence(code: str, facts: Mapping[str, object], spoken: str = ENGLISH) -> str:
@@ -179,11 +159,3 @@ def sentence(code: str, facts: Mapping[str, object], spoken: str = ENGLISH) -> s
     why = str(facts.get("why", ""))
     why = WHY[spoken][why].format(amount=facts.get("amount", 0)) if why in WHY[spoken] else why  # the daemon's are its own
     return TROUBLES[spoken][code].format(**{**facts, "ip": ip, "why": why})
-
-
-def age(seconds: float, spoken: str) -> str:
-    """A duration in its largest unit."""
-    for unit, one, more in _AGES[spoken]:
-        if (count := int(seconds // unit)) or unit == 1:
-            return (one if count == 1 else more).format(count)
-    raise AssertionError

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -20,16 +20,28 @@ from broker.roster import Roster
 from broker.web.express import UNTIL, Lane
 from broker.web.gate import CLIENT, open_to_browsers
 from broker.web.problems import problem, unavailable
+from broker.web.visitors import Visitors
+
+History = Callable[[float, str], Awaitable[list[dict[str, Any]]]]
+
+
+async def _no_history(_since: float, _appid: str) -> list[dict[str, Any]]:
+    return []
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What handlers need. `patience_s`: how long a request waits for a refresh under way; `wall`: unix time."""
+    """What handlers need. `patience_s`: how long a request waits for a refresh under way; `wall`: unix time.
+
+    `history` reads the calls of an AppID since a wall time; raises StoreError.
+    """
 
     roster: Roster
     patience_s: float
     lane: Lane
     wall: Callable[[], float] = time.time
+    visitors: Visitors = field(default_factory=lambda: Visitors(time.monotonic))
+    history: History = _no_history
     rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(default_factory=dict)  # by app, the last answer
 
 
@@ -152,11 +164,16 @@ def _rendered(edge: Edge, keeper: Keeper, served: Served, more: dict[str, str]) 
 STARTED: Final = time.monotonic()
 
 
+def uptime() -> int:
+    """Whole seconds since the start."""
+    return int(time.monotonic() - STARTED)
+
+
 def status(roster: Roster) -> dict[str, Any]:
     """What /v1/status, the command and the page show. No token, no secret."""
     return {
         "version": __version__,
-        "uptime": round(time.monotonic() - STARTED),
+        "uptime": uptime(),
         "stopping": roster.stopping,
         "apps": [app_status(keeper) for keeper in roster],
     }

@@ -28,7 +28,7 @@ LONGEST_REQUEST: Final = 4096
 HEAD_END: Final = b"\r\n\r\n"
 MORE: Final = re.compile(rb"\r\n(?:content-length|transfer-encoding|expect|upgrade):", re.IGNORECASE)  # may follow
 
-Tell = Callable[[web.AbstractResource | None, Client | None, int, int], None]
+Tell = Callable[[web.AbstractResource | None, Client | None, int, int, float], None]
 
 
 class Kept:
@@ -46,7 +46,7 @@ class Kept:
 class Lane:
     """What may be repeated, for all connections of a daemon. `now` is the steady clock that tokens age on.
 
-    `tell` hears of the answers given here: (route, client, status, how many).
+    `tell` hears of the answers given here: (route, client, status, how many, the last no later than).
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Lane:
     def _account(self, one: Kept) -> None:
         if one.count:
             resource, client, status = one.about
-            self._tell(resource, client, status, one.count)
+            self._tell(resource, client, status, one.count, min(one.until, self.now()))
             one.count = 0
 
 

@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 from broker import __version__
 from broker.keeper import Keeper
 from broker.roster import Roster
-from broker.web.gate import Client
 
 
 class Metrics(Collector):
@@ -46,13 +45,9 @@ class Metrics(Collector):
         elif event == "crashed":
             self._crashes.labels(app).inc()
 
-    def request(self, resource: web.AbstractResource | None, status: int) -> None:
-        """Count an answered request to a route, or to none."""
-        self._requests[resource, status] += 1
-
-    def repeated(self, resource: web.AbstractResource | None, _client: Client | None, status: int, count: int) -> None:
-        """Count requests that were answered as one before them."""
-        self._requests[resource, status] += count
+    def request(self, resource: web.AbstractResource | None, status: int, number: int = 1) -> None:
+        """Count answered requests to a route, or to none."""
+        self._requests[resource, status] += number
 
     def collect(self) -> Iterable[Metric]:
         """What is not about an app."""

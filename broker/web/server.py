@@ -5,8 +5,8 @@ from typing import Final
 
 from aiohttp import web
 
-from broker.web import api, openapi, probes
-from broker.web.gate import Gate
+from broker.web import api, openapi, probes, status
+from broker.web.gate import CLIENT, Gate
 from broker.web.metrics import METRICS, Metrics, route_name
 from broker.web.problems import problem
 
@@ -34,13 +34,15 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash)
         if edge.roster.stopping:
             response.force_close()  # the next request is our successor's
         metrics.request(request.match_info.route.resource, response.status)
+        if (client := request.get(CLIENT)) is not None:
+            edge.visitors.came(client.name, 1, edge.lane.now())
         return response
 
     app = web.Application(middlewares=[front], client_max_size=LARGEST_BODY)
     app[api.EDGE], app[METRICS] = edge, metrics
     if edge.lane.enabled:
         app.on_response_prepare.append(edge.lane.keep)
-    app.add_routes([*api.routes(), *probes.routes(), web.get("/openapi.json", openapi.get_openapi)])
+    app.add_routes([*api.routes(), *probes.routes(), *status.routes(), web.get("/openapi.json", openapi.get_openapi)])
     return app
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from tests.bench import client, footprint, many, requests, simulated
+from tests.bench import client, crowds, footprint, many, requests, rivals, simulated
 from tests.bench.table import Row, markdown
 
 GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
     "requests": lambda home, brief: requests.rows(home, brief=brief),
+    "rivals": lambda home, brief: rivals.rows(home, brief=brief),
     "cold-start": lambda home, _: requests.cold_start(home),
     "start-up": lambda home, brief: footprint.start_up(home, brief=brief),
     "memory": lambda home, brief: footprint.memory(home, brief=brief),
@@ -18,6 +19,9 @@ GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
     "year": lambda home, brief: simulated.year(home, brief=brief),
     "many": lambda home, brief: many.rows(home, brief=brief),
     "client": lambda home, brief: client.rows(home, brief=brief),
+    "crowds-slow-clients": lambda home, brief: crowds.slow_clients(home, brief=brief),
+    "crowds-watchers": lambda home, brief: crowds.watchers(home, brief=brief),
+    "crowds-killed": lambda home, brief: crowds.killed(home, brief=brief),
 }
 
 

@@ -1,0 +1,61 @@
+"""What pages for people are made of: templates, and static files under names that change with their content."""
+
+import hashlib
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import markupsafe
+from aiohttp import web
+
+TYPES: Final = {".css": "text/css", ".svg": "image/svg+xml", ".js": "text/javascript"}
+FOR_EVER: Final = "public, max-age=31536000, immutable"  # the name changes with the content
+
+
+class Pages:
+    """The `templates/` and `static/` of one directory. Templates see `paths`: the address of each static file by its name."""
+
+    def __init__(self, here: Path) -> None:
+        files = [path for path in sorted((here / "static").iterdir()) if path.suffix in TYPES]
+        bodies = [(path, path.read_bytes()) for path in files]
+        named = [(path, f"{path.stem}.{hashlib.sha256(body).hexdigest()[:12]}{path.suffix}", body) for path, body in bodies]
+        self._static = {served: (TYPES[path.suffix], body) for path, served, body in named}
+        self.paths = {path.name: f"/static/{served}" for path, served, _ in named}
+        self._jinja = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(here / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._jinja.filters["code"] = _code
+
+    async def get_static(self, request: web.Request) -> web.Response:
+        """A static file; for the route `/static/{name}`."""
+        found = self._static.get(request.match_info["name"])
+        if found is None:
+            raise web.HTTPNotFound
+        kind, body = found
+        return web.Response(body=body, content_type=kind, headers={"Cache-Control": FOR_EVER})
+
+    def render(self, template: str, spoken: str, words: Mapping[str, str], shown: Mapping[str, Any]) -> str:
+        """A page in a language: its words are `t` in the template."""
+        return self._jinja.get_template(template).render(shown, t=words, lang=spoken, paths=self.paths)
+
+    def response(
+        self, template: str, spoken: str, words: Mapping[str, str], shown: Mapping[str, Any], status: int = HTTPStatus.OK
+    ) -> web.Response:
+        """A page as an answer."""
+        headers = {"Content-Language": spoken, "Vary": "Accept-Language"}
+        return web.Response(
+            status=status, text=self.render(template, spoken, words, shown), content_type="text/html", headers=headers
+        )
+
+
+def _code(text: str) -> markupsafe.Markup:
+    """Escape a sentence, and set what stands between backticks in it as code."""
+    pieces = [markupsafe.escape(piece) for piece in text.split("`")]
+    whole = [markupsafe.Markup("<code>{}</code>").format(piece) if n % 2 else piece for n, piece in enumerate(pieces)]
+    return markupsafe.Markup("").join(whole)

@@ -1,0 +1,33 @@
+"""Who asks: by client, how often, and when last. Kept in memory since the start; names come from the configuration."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Visitor:
+    """One client: requests that were let in, and the steady time of the last."""
+
+    name: str
+    requests: int
+    last_at: float
+
+
+class Visitors:
+    """Everyone who was let in where tokens are handed out."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+        self._known: dict[str, Visitor] = {}
+
+    def came(self, name: str, requests: int, at: float) -> None:
+        """Count requests of a client."""
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = Visitor(name, 0, at)
+        known.requests += requests
+        known.last_at = max(known.last_at, at)
+
+    def __iter__(self) -> Iterator[Visitor]:
+        """The latest first."""
+        return iter(sorted(self._known.values(), key=lambda one: -one.last_at))

@@ -1,0 +1,285 @@
+"""The status page: what /v1/status says, for people, in their language, and not a word of a token."""
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from html import unescape
+from itertools import pairwise
+
+import pytest
+
+from broker.core.credential import Account, Rivalry
+from broker.core.errcodes import Failure, Kind
+from broker.core.ports import StoreError
+from broker.languages import CHINESE, ENGLISH, span
+from broker.web.gate import Client, Gate
+from broker.web.plot import HEIGHT, HOUR, HOURS, plot
+from broker.web.status import APPS_A_PAGE, POLICY
+from broker.web.visitors import Visitors
+from broker.web.words import ADVICE_ZH, PAGE
+from tests.doubles import ACCOUNT, CANARY, DOWN, LOST, NOON, Bench
+from tests.test_api import Daemon
+
+
+@pytest.fixture
+async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []))
+    await daemon.look()
+    yield daemon
+    await daemon.http.close()
+
+
+async def page(daemon: Daemon, query: str = "", language: str = "en") -> str:
+    answer = await daemon.http.get(f"/{query}", headers={"Accept-Language": language})
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    return await answer.text()
+
+
+def words(html: str) -> str:
+    """What a reader sees."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html)))
+
+
+def value(html: str, name: str) -> str:
+    found = re.search(rf'data-value="{name}"(?: data-number="([^"]*)")?[^>]*>([^<]*)<', html)
+    assert found, name
+    return found[1] or found[2]
+
+
+async def test_the_numbers_are_those_of_v1_status(daemon: Daemon) -> None:
+    for _ in range(3):
+        daemon.bench.clock.pass_(1000)
+        html, (app,) = await page(daemon), (await (await daemon.get("/v1/status")).json())["apps"]
+        assert value(html, "expires_in") == str(app["expires_in"])
+        assert value(html, "next_refresh_in") == str(app["next_refresh_in"])
+        assert value(html, "version") == app["version"]
+        assert value(html, "used_today") == str(app["quota"]["used_today"])
+        assert f'<progress aria-labelledby="left-1" max="7200" value="{app["expires_in"]}">' in html
+        assert f"{app['quota']['used_24h']} in 24 h, {app['quota']['remaining']} left now" in words(html)
+
+
+async def test_it_calls_nobody_and_holds_no_token(daemon: Daemon) -> None:
+    before = (daemon.bench.wechat.calls, daemon.bench.wechat.checks)
+    daemon.bench.clock.pass_(7100)  # a token call is due
+    assert CANARY not in await page(daemon)
+    assert (daemon.bench.wechat.calls, daemon.bench.wechat.checks) == before
+
+
+async def test_only_what_is_ours_may_run_and_nothing_is_kept(daemon: Daemon) -> None:
+    answer = await daemon.http.get("/")
+    assert answer.headers["Content-Security-Policy"] == POLICY
+    assert "unsafe" not in POLICY
+    assert "default-src 'none'" in POLICY
+    assert answer.headers["Cache-Control"] == "no-store"
+    html = await answer.text()
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\bstyle=|\bon\w+=|<style", html)
+    for address in re.findall(r'(?:src|href)="(/static/[^"]+)"', html):
+        part = await daemon.http.get(address)
+        assert part.status == 200
+        assert "immutable" in part.headers["Cache-Control"]
+    assert (await daemon.http.get("/static/status.css")).status == 404
+
+
+async def test_the_gate_stands_before_it_but_a_browser_may_pass(daemon: Daemon) -> None:
+    assert (await daemon.http.get("/", headers={"Host": "evil.example"})).status == 403
+    assert (await daemon.http.get("/", headers={"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"})).status == 200
+    assert (await daemon.http.head("/")).status == 200
+    assert (await daemon.http.post("/")).status == 405
+
+
+@pytest.mark.parametrize(
+    ("language", "said"), [("en", "Every app has a token."), ("zh-CN,zh;q=0.9,en;q=0.8", "所有应用都有可用的令牌。")]
+)
+async def test_it_speaks_english_and_chinese(daemon: Daemon, language: str, said: str) -> None:
+    html = await page(daemon, language=language)
+    assert said in words(html)
+    assert f'<html lang="{CHINESE if "zh" in language else ENGLISH}">' in html
+
+
+def test_both_languages_have_the_same_words_with_the_same_gaps() -> None:
+    assert PAGE[ENGLISH].keys() == PAGE[CHINESE].keys()
+    for key, english in PAGE[ENGLISH].items():
+        assert sorted(re.findall(r"{\w+}", english)) == sorted(re.findall(r"{\w+}", PAGE[CHINESE][key])), key
+    assert ADVICE_ZH.keys() == set(Kind)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "english", "chinese"),
+    [(0, "0 s", "0 秒"), (59.9, "59 s", "59 秒"), (3600, "1 h 0 min", "1 小时 0 分"), (90_061, "1 d 1 h", "1 天 1 小时")],
+)
+def test_a_duration_is_said_in_its_two_largest_units(seconds: float, english: str, chinese: str) -> None:
+    assert (span(seconds, ENGLISH), span(seconds, CHINESE)) == (english, chinese)
+
+
+# --- trouble ----------------------------------------------------------------------------------------------------------
+
+
+async def trouble(daemon: Daemon, failure: Failure) -> None:
+    daemon.bench.clock.pass_(7100)
+    daemon.bench.wechat.answers.append(failure)
+    await daemon.look()
+
+
+async def test_the_address_to_whitelist_is_named(daemon: Daemon) -> None:
+    await trouble(daemon, Failure(Kind.ADMISSION, "errcode 40164", 40164, ip="203.0.113.9", rid="6a-7b-8c"))
+    said = words(await page(daemon))
+    assert "Last token call failed" in said
+    assert "IP whitelist" in said
+    assert "203.0.113.9" in said
+    assert "6a-7b-8c" in said
+    assert "203.0.113.9" in words(await page(daemon, language="zh"))
+
+
+async def test_a_spent_quota_says_when_calls_come_back(daemon: Daemon) -> None:
+    await trouble(daemon, Failure(Kind.QUOTA, "errcode 45009", 45009))
+    html = await page(daemon)
+    assert "resume with the next quota day" in words(html)
+    assert int(value(html, "next_refresh_in")) > 3600
+    assert "北京时间零点" in words(await page(daemon, language="zh"))
+
+
+async def test_an_app_without_a_token_is_said_to_have_none_in_the_headline(daemon: Daemon) -> None:
+    daemon.bench.wechat.answers.extend([DOWN] * 9)
+    daemon.bench.clock.pass_(7300)
+    await daemon.look()
+    html = await page(daemon)
+    assert "1 of 1 apps have no token." in words(html)
+    assert "No token" in words(html)
+    assert '<progress aria-labelledby="left-1" max="7200" value="0">' in html
+
+
+async def test_a_token_in_doubt_is_said_to_be(daemon: Daemon) -> None:
+    await trouble(daemon, LOST)
+    said = words(await page(daemon))
+    assert "In doubt" in said
+    assert "1 of 1 need a look" in said
+
+
+async def test_a_second_issuer_is_named_and_a_first_sign_is_not_yet_one(daemon: Daemon) -> None:
+    (keeper,) = daemon.roster
+    keeper._app.credential = replace(keeper.credential, rivalry=Rivalry(1, NOON, NOON))
+    assert "Three are a second issuer" in words(await page(daemon))
+    keeper._app.credential = replace(keeper.credential, rivalry=Rivalry(3, NOON, NOON))
+    said = words(await page(daemon))
+    assert "Somebody else seems to fetch tokens" in said
+    assert "3 tokens died before their time, since 2026-" in said
+
+
+async def test_a_broken_store_is_said_and_the_page_goes_on(daemon: Daemon) -> None:
+    (keeper,) = daemon.roster
+    keeper._flights.store_error = "database or disk is full"
+
+    async def broken(_since: float, _appid: str) -> list[dict[str, object]]:
+        raise StoreError("disk I/O error")
+
+    object.__setattr__(daemon.edge, "history", broken)
+    said = words(await page(daemon))
+    assert "database or disk is full" in said
+    assert "The ledger cannot be read just now." in said
+
+
+async def test_a_daemon_that_stops_or_no_longer_looks_says_so(daemon: Daemon) -> None:
+    daemon.bench.clock.pass_(60)
+    assert "The schedule has stopped" in words(await page(daemon))
+    daemon.roster.halt()
+    assert "The broker is stopping." in words(await page(daemon))
+
+
+async def test_what_others_wrote_is_text(bench: Bench) -> None:
+    account = Account("<script>alert(1)</script>", "wx<b>", ACCOUNT.secret)
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), [account])
+    await trouble(daemon, Failure(Kind.TRANSIENT, "<img src=x>"))
+    html = await page(daemon)
+    assert "<script>alert" not in html
+    assert "<img src=x>" not in html
+    assert "<b>" not in html
+    assert "<img src=x>" in words(html)
+    await daemon.http.close()
+
+
+# --- many apps --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_thousand_apps_are_shown_a_dozen_at_a_time_the_troubled_first(bench: Bench) -> None:
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), [replace(ACCOUNT, name=f"a{n:04}", appid=f"wx{n}") for n in range(1000)])
+    bench.wechat.answers.extend([DOWN])
+    await daemon.look()
+    html = await page(daemon)
+    assert "1 of 1000 apps have no token." in words(html)
+    assert html.count("<article") == APPS_A_PAGE
+    assert "No token" in words(html[: html.index("</article>")])
+    assert len(html) < 100_000
+    last = await page(daemon, "?page=84")
+    assert last.count("<article") == 1000 - 83 * APPS_A_PAGE
+    assert last.count("<article") == (await page(daemon, "?page=999999")).count("<article")
+    assert html.count("<article") == (await page(daemon, "?page=-1")).count("<article")
+    one = await page(daemon, "?app=a0999")
+    assert one.count("<article") == 1
+    assert "a0999" in one
+    assert "There is no app of that name." in words(await page(daemon, "?app=nope"))
+    await daemon.http.close()
+
+
+# --- the plot ---------------------------------------------------------------------------------------------------------
+
+
+def call(hours_ago: float, lane: str = "scheduled", outcome: str | None = "minted") -> dict[str, object]:
+    return {"lane": lane, "outcome": outcome, "wall_at": NOON - hours_ago * HOUR}
+
+
+def test_calls_are_stacked_in_the_hour_they_were_made() -> None:
+    drawn = plot([call(0), call(0, "report"), call(0, "report", "errcode 40164"), call(47), call(47.9), call(50)], NOON)
+    columns = {bar.x for bar in drawn.bars}
+    assert max(columns) == (HOURS - 1) * 10
+    assert drawn.total == 5 - (call(47.9)["wall_at"] < NOON // HOUR * HOUR - 47 * HOUR)  # type: ignore[operator]
+    assert drawn.failed == 1
+    now = sorted((bar for bar in drawn.bars if bar.x == max(columns)), key=lambda bar: -bar.y)
+    assert [(bar.lane, bar.good) for bar in now] == [("scheduled", True), ("report", True), ("report", False)]
+    assert now[0].y + now[0].height == HEIGHT
+    assert all(abs(upper.y + upper.height - lower.y) < 0.02 for lower, upper in pairwise(now))
+
+
+def test_many_calls_fit_and_what_was_only_assumed_is_not_drawn() -> None:
+    drawn = plot([*(call(0.01, "admin") for _ in range(90)), call(0, outcome="assumed"), call(0, outcome=None)], NOON)
+    assert drawn.most == drawn.total == 91
+    assert min(bar.y for bar in drawn.bars) >= 0
+    assert drawn.failed == 1
+
+
+async def test_the_ledgers_calls_are_drawn_and_said(daemon: Daemon) -> None:
+    await trouble(daemon, DOWN)
+    html = await page(daemon)
+    assert "2 calls in two days, 1 of them without a token." in words(html)
+    assert html.count('<rect class="scheduled" x=') == 2
+    assert html.count('fill="url(#hatch-1)"') == 1
+    assert len(re.findall(r"<tr><th scope=\"row\">2026-", html)) == 2
+
+
+# --- who asks ---------------------------------------------------------------------------------------------------------
+
+
+async def test_who_asks_is_counted_by_client_and_who_is_refused_is_not(bench: Bench) -> None:
+    daemon, key = Daemon(bench), "orders-key-of-some-length"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    await daemon.start(Gate({digest: Client("orders", frozenset({"read"}))}, []))
+    await daemon.look()
+    assert "Nobody has asked" in words(await page(daemon))
+    for _ in range(3):
+        await daemon.get("/v1/tokens/main", Authorization=f"Bearer {key}")
+    await daemon.get("/v1/tokens/main", Authorization="Bearer wrong")
+    assert "orders 3 just now" in words(await page(daemon))
+    assert key not in await page(daemon)
+    await daemon.http.close()
+
+
+def test_visitors_are_listed_latest_first() -> None:
+    visitors = Visitors(lambda: 100.0)
+    visitors.came("a", 5, 10.0)
+    visitors.came("b", 1, 20.0)
+    visitors.came("a", 1, 5.0)
+    assert [(one.name, one.requests, one.last_at) for one in visitors] == [("b", 1, 20.0), ("a", 6, 10.0)]
