@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -50,6 +51,7 @@ Ctrl-C ends it and removes {home}.
 
 def run(say: Callable[[str], None]) -> None:
     """Start everything, say what to open, and wait. Raises KeyboardInterrupt when the user has seen enough."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the others would outlive us
     ports = {name: _free(port) for name, port in PORTS.items()}
     with tempfile.TemporaryDirectory(prefix="token-broker-demo-") as home, contextlib.ExitStack() as stack:
         config = _configure(Path(home), ports)

@@ -146,7 +146,7 @@ async def test_an_app_without_a_token_is_said_to_have_none_in_the_headline(daemo
     daemon.bench.clock.pass_(7300)
     await daemon.look()
     html = await page(daemon)
-    assert "1 of 1 apps have no token." in words(html)
+    assert "No token for 1 of 1 apps." in words(html)
     assert "No token" in words(html)
     assert '<progress aria-labelledby="left-1" max="7200" value="0">' in html
 
@@ -155,7 +155,7 @@ async def test_a_token_in_doubt_is_said_to_be(daemon: Daemon) -> None:
     await trouble(daemon, LOST)
     said = words(await page(daemon))
     assert "In doubt" in said
-    assert "1 of 1 need a look" in said
+    assert "a look is due at 1 of 1" in said
 
 
 async def test_a_second_issuer_is_named_and_a_first_sign_is_not_yet_one(daemon: Daemon) -> None:
@@ -210,7 +210,7 @@ async def test_a_thousand_apps_are_shown_a_dozen_at_a_time_the_troubled_first(be
     bench.wechat.answers.extend([DOWN])
     await daemon.look()
     html = await page(daemon)
-    assert "1 of 1000 apps have no token." in words(html)
+    assert "No token for 1 of 1000 apps." in words(html)
     assert html.count("<article") == APPS_A_PAGE
     assert "No token" in words(html[: html.index("</article>")])
     assert len(html) < 100_000

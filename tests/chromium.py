@@ -1,0 +1,141 @@
+"""A real browser: Debian's Chromium, driven by Selenium, and axe-core's opinion of a page."""
+
+import base64
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+BROWSER: Final = Path("/usr/bin/chromium")
+DRIVER: Final = Path("/usr/bin/chromedriver")
+AXE: Final = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
+FLAGS: Final = (
+    "--headless=new",
+    "--no-sandbox",  # CI is root
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
+SERIOUS: Final = {"serious", "critical"}
+SHOTS: Final = os.environ.get("SCREENSHOTS")
+
+
+@contextmanager
+def chromium(home: Path) -> Iterator["Browser"]:
+    """A browser with an empty profile. Skips where it is not installed; in CI that fails."""
+    absent = [str(tool) for tool in (BROWSER, DRIVER, AXE) if not tool.exists()]
+    if absent:
+        why = f"not installed: {', '.join(absent)} (Debian's chromium and chromium-driver; `npm ci --prefix tests`)"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in (*FLAGS, f"--user-data-dir={home}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield Browser(driver)
+    finally:
+        driver.quit()
+
+
+class Browser:
+    """What the tests do with it."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+        driver.set_page_load_timeout(30)
+
+    def look(
+        self, url: str, *, width: int = 1280, dark: bool = False, language: str = "en", scripts: bool = True
+    ) -> list[dict[str, Any]]:
+        """Open a page as that reader would; the requests it made."""
+        self._cdp("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=width < 600)
+        self._cdp("Emulation.setEmulatedMedia", features=[_feature("prefers-color-scheme", "dark" if dark else "light")])
+        self._cdp("Emulation.setScriptExecutionDisabled", value=not scripts)
+        self._cdp("Network.enable")
+        self._cdp("Network.setExtraHTTPHeaders", headers={"Accept-Language": language})
+        self.complaints()
+        self._log("performance")
+        self.driver.get(url)
+        return self.requests()
+
+    def requests(self) -> list[dict[str, Any]]:
+        """The requests made since the last look: url, kind, and bytes over the wire where it has ended."""
+        events = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
+        sizes = {
+            event["params"]["requestId"]: event["params"]["encodedDataLength"]
+            for event in events
+            if event["method"] == "Network.loadingFinished"
+        }
+        return [
+            {
+                "url": event["params"]["request"]["url"],
+                "kind": event["params"].get("type", ""),
+                "bytes": sizes.get(event["params"]["requestId"], 0),
+            }
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+
+    def complaints(self) -> list[str]:
+        """What the console holds: errors of scripts, refused styles, pictures that did not come."""
+        return [entry["message"] for entry in self._log("browser")]
+
+    def run(self, script: str, *values: Any) -> Any:
+        """Run a script on the page; what it returns."""
+        return self.driver.execute_script(script, *values)
+
+    def text(self) -> str:
+        """What a reader sees."""
+        return str(self.run("return document.body.innerText"))
+
+    def overflow(self) -> int:
+        """By how many pixels the page is wider than its window."""
+        return int(self.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+    def barriers(self) -> list[str]:
+        """What axe-core calls a serious or critical issue."""
+        self.run(AXE.read_text())
+        found = self.driver.execute_async_script(
+            "const done = arguments[arguments.length - 1]; axe.run().then(r => done(r.violations), e => done([{id: String(e)}]))"
+        )
+        return [
+            f"{one['id']}: {[node['html'][:120] for node in one.get('nodes', [])]}"
+            for one in found
+            if one.get("impact", "critical") in SERIOUS
+        ]
+
+    def shot(self, name: str) -> bytes:
+        """A picture of the whole page; kept where $SCREENSHOTS says, for people to look at."""
+        height = int(self.run("return document.documentElement.scrollHeight"))
+        width = int(self.run("return document.documentElement.clientWidth"))
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        picture = base64.b64decode(self._cdp("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
+        if SHOTS:
+            Path(SHOTS).mkdir(parents=True, exist_ok=True)
+            (Path(SHOTS) / f"{name}.png").write_bytes(picture)
+        return picture
+
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = self.driver.get_log(kind)  # type: ignore[no-untyped-call]
+        return entries
+
+    def _cdp(self, command: str, **parameters: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self.driver.execute_cdp_cmd(command, parameters) or {}
+        return found
+
+
+def _feature(name: str, value: str) -> dict[str, str]:
+    return {"name": name, "value": value}
