@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import jinja2
-import markupsafe
 from aiohttp import web
+
+if TYPE_CHECKING:
+    import jinja2
+    import markupsafe
 
 TYPES: Final = {".css": "text/css", ".svg": "image/svg+xml", ".js": "text/javascript"}
 FOR_EVER: Final = "public, max-age=31536000, immutable"  # the name changes with the content
@@ -23,14 +26,22 @@ class Pages:
         named = [(path, f"{path.stem}.{hashlib.sha256(body).hexdigest()[:12]}{path.suffix}", body) for path, body in bodies]
         self._static = {served: (TYPES[path.suffix], body) for path, served, body in named}
         self.paths = {path.name: f"/static/{served}" for path, served, _ in named}
-        self._jinja = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(here / "templates"),
+        self._here = here
+
+    @cached_property
+    def _jinja(self) -> "jinja2.Environment":
+        import jinja2  # noqa: PLC0415 -- a daemon that shows no page has no need of it, and starts sooner
+
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(self._here / "templates"),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            auto_reload=False,
         )
-        self._jinja.filters["code"] = _code
+        environment.filters["code"] = _code
+        return environment
 
     async def get_static(self, request: web.Request) -> web.Response:
         """A static file; for the route `/static/{name}`."""
@@ -54,8 +65,9 @@ class Pages:
         )
 
 
-def _code(text: str) -> markupsafe.Markup:
+def _code(text: str) -> "markupsafe.Markup":
     """Escape a sentence, and set what stands between backticks in it as code."""
-    pieces = [markupsafe.escape(piece) for piece in text.split("`")]
-    whole = [markupsafe.Markup("<code>{}</code>").format(piece) if n % 2 else piece for n, piece in enumerate(pieces)]
-    return markupsafe.Markup("").join(whole)
+    from markupsafe import Markup, escape  # noqa: PLC0415 -- as above
+
+    pieces = [escape(piece) for piece in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(piece) if n % 2 else piece for n, piece in enumerate(pieces))

@@ -14,6 +14,8 @@ from typing import Final, cast
 
 from aiohttp import web
 
+from broker.web.refusals import protocol
+
 HEAD_DEADLINE_S: Final = 10.0  # from connecting to the end of the first request's head
 IDLE_S: Final = 600.0  # a connection without a whole request for so long, or twice that, is closed; a wait takes 300 at most
 MOST: Final = 16_384
@@ -157,7 +159,7 @@ class GuardedSite(web.BaseSite):
         if server is None:
             raise RuntimeError("the runner is not set up")
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: self._guard(server()), sock=self._sock, backlog=BACKLOG)
+        self._server = await loop.create_server(lambda: self._guard(protocol(server)), sock=self._sock, backlog=BACKLOG)
 
 
 def _deaf(_data: bytes) -> None:
