@@ -73,7 +73,7 @@ async def daemon(
         admit(gate, settings, bound)
         upstream = await stack.enter_async_context(WeChat.connect(settings.wechat.api_base, settings.wechat.timeout))
         visitors = Visitors(clock.now)
-        lane = Lane(Connections(most_connections()), clock.now, _count(metrics, visitors), enabled=settings.server.express_lane)
+        lane = Lane(Connections(most_connections(), clock.now), _count(metrics, visitors), enabled=settings.server.express_lane)
         tools = Tools(
             store=store,
             upstream=upstream,

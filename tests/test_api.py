@@ -43,7 +43,7 @@ class Daemon:
         metrics.roster = self.roster = Roster(list(accounts), tools)
         await self.roster.start()
         clock, store = self.bench.clock, await self.bench.open()
-        lane = Lane(Connections(100), clock.now)
+        lane = Lane(Connections(100, clock.now))
         self.edge = edge = Edge(self.roster, 5.0, lane, clock.wall, Visitors(clock.now), store.history)
         app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)))
         self.http = TestClient(TestServer(app))

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -315,11 +314,6 @@ async def _refreshed_in_a_storm(house: House, times: int) -> Counter[int]:
     return heard
 
 
-@pytest.mark.xfail(
-    find_spec("uvloop") is None,
-    reason="asyncio accepts 1024 at once: for a moment there is no descriptor for a refresh, and the log takes 1 MB a second",
-    strict=False,
-)
 def test_a_storm_of_connections_leaves_a_refresh_the_descriptors_it_needs(house: House) -> None:
     with started(house, 100):
         heard = asyncio.run(_refreshed_in_a_storm(house, 5))

@@ -18,7 +18,7 @@ from broker.roster import Roster
 from broker.web.api import Edge
 from broker.web.connections import Connections
 from broker.web.door import accepting, answering
-from broker.web.express import MOST_KEPT, Lane, Rider, is_done, is_one_request
+from broker.web.express import MOST_KEPT, Lane, Rider, is_one_request
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
@@ -86,7 +86,7 @@ async def daemon_on(bench: Bench, keys: dict[str, Client] | None = None, *, enab
         told.append(number)
         metrics.request(resource, status, number)
 
-    lane = Lane(Connections(most=100), bench.clock.now, tell, enabled=enabled)
+    lane = Lane(Connections(100, bench.clock.now), tell, enabled=enabled)
     tools = await bench.tools()
     tools.on_change = lane.drop
     metrics.roster = roster = Roster([ACCOUNT], tools)
@@ -168,7 +168,7 @@ async def test_a_connection_that_only_the_lane_has_answered_is_not_silent(daemon
     (inner,) = _inner(daemon, peer)
     rider = daemon.lane.connections.of(inner)
     assert rider is not None
-    assert not rider.is_quiet
+    assert rider.heard_at == daemon.lane.now()
 
 
 def _inner(daemon: Daemon, peer: Peer) -> list[asyncio.Protocol]:
@@ -481,10 +481,12 @@ async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemo
     peer = await daemon.peer()
     await peer.ask(request("/livez"))
     (inner,) = _inner(daemon, peer)
-    assert is_done(inner)
+    connection = daemon.lane.connections.of(inner)
+    assert connection is not None
+    assert not connection.is_answering
     peer.writer.write(request("/v1/tokens/main?wait=0.2", f"If-None-Match: {etag[1].decode()}"))
     async with asyncio.timeout(10):
-        while is_done(inner):
+        while not connection.is_answering:
             await asyncio.sleep(0)
     assert status(await peer.answer()) == 304
-    assert is_done(inner)
+    assert not connection.is_answering

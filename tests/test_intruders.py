@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import AsyncIterator
 from typing import cast
@@ -10,7 +11,7 @@ import pytest
 
 from broker.roster import Roster
 from broker.web.api import Edge
-from broker.web.connections import Connections, Guarded
+from broker.web.connections import IDLE_S, Connections, Guarded
 from broker.web.door import accepting, answering
 from broker.web.express import Lane
 from broker.web.gate import Gate
@@ -25,7 +26,7 @@ LAST = GOOD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 @pytest.fixture
 def connections() -> Connections:
-    return Connections(most=50, most_per_peer=10, head_deadline_s=0.2)
+    return Connections(50, most_per_peer=10, head_deadline_s=0.2)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ async def port(bench: Bench, connections: Connections) -> AsyncIterator[int]:
     await roster.start()
     roster.tick()
     await roster.landed()
-    lane = Lane(connections, bench.clock.now)
+    lane = Lane(connections)
     edge = Edge(roster, 5.0, lane, bench.clock.wall)
     app = application(edge, Gate({}, []), Metrics(), lambda *_: None)
     with socket.socket() as sock:
@@ -143,20 +144,41 @@ async def test_silent_peers_make_room_for_honest_ones(port: int, connections: Co
         writer.close()
 
 
-async def test_a_full_house_of_honest_peers_turns_newcomers_away(port: int, connections: Connections) -> None:
-    honest = []
-    for _ in range(50):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(GOOD)
+async def _inside(port: int, chunk: bytes = GOOD) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A peer that asked, and stays."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(chunk)
+    if chunk is GOOD:
         await reader.readuntil(b"}")
-        honest.append((reader, writer))
+    return reader, writer
+
+
+async def test_in_a_full_house_who_asked_least_recently_makes_room(port: int, connections: Connections) -> None:
+    eldest, *others = [await _inside(port) for _ in range(50)]
+    assert b" 200 " in (await said(port, LAST)).split(b"\r\n")[0]
+    assert await eldest[0].read() == b""
+    others[0][1].write(GOOD)
+    assert b" 200 " in await others[0][0].readuntil(b"\r\n")
+    for _, writer in (eldest, *others):
+        writer.close()
+
+
+async def test_a_full_house_of_peers_that_wait_for_answers_turns_newcomers_away(port: int, connections: Connections) -> None:
+    etag = re.search(rb"\r\nE[Tt]ag: ([^\r]+)", await said(port, LAST))
+    assert etag
+    wait = GOOD.replace(b"main HTTP", b"main?wait=20 HTTP").replace(b"\r\n\r\n", b"\r\nIf-None-Match: " + etag[1] + b"\r\n\r\n")
+    waiting = [await _inside(port, wait) for _ in range(50)]
+    async with asyncio.timeout(10):
+        while sum(one.is_answering for one in connections._open.values()) < 50:
+            await asyncio.sleep(0)
     assert await said(port, LAST) == b""
     assert connections.refused == 1
-    honest.pop()[1].close()
-    for _ in range(100):
-        await asyncio.sleep(0)
+    waiting.pop()[1].close()
+    async with asyncio.timeout(10):
+        while connections.open == 50:
+            await asyncio.sleep(0)
     assert b" 200 " in (await said(port, LAST)).split(b"\r\n")[0]
-    for _, writer in honest:
+    for _, writer in waiting:
         writer.close()
 
 
@@ -173,7 +195,7 @@ class _Peer(asyncio.Transport):
 
 @pytest.fixture
 def strangers() -> Connections:
-    return Connections(most=50, most_per_peer=10, head_deadline_s=60)
+    return Connections(50, most_per_peer=10, head_deadline_s=60)
 
 
 def _arrives(connections: Connections, host: str) -> Guarded | None:
@@ -184,6 +206,8 @@ def _arrives(connections: Connections, host: str) -> Guarded | None:
 
 
 class _Inner(asyncio.Protocol):
+    _request_in_progress = False
+
     def pause_writing(self) -> None: ...
 
     def resume_writing(self) -> None: ...
@@ -201,18 +225,15 @@ async def test_one_address_beyond_loopback_has_its_own_cap_and_loopback_has_none
 
 
 async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_asks_is_not(strangers: Connections) -> None:
-    strangers.head_deadline_s = 0
-    idle, busy = _arrives(strangers, "127.0.0.1"), _arrives(strangers, "127.0.0.1")
+    idle, busy, answering = (_arrives(strangers, "127.0.0.1") for _ in range(3))
     assert idle is not None
     assert busy is not None
-    idle.is_quiet = busy.is_quiet = False
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)  # the head deadline is over
-    for _ in range(2):
-        strangers.close_idle()
-        busy.is_quiet = False
-    assert cast("_Peer", idle.transport).aborted
-    assert not cast("_Peer", busy.transport).aborted
+    assert answering is not None
+    cast("_Inner", answering.inner)._request_in_progress = True
+    idle.heard_at = busy.heard_at = answering.heard_at = strangers.now() - IDLE_S - 1
+    busy.heard_at = strangers.now()
+    strangers.close_idle()
+    assert [cast("_Peer", one.transport).aborted for one in (idle, busy, answering)] == [True, False, False]
 
 
 async def test_a_body_that_does_not_come_ends_with_408(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -291,7 +291,7 @@ async def connected(handler: Callable[[web.Request], Awaitable[web.Response]]) -
     app = web.Application()
     app.add_routes([web.get("/", handler), web.get("/first", hello)])
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        async with answering(app) as runner, accepting(runner, [sock], Lane(Connections(10), lambda: 0.0)):
+        async with answering(app) as runner, accepting(runner, [sock], Lane(Connections(10))):
             reader, writer = await asyncio.open_connection(*sock.getsockname())
             writer.write(b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")

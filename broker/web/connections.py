@@ -6,22 +6,26 @@ untouched (or is answered from what aiohttp said a moment ago, see express.py).
 """
 
 import asyncio
+import heapq
 import resource
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, cast
 
 from aiohttp import web
 
+from broker.core.credential import NEVER
 from broker.web.refusals import protocol
 
 HEAD_DEADLINE_S: Final = 10.0  # from connecting to the end of the first request's head
-IDLE_S: Final = 600.0  # a connection without a whole request for so long, or twice that, is closed; a wait takes 300 at most
+IDLE_S: Final = 600.0  # a connection that sends no whole request for so long is closed
 MOST: Final = 16_384
 MOST_PER_PEER: Final = 1024  # of one address beyond loopback
 SPARE_FILES: Final = 64  # for the store, calls to WeChat, and what libraries open
 BACKLOG: Final = 1024
+AT_ONCE: Final = 8
 
 
 def most_connections() -> int:
@@ -30,9 +34,19 @@ def most_connections() -> int:
 
 
 class Connections:
-    """All connections of a daemon. Where they are too many, the ones that never asked anything go first."""
+    """All connections of a daemon, on the clock `now` (steady seconds).
 
-    def __init__(self, most: int, most_per_peer: int = MOST_PER_PEER, head_deadline_s: float = HEAD_DEADLINE_S) -> None:
+    Where they are too many, those go first that never asked anything, then those that asked least recently.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        now: Callable[[], float] = time.monotonic,
+        most_per_peer: int = MOST_PER_PEER,
+        head_deadline_s: float = HEAD_DEADLINE_S,
+    ) -> None:
+        self.now = now
         self.most = most
         self.most_per_peer = most_per_peer
         self.head_deadline_s = head_deadline_s
@@ -74,25 +88,34 @@ class Connections:
                 del self._peers[peer]
 
     def close_idle(self) -> None:
-        """Close those that have not sent a whole request since the last time. For a timer, every IDLE_S."""
-        for guarded in list(self._open.values()):
-            if guarded not in self._silent:
-                guarded.abort() if guarded.is_quiet else guarded.hush()
+        """Close those that have sent no whole request for IDLE_S. For a timer."""
+        before = self.now() - IDLE_S
+        for guarded in self._idle():
+            if guarded.heard_at < before:
+                guarded.abort()
+
+    def _idle(self) -> "list[Guarded]":
+        """Those that asked once, and wait for no answer."""
+        return [guarded for guarded in self._open.values() if guarded.heard_at > NEVER and not guarded.is_answering]
 
     def _first_look(self, guarded: "Guarded") -> None:
         del self._silent[guarded]
-        if guarded.is_quiet:
+        if guarded.heard_at == NEVER:
             self.too_slow += 1
             guarded.abort()
 
     def _make_room(self) -> bool:
         for guarded in list(self._silent):
             self._is_heard(guarded)
-            if guarded.is_quiet:
+            if guarded.heard_at == NEVER:
                 self.too_slow += 1
                 guarded.abort()
                 return True
-        return False
+        # Some at once: to find them takes a look at all.
+        longest_idle = heapq.nsmallest(max(1, self.most // 64), self._idle(), key=lambda guarded: guarded.heard_at)
+        for guarded in longest_idle:
+            guarded.abort()
+        return bool(longest_idle)
 
     def _is_heard(self, guarded: "Guarded") -> None:
         if deadline := self._silent.pop(guarded, None):
@@ -100,11 +123,11 @@ class Connections:
 
 
 class Guarded(asyncio.Protocol):
-    """One connection: counted from open to close, and otherwise aiohttp's. `is_quiet` until a whole request has come."""
+    """One connection: counted from open to close, and otherwise aiohttp's. `heard_at`: when the last whole request came."""
 
     def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
         self.inner = inner
-        self.is_quiet = True
+        self.heard_at = NEVER
         self._connections = connections
         self.transport: asyncio.Transport | None = None
         # The hot path, bound once: a method of ours in between would cost every request.
@@ -134,9 +157,10 @@ class Guarded(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def hush(self) -> None:
-        """Begin to wait for a whole request once more."""
-        self.is_quiet = True
+    @property
+    def is_answering(self) -> bool:
+        """Whether aiohttp has a request that it has not answered yet. What we lean on of its inside (a test pins it)."""
+        return bool(self.inner._request_in_progress)  # type: ignore[attr-defined] # noqa: SLF001
 
 
 class GuardedSite(web.BaseSite):
@@ -159,7 +183,9 @@ class GuardedSite(web.BaseSite):
         if server is None:
             raise RuntimeError("the runner is not set up")
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: self._guard(protocol(server)), sock=self._sock, backlog=BACKLOG)
+        # asyncio accepts as many at once as its backlog says: more than there are spare files would leave a refresh none.
+        self._server = await loop.create_server(lambda: self._guard(protocol(server)), sock=self._sock, backlog=AT_ONCE)
+        self._sock.listen(BACKLOG)
 
 
 def _deaf(_data: bytes) -> None:

@@ -44,16 +44,14 @@ class Kept:
 
 
 class Lane:
-    """What may be repeated, for all connections of a daemon. `now` is the steady clock that tokens age on.
+    """What may be repeated, for all connections of a daemon; their clock is the one that tokens age on.
 
     `tell` hears of the answers given here: (route, client, status, how many, the last no later than).
     """
 
-    def __init__(
-        self, connections: Connections, now: Callable[[], float], tell: Tell = lambda *_: None, *, enabled: bool = True
-    ) -> None:
+    def __init__(self, connections: Connections, tell: Tell = lambda *_: None, *, enabled: bool = True) -> None:
         self.connections = connections
-        self.now = now
+        self.now = connections.now
         self.enabled = enabled
         self._tell = tell
         self._changes = 0
@@ -71,7 +69,7 @@ class Lane:
     def hear(self, request: web.Request) -> None:
         """A whole request has come in: its connection is no longer silent."""
         if (connection := self.connections.of(request.protocol)) is not None:
-            connection.is_quiet = False
+            connection.heard_at = self.now()
             if isinstance(connection, Rider):
                 connection.is_at_work = True
                 request[_CHANGES] = self._changes
@@ -146,13 +144,13 @@ class Rider(Guarded):
     def _received(self, data: bytes) -> None:
         if self._is_regular:
             if self.asked is not None:
-                self._is_regular = self.is_at_work and is_done(self.inner)
+                self._is_regular = self.is_at_work and not self.is_answering
                 self.asked, self.is_at_work = None, False
             if self._is_regular:
                 kept = self.kept.get(data)
-                if kept is not None and self._now() < kept.until:
+                if kept is not None and (now := self._now()) < kept.until:
                     kept.count += 1
-                    self.is_quiet = False
+                    self.heard_at = now
                     self._write(kept.data)
                     return
                 if is_one_request(data):
@@ -180,11 +178,6 @@ def is_one_request(data: bytes) -> bool:
         and data.count(b"\n") == data.count(b"\r") == data.count(b"\r\n")
         and MORE.search(data) is None
     )
-
-
-def is_done(protocol: asyncio.Protocol) -> bool:
-    """Whether aiohttp has written the answer to the request it was at. All that leans on its inside (a test pins it)."""
-    return not protocol._request_in_progress  # type: ignore[attr-defined] # noqa: SLF001
 
 
 def _serialized(response: web.Response) -> bytes:
