@@ -60,6 +60,7 @@ class ScriptedWeChat:
     forced: list[bool] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     lifetime: float = 7200.0
+    shut_after_check: bool = False
     before_answer: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -79,6 +80,8 @@ class ScriptedWeChat:
         assert token.reveal()
         self.checks += 1
         await self._pass_gate()
+        if self.shut_after_check:
+            self.gate.clear()
         return self.verdicts.popleft() if self.verdicts else Verdict.ALIVE
 
     async def _pass_gate(self) -> None:

@@ -153,7 +153,7 @@ async def _inside(port: int, chunk: bytes = GOOD) -> tuple[asyncio.StreamReader,
     return reader, writer
 
 
-async def test_in_a_full_house_who_asked_least_recently_makes_room(port: int, connections: Connections) -> None:
+async def test_in_a_full_house_who_asked_least_recently_makes_room(port: int) -> None:
     eldest, *others = [await _inside(port) for _ in range(50)]
     assert b" 200 " in (await said(port, LAST)).split(b"\r\n")[0]
     assert await eldest[0].read() == b""

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -13,12 +13,11 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from broker import __version__
-from broker.core.credential import NEVER
 from broker.core.errcodes import TOKEN_REFUSED
 from broker.core.serving import Served, Unavailable
 from broker.keeper import Keeper
 from broker.roster import Roster
-from broker.web.express import UNTIL, Lane
+from broker.web.express import AGAIN, Again, Lane
 from broker.web.gate import CLIENT, open_to_browsers
 from broker.web.problems import problem, unavailable
 from broker.web.visitors import Visitors
@@ -52,6 +51,7 @@ LONGEST_WAIT_S: Final = 300
 NUMBER: Final = re.compile(r"\d{1,20}(?:\.\d{1,400})?(?:[eE][+-]?\d{1,4})?", re.ASCII)
 BODY_DEADLINE_S: Final = 10.0
 LONGEST_TTL_S: Final = 86400
+NOTHING: Final[Mapping[str, str]] = {}
 NO_STORE: Final = {hdrs.CACHE_CONTROL: "no-store"}
 
 
@@ -83,12 +83,14 @@ async def get_token(request: web.Request) -> web.Response:
     if hdrs.IF_NONE_MATCH in request.headers and (version := keeper.credential.version) and _matches(request, version):
         answer = await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
         if answer is None and (held := keeper.serve(min_ttl)) is not None:
-            request[UNTIL] = NEVER if wait else held.until
+            if not wait:
+                request[AGAIN] = _again(keeper, held, min_ttl, lambda _: b"")
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'})
     served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, request.app[EDGE].patience_s))
     if not isinstance(served, Served):
         return unavailable(served)
-    request[UNTIL] = NEVER if wait else served.until
+    if not wait:
+        request[AGAIN] = _again(keeper, served, min_ttl, lambda again: _rendered(request.app[EDGE], keeper, again)[0])
     return _token(request, keeper, served)
 
 
@@ -143,7 +145,17 @@ def _token(request: web.Request, keeper: Keeper, served: Served, **more: str) ->
     return web.Response(body=body, headers=headers.copy())
 
 
-def _rendered(edge: Edge, keeper: Keeper, served: Served, more: dict[str, str]) -> tuple[bytes, CIMultiDict[str]]:
+def _again(keeper: Keeper, first: Served, min_ttl: float, body: Callable[[Served], bytes]) -> Again:
+    """How the same version is handed out again, for as long as it may be."""
+
+    def again() -> tuple[bytes, float] | None:
+        served = keeper.serve(min_ttl)
+        return None if served is None or served.credential is not first.credential else (body(served), served.until)
+
+    return again
+
+
+def _rendered(edge: Edge, keeper: Keeper, served: Served, more: Mapping[str, str] = NOTHING) -> tuple[bytes, CIMultiDict[str]]:
     """Body and headers: the same for everyone who asks within a second."""
     credential = served.credential
     token, version = credential.token, credential.version

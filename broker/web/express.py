@@ -1,12 +1,13 @@
 """The express lane: while nothing has changed, the same request gets the same answer, before anything is parsed.
 
-A connection's request goes through aiohttp whole: parsing, gate, routing, handler. Where the handler says until when its
-answer stays true (:data:`UNTIL`), the bytes of that answer are kept under the bytes of the request, and the next chunk
-that equals them, on any connection of that kind, is answered from there. Header bytes are part of the key, so nobody is
-ever answered with another's rights; TCP and Unix sockets are kept apart, since the gate tells them apart.
+A connection's request goes through aiohttp whole: parsing, gate, routing, handler. Where the handler says how its answer
+is given again (:data:`AGAIN`), the bytes of that answer are kept under the bytes of the request, and the next chunk that
+equals them, on any connection of that kind, is answered from there. What only time changes (`expires_in`) is said anew
+when its time is up; anything else that changes drops everything that is kept. Header bytes are part of the key, so nobody
+is ever answered with another's rights; TCP and Unix sockets are kept apart, since the gate tells them apart.
 
 What makes that safe is that a chunk is only looked up where it can be nothing but a request: each chunk before it on its
-connection was exactly one whole request without a body, and aiohttp waits for the next one. One irregular chunk, and the
+connection was exactly one whole request without a body, and aiohttp has written its answer. One irregular chunk, and the
 connection stays with aiohttp for good.
 """
 
@@ -14,14 +15,18 @@ import asyncio
 import re
 import socket
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any, Final, cast
 
 from aiohttp import HttpVersion11, web
 
+from broker.core.credential import NEVER
 from broker.web.connections import Connections, Guarded
 from broker.web.gate import CLIENT, Client
 
-UNTIL: Final = web.RequestKey("until", float)  # steady time to which the answer under way may be repeated
+Again = Callable[[], tuple[bytes, float] | None]
+# Gives a body, and the steady time to which it is true; None where a handler has to look.
+AGAIN: Final[web.RequestKey[Again]] = web.RequestKey("again")
 _CHANGES: Final = web.RequestKey("changes", int)
 MOST_KEPT: Final = 1024
 LONGEST_REQUEST: Final = 4096
@@ -34,13 +39,26 @@ Tell = Callable[[web.AbstractResource | None, Client | None, int, int, float], N
 class Kept:
     """An answer, until when it may be given, and how often it was since it was last told."""
 
-    __slots__ = ("about", "count", "data", "until")
+    __slots__ = ("about", "again", "count", "data", "head", "until")
 
-    def __init__(self, data: bytes, until: float, *about: Any) -> None:
-        self.data = data
-        self.until = until
+    def __init__(self, response: web.Response, again: Again, *about: Any) -> None:
+        self.head = [f"HTTP/1.1 {response.status} {response.reason}", *(f"{k}: {v}" for k, v in response.headers.items())]
+        self.again = again
         self.about = about  # route, client and status, for those who count
         self.count = 0
+        self.data = b""
+        self.until = NEVER
+
+    def renew(self, now: float) -> bool:
+        """Say it anew, as aiohttp would; whether it may be given now."""
+        if (found := self.again()) is None:
+            return False
+        body, self.until = found
+        told = {"Content-Length": str(len(body)), "Date": formatdate(usegmt=True)}
+        names = ((line, line.partition(":")[0]) for line in self.head)
+        head = [f"{name}: {told[name]}" if name in told else line for line, name in names]
+        self.data = "\r\n".join([*head, "", ""]).encode() + body
+        return now < self.until
 
 
 class Lane:
@@ -82,8 +100,8 @@ class Lane:
         if request.version != HttpVersion11 or not response.keep_alive:
             rider.leave()
             return
-        until = request.get(UNTIL)
-        if until is None or response.status not in {200, 304} or not isinstance(response, web.Response):
+        again = request.get(AGAIN)
+        if again is None or response.status not in {200, 304} or not isinstance(response, web.Response):
             return
         if request.get(_CHANGES) != self._changes:  # what let this request in may not hold any more
             return
@@ -92,9 +110,7 @@ class Lane:
             self._drop(kept)
         if (older := kept.get(rider.asked)) is not None:
             self._account(older)
-        kept[rider.asked] = Kept(
-            _serialized(response), until, request.match_info.route.resource, request.get(CLIENT), response.status
-        )
+        kept[rider.asked] = Kept(response, again, request.match_info.route.resource, request.get(CLIENT), response.status)
 
     def drop(self) -> None:
         """Something has changed: no answer given until now is repeated."""
@@ -148,7 +164,7 @@ class Rider(Guarded):
                 self.asked, self.is_at_work = None, False
             if self._is_regular:
                 kept = self.kept.get(data)
-                if kept is not None and (now := self._now()) < kept.until:
+                if kept is not None and ((now := self._now()) < kept.until or kept.renew(now)):
                     kept.count += 1
                     self.heard_at = now
                     self._write(kept.data)
@@ -178,10 +194,3 @@ def is_one_request(data: bytes) -> bool:
         and data.count(b"\n") == data.count(b"\r") == data.count(b"\r\n")
         and MORE.search(data) is None
     )
-
-
-def _serialized(response: web.Response) -> bytes:
-    """The answer as aiohttp writes it."""
-    lines = [f"HTTP/1.1 {response.status} {response.reason}", *(f"{name}: {value}" for name, value in response.headers.items())]
-    body = response.body if isinstance(response.body, bytes) else b""
-    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -1,18 +1,21 @@
 """Is it alive, is it ready, how is it: for systemd, load balancers, people and Prometheus. None of them calls WeChat."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from broker.core.credential import NEVER
 from broker.keeper import Keeper
 from broker.web.api import EDGE, NO_STORE
-from broker.web.express import UNTIL
+from broker.web.express import AGAIN
 from broker.web.gate import open_to_browsers
 from broker.web.metrics import METRICS
 
 HEALTH: Final = "application/health+json"
+GOOD: Final = b'{"status": "pass"}'
 
 
 def routes() -> list[web.RouteDef]:
@@ -29,20 +32,21 @@ def routes() -> list[web.RouteDef]:
 async def livez(request: web.Request) -> web.Response:
     """200 while the schedule ticks: a restart may help where this fails, and nowhere else."""
     roster = request.app[EDGE].roster
-    ticking, request[UNTIL] = roster.ticking, min(request.app[EDGE].lane.now() + 1, roster.ticking_until)
-    return _answer("pass" if ticking else "fail", output="" if ticking else "the schedule has stopped")
+    return _repeatable(request, lambda: ("" if roster.ticking else "the schedule has stopped", roster.ticking_until))
 
 
 @open_to_browsers
 async def readyz(request: web.Request) -> web.Response:
     """200 while every app has a token to hand out and the daemon is not stopping."""
     roster = request.app[EDGE].roster
-    served = {keeper.account.name: keeper.serve() for keeper in roster}
-    missing = [name for name, answer in served.items() if answer is None]
-    request[UNTIL] = min([request.app[EDGE].lane.now() + 1, *(answer.until for answer in served.values() if answer)])
-    if roster.stopping:
-        return _answer("fail", output="stopping")
-    return _answer("fail" if missing else "pass", output=f"no token for: {', '.join(missing)}" if missing else "")
+
+    def look() -> tuple[str, float]:
+        served = {keeper.account.name: keeper.serve() for keeper in roster}
+        missing = [name for name, answer in served.items() if answer is None]
+        why_not = "stopping" if roster.stopping else f"no token for: {', '.join(missing)}" if missing else ""
+        return why_not, min((answer.until for answer in served.values() if answer), default=NEVER)
+
+    return _repeatable(request, look)
 
 
 @open_to_browsers
@@ -61,6 +65,19 @@ async def metrics(request: web.Request) -> web.Response:
     request.app[EDGE].lane.account()
     body = await asyncio.to_thread(request.app[METRICS].text)
     return web.Response(body=body, headers={**NO_STORE, hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
+
+
+def _repeatable(request: web.Request, look: Callable[[], tuple[str, float]]) -> web.Response:
+    """Answer by what a look finds: why not, or nothing; and until when that is so. It may be looked again (express.py)."""
+    now = request.app[EDGE].lane.now
+
+    def again() -> tuple[bytes, float] | None:
+        why_not, until = look()
+        return None if why_not else (GOOD, min(until, now() + 1))
+
+    request[AGAIN] = again
+    why_not, _ = look()
+    return _answer("fail", output=why_not) if why_not else _answer("pass")
 
 
 def _check(keeper: Keeper) -> dict[str, Any]:
