@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from html import unescape
@@ -10,14 +11,16 @@ from itertools import pairwise
 import pytest
 
 from broker.core.credential import Account, Rivalry
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import RULES, Failure, Kind
 from broker.core.ports import StoreError
+from broker.core.quota import until_next_day
 from broker.languages import CHINESE, ENGLISH, span
+from broker.web.advice import ADVICE_ZH, reason
 from broker.web.gate import Client, Gate
-from broker.web.plot import HEIGHT, HOUR, HOURS, plot
-from broker.web.status import APPS_A_PAGE, POLICY
-from broker.web.visitors import Visitors
-from broker.web.words import ADVICE_ZH, PAGE
+from broker.web.plot import HEIGHT, HOUR, HOURS, WIDTHS, Bar, Plot, Result, plot
+from broker.web.status import APPS_A_PAGE, POLICY, VISITORS_SHOWN
+from broker.web.visitors import MOST, Visitors
+from broker.web.words import PAGE
 from tests.doubles import ACCOUNT, CANARY, DOWN, LOST, NOON, Bench
 from tests.test_api import Daemon
 
@@ -80,6 +83,7 @@ async def test_only_what_is_ours_may_run_and_nothing_is_kept(daemon: Daemon) -> 
         part = await daemon.http.get(address)
         assert part.status == 200
         assert "immutable" in part.headers["Cache-Control"]
+        assert part.headers["X-Content-Type-Options"] == "nosniff"
     assert (await daemon.http.get("/static/status.css")).status == 404
 
 
@@ -103,7 +107,22 @@ def test_both_languages_have_the_same_words_with_the_same_gaps() -> None:
     assert PAGE[ENGLISH].keys() == PAGE[CHINESE].keys()
     for key, english in PAGE[ENGLISH].items():
         assert sorted(re.findall(r"{\w+}", english)) == sorted(re.findall(r"{\w+}", PAGE[CHINESE][key])), key
-    assert ADVICE_ZH.keys() == set(Kind)
+    assert ADVICE_ZH.keys() == RULES.keys()
+    alike = {code: {other for other in RULES if RULES[other].advice == RULES[code].advice} for code in RULES}
+    assert {code: {other for other in RULES if ADVICE_ZH[other] == ADVICE_ZH[code]} for code in RULES} == alike
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese"),
+    [
+        ("no answer within 10 s", "10 秒内没有应答"),
+        ("cannot connect", "无法连接"),
+        ("errcode 40164", "错误码 40164"),
+        ("something new", "something new"),
+    ],
+)
+def test_a_reason_is_said_in_chinese_where_there_is_one(english: str, chinese: str) -> None:
+    assert (reason(english, ENGLISH), reason(english, CHINESE)) == (english, chinese)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +152,48 @@ async def test_the_address_to_whitelist_is_named(daemon: Daemon) -> None:
     assert "203.0.113.9" in words(await page(daemon, language="zh"))
 
 
+@pytest.mark.parametrize(
+    ("errcode", "english", "chinese"),
+    [(40125, "does not accept the AppSecret", "不接受该 AppSecret"), (40013, "does not know this AppID", "不认识该 AppID")],
+)
+async def test_what_to_correct_is_told_apart(daemon: Daemon, errcode: int, english: str, chinese: str) -> None:
+    await trouble(daemon, Failure(Kind.CONFIGURATION, f"errcode {errcode}", errcode))
+    assert english in words(await page(daemon))
+    assert chinese in words(await page(daemon, language="zh"))
+
+
 async def test_a_spent_quota_says_when_calls_come_back(daemon: Daemon) -> None:
     await trouble(daemon, Failure(Kind.QUOTA, "errcode 45009", 45009))
     html = await page(daemon)
     assert "resume with the next quota day" in words(html)
-    assert int(value(html, "next_refresh_in")) > 3600
-    assert "北京时间零点" in words(await page(daemon, language="zh"))
+    left = int(value(html, "next_refresh_in"))
+    assert left > 3600
+    back = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(daemon.bench.clock.wall() + left))
+    assert back.endswith("16:00 UTC")  # midnight in Beijing
+    assert f"The next call is made in {span(left, ENGLISH)}, at {back}." in words(html)
+    assert f"下次调用在{span(left, CHINESE)}后，即 {back}。" in words(await page(daemon, language="zh"))
+
+
+async def test_our_own_limit_is_said_to_be_reached_before_wechats(bench: Bench) -> None:
+    bench.clock.pass_(until_next_day(NOON))  # so that all of it happens today
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), [replace(ACCOUNT, daily_quota=3)])
+    for used in (1, 2):
+        await daemon.look()
+        html = await page(daemon)
+        assert "No token call is left" not in words(html)
+        assert re.search(rf'<meter [^>]*max="3" [^>]*value="{used}">{used} of 3</meter>', html)
+        bench.clock.pass_(5000)
+    await daemon.look()
+    bench.clock.pass_(5000)
+    await daemon.look()  # one more is due, and not made
+    html = await page(daemon)
+    assert bench.wechat.calls == 3
+    assert re.search(r'<meter [^>]*max="3" [^>]*value="3">3 of 3</meter>', html)
+    assert "All 3 of 24 hours are spent" in words(html)
+    assert f"The next call is made in {span(int(value(html, 'next_refresh_in')), ENGLISH)}" in words(html)
+    assert "need attention" in words(html)
+    await daemon.http.close()
 
 
 async def test_an_app_without_a_token_is_said_to_have_none_in_the_headline(daemon: Daemon) -> None:
@@ -155,7 +210,16 @@ async def test_a_token_in_doubt_is_said_to_be(daemon: Daemon) -> None:
     await trouble(daemon, LOST)
     said = words(await page(daemon))
     assert "In doubt" in said
-    assert "a look is due at 1 of 1" in said
+    assert "1 of 1 need attention" in said
+
+
+async def test_a_token_in_doubt_is_no_older_than_it_is(daemon: Daemon) -> None:
+    daemon.bench.clock.pass_(4000)
+    daemon.bench.wechat.answers.append(LOST)
+    await daemon.look()
+    html, (app,) = await page(daemon), (await (await daemon.get("/v1/status")).json())["apps"]
+    assert app["expires_in"] <= daemon.bench.policy.overlap  # all that may still be served of 3200 s
+    assert "Age 1 h 6 min" in words(html)
 
 
 async def test_a_second_issuer_is_named_and_a_first_sign_is_not_yet_one(daemon: Daemon) -> None:
@@ -232,32 +296,80 @@ def call(hours_ago: float, lane: str = "scheduled", outcome: str | None = "minte
     return {"lane": lane, "outcome": outcome, "wall_at": NOON - hours_ago * HOUR}
 
 
+def bars(drawn: Plot) -> list[Bar]:
+    return [bar for hour in drawn.hours for bar in hour.bars]
+
+
 def test_calls_are_stacked_in_the_hour_they_were_made() -> None:
-    drawn = plot([call(0), call(0, "report"), call(0, "report", "errcode 40164"), call(47), call(47.9), call(50)], NOON)
-    columns = {bar.x for bar in drawn.bars}
-    assert max(columns) == (HOURS - 1) * 10
-    assert drawn.total == 5 - (call(47.9)["wall_at"] < NOON // HOUR * HOUR - 47 * HOUR)  # type: ignore[operator]
-    assert drawn.failed == 1
-    now = sorted((bar for bar in drawn.bars if bar.x == max(columns)), key=lambda bar: -bar.y)
-    assert [(bar.lane, bar.good) for bar in now] == [("scheduled", True), ("report", True), ("report", False)]
+    made = [call(0), call(0, "report"), call(0, "report", "errcode 40164"), call(0, "admin", "lost"), call(46), call(49)]
+    drawn = plot(made, NOON)
+    assert (drawn.total, *map(drawn.count, Result)) == (5, 3, 1, 1)
+    assert [hour.began for hour in drawn.hours] == [NOON // HOUR * HOUR - 46 * HOUR, NOON // HOUR * HOUR]
+    now = drawn.hours[-1].bars
+    assert [(bar.lane, bar.result) for bar in now] == [
+        ("scheduled", Result.MINTED),
+        ("report", Result.MINTED),
+        ("report", Result.FAILED),
+        ("admin", Result.SILENT),
+    ]
+    assert {bar.x + bar.width / 2 for bar in now} == {(HOURS - 0.5) * 10}
     assert now[0].y + now[0].height == HEIGHT
     assert all(abs(upper.y + upper.height - lower.y) < 0.02 for lower, upper in pairwise(now))
+    assert len(set(WIDTHS.values())) == 3  # told apart without colour
+
+
+@pytest.mark.parametrize(
+    ("outcome", "result"),
+    [
+        ("minted", Result.MINTED),
+        ("emergency minted", Result.MINTED),
+        ("errcode 45009", Result.FAILED),
+        ("transient", Result.FAILED),
+        ("emergency lost", Result.SILENT),
+        ("lost", Result.SILENT),
+        (None, Result.SILENT),
+    ],
+)
+def test_what_came_of_a_call_is_one_of_three(outcome: str | None, result: Result) -> None:
+    assert plot([call(0, outcome=outcome)], NOON).count(result) == 1
 
 
 def test_many_calls_fit_and_what_was_only_assumed_is_not_drawn() -> None:
     drawn = plot([*(call(0.01, "admin") for _ in range(90)), call(0, outcome="assumed"), call(0, outcome=None)], NOON)
     assert drawn.most == drawn.total == 91
-    assert min(bar.y for bar in drawn.bars) >= 0
-    assert drawn.failed == 1
+    assert min(bar.y for bar in bars(drawn)) >= 0
 
 
 async def test_the_ledgers_calls_are_drawn_and_said(daemon: Daemon) -> None:
     await trouble(daemon, DOWN)
     html = await page(daemon)
-    assert "2 calls in two days, 1 of them without a token." in words(html)
-    assert html.count('<rect class="scheduled" x=') == 2
-    assert html.count('fill="url(#hatch-1)"') == 1
-    assert len(re.findall(r"<tr><th scope=\"row\">2026-", html)) == 2
+    assert "Calls: 2, of which failed: 1, without an answer: 0." in words(html)
+    picture = re.search(r'<svg viewBox[^>]* role="img".*?</svg>', html, re.DOTALL)
+    assert picture
+    assert re.findall(r'<rect class="(\w+ \w+)"', picture[0]) == ["scheduled minted", "scheduled failed"]
+    assert picture[0].count('fill="url(#hatch)"') == 1
+    assert picture[0].count("<title>2026-") == 2
+    assert len(re.findall(r'<th scope="row">2026-', html)) == 2
+
+
+async def test_the_ledger_is_read_again_only_where_it_says_something_else(daemon: Daemon) -> None:
+    read, history = [], daemon.edge.history
+
+    async def counted(since: float, appid: str) -> list[dict[str, object]]:
+        read.append(appid)
+        return await history(since, appid)
+
+    object.__setattr__(daemon.edge, "history", counted)
+    for _ in range(5):
+        assert "Calls: 1, of which failed: 0" in words(await page(daemon))
+    assert len(read) == 1
+    await trouble(daemon, DOWN)
+    assert "Calls: 2, of which failed: 1" in words(await page(daemon))
+    daemon.bench.clock.pass_(30)
+    await daemon.look()
+    assert "Calls: 3, of which failed: 1" in words(await page(daemon))
+    daemon.bench.clock.pass_(49 * HOUR)
+    assert "No token call in two days." in words(await page(daemon))
 
 
 # --- who asks ---------------------------------------------------------------------------------------------------------
@@ -283,3 +395,26 @@ def test_visitors_are_listed_latest_first() -> None:
     visitors.came("b", 1, 20.0)
     visitors.came("a", 1, 5.0)
     assert [(one.name, one.requests, one.last_at) for one in visitors] == [("b", 1, 20.0), ("a", 6, 10.0)]
+
+
+async def test_a_client_is_called_by_its_own_name_whatever_it_is(daemon: Daemon) -> None:
+    for name in ("report", "title", "<i>x</i>", "local"):
+        daemon.edge.visitors.came(name, 1, 10_000.0)
+    html = await page(daemon)
+    assert re.findall(r'<th scope="row">([^<2][^<]*)</th>', html) == [
+        "report",
+        "title",
+        "&lt;i&gt;x&lt;/i&gt;",
+        "this machine (no clients configured)",
+    ]
+
+
+async def test_visitors_are_bounded_in_memory_and_on_the_page(daemon: Daemon) -> None:
+    for number in range(MOST + 5):
+        daemon.edge.visitors.came(f"c{number}", 1, float(number))
+    assert len(daemon.edge.visitors) == MOST
+    assert next(iter(daemon.edge.visitors)).name == f"c{MOST + 4}"
+    assert min(one.last_at for one in daemon.edge.visitors) == 5
+    html = await page(daemon)
+    assert len(re.findall(r'<th scope="row">c\d+</th>', html)) == VISITORS_SHOWN
+    assert f"and {MOST - VISITORS_SHOWN} more" in words(html)

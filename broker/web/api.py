@@ -19,6 +19,7 @@ from broker.keeper import Keeper
 from broker.roster import Roster
 from broker.web.express import AGAIN, Again, Lane
 from broker.web.gate import CLIENT, open_to_browsers
+from broker.web.plot import Plot
 from broker.web.problems import problem, unavailable
 from broker.web.visitors import Visitors
 
@@ -43,6 +44,7 @@ class Edge:
     visitors: Visitors = field(default_factory=lambda: Visitors(time.monotonic))
     history: History = _no_history
     rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(default_factory=dict)  # by app, the last answer
+    plots: dict[str, tuple[object, Plot]] = field(default_factory=dict)  # by app, the last drawn
 
 
 EDGE: Final = web.AppKey("edge", Edge)

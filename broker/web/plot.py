@@ -1,8 +1,12 @@
-"""Token calls per hour as a picture: bars by whom a call was made for, hatched where it brought no token."""
+"""Token calls per hour as a picture: bars by whom a call was made for, filled by what came of it.
+
+Neither needs colour to be told apart: who it was for is a bar's width, what came of it its filling.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from broker.core.quota import Lane
@@ -13,58 +17,87 @@ STEP: Final = 10  # of the picture's own units, per hour
 HEIGHT: Final = 80
 LEAST_SCALE: Final = 4  # calls that fill the height at least: one call is no wall
 LANES: Final = tuple(lane.value for lane in Lane)
+WIDTHS: Final = {Lane.SCHEDULED.value: 8, Lane.REPORT.value: 6, Lane.ADMIN.value: 4}
+
+
+class Result(StrEnum):
+    """What came of a call."""
+
+    MINTED = "minted"
+    FAILED = "failed"
+    SILENT = "silent"  # no answer: lost, or not here yet
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A rectangle: calls of one lane and outcome within an hour."""
+    """A rectangle: calls of one lane and result within an hour."""
 
     lane: str
-    good: bool
-    x: int
+    result: Result
+    x: float
     y: float
+    width: int
     height: float
 
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """What a table says of an hour that had calls: `began` in unix time, `counts` by (lane, whether it brought a token)."""
+    """An hour that had calls: `began` in unix time, `counts` by (lane, result), and its bars from the bottom up."""
 
     began: float
-    counts: Mapping[tuple[str, bool], int]
+    counts: Mapping[tuple[str, Result], int]
+    bars: tuple[Bar, ...]
+
+    def of_lane(self, lane: str) -> int:
+        """Calls for somebody, whatever came of them."""
+        return sum(number for (whose, _), number in self.counts.items() if whose == lane)
+
+    def of_result(self, result: Result) -> int:
+        """Calls with that result, whoever they were for."""
+        return sum(number for (_, what), number in self.counts.items() if what == result)
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
     """Two days of one app. `most` is the number of calls at the top of the scale."""
 
-    bars: list[Bar]
     hours: list[Hour]
     most: int
-    total: int
-    failed: int
+
+    def count(self, result: Result) -> int:
+        """Calls with that result."""
+        return sum(hour.of_result(result) for hour in self.hours)
+
+    @property
+    def total(self) -> int:
+        """All calls."""
+        return sum(map(self.count, Result))
+
+
+def result_of(outcome: str | None) -> Result:
+    """What the ledger's word for an outcome means; None is a call without one."""
+    word = (outcome or "lost").removeprefix("emergency ")
+    return {"minted": Result.MINTED, "lost": Result.SILENT}.get(word, Result.FAILED)
 
 
 def plot(calls: Iterable[Mapping[str, Any]], wall: float) -> Plot:
     """Draw ledger rows of one app (`lane`, `outcome`, `wall_at`); `wall` is now, at the right edge."""
     first = wall // HOUR * HOUR - (HOURS - 1) * HOUR
-    counts: list[Counter[tuple[str, bool]]] = [Counter() for _ in range(HOURS)]
+    counts: list[Counter[tuple[str, Result]]] = [Counter() for _ in range(HOURS)]
     for call in calls:
         at = int((call["wall_at"] - first) // HOUR)
         if 0 <= at < HOURS and call["outcome"] != "assumed":
-            counts[at][call["lane"], (call["outcome"] or "").endswith("minted")] += 1
+            counts[at][call["lane"], result_of(call["outcome"])] += 1
     most = max(LEAST_SCALE, *(count.total() for count in counts))
-    hours = [Hour(first + at * HOUR, count) for at, count in enumerate(counts) if count]
-    failed = sum(number for count in counts for (_, good), number in count.items() if not good)
-    bars = [bar for at, count in enumerate(counts) for bar in _stack(at, count, most)]
-    return Plot(bars, hours, most, sum(count.total() for count in counts), failed)
+    hours = [Hour(first + at * HOUR, count, tuple(_stack(at, count, most))) for at, count in enumerate(counts) if count]
+    return Plot(hours, most)
 
 
-def _stack(at: int, count: Mapping[tuple[str, bool], int], most: int) -> Iterable[Bar]:
+def _stack(at: int, count: Mapping[tuple[str, Result], int], most: int) -> Iterable[Bar]:
     top = float(HEIGHT)
     for lane in LANES:
-        for good in (True, False):
-            if number := count.get((lane, good), 0):
-                height = number / most * HEIGHT
+        for result in Result:
+            if number := count.get((lane, result), 0):
+                height, width = number / most * HEIGHT, WIDTHS[lane]
                 top -= height
-                yield Bar(lane, good, at * STEP, round(top, 2), round(height, 2))
+                yield Bar(lane, result, at * STEP + (STEP - width) / 2, round(top, 2), width, round(height, 2))

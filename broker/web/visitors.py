@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
+
+MOST: Final = 1024  # a configuration names fewer at a time, but it is read again and again
 
 
 @dataclass(slots=True)
@@ -14,7 +17,7 @@ class Visitor:
 
 
 class Visitors:
-    """Everyone who was let in where tokens are handed out."""
+    """Everyone who was let in where tokens are handed out; of more than :data:`MOST`, the latest."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
@@ -24,6 +27,8 @@ class Visitors:
         """Count requests of a client."""
         known = self._known.get(name)
         if known is None:
+            if len(self._known) >= MOST:
+                del self._known[min(self, key=lambda one: one.last_at).name]
             known = self._known[name] = Visitor(name, 0, at)
         known.requests += requests
         known.last_at = max(known.last_at, at)
@@ -31,3 +36,6 @@ class Visitors:
     def __iter__(self) -> Iterator[Visitor]:
         """The latest first."""
         return iter(sorted(self._known.values(), key=lambda one: -one.last_at))
+
+    def __len__(self) -> int:
+        return len(self._known)

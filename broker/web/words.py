@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Final
 
-from broker.core.errcodes import Kind
 from broker.languages import CHINESE, ENGLISH
 
 PAGE: Final[Mapping[str, Mapping[str, str]]] = {
@@ -12,7 +11,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "all_well": "Every app has a token.",
         "no_apps": "There are no apps.",
         "some_bad": "No token for {bad} of {all} apps.",
-        "some_warn": "Every app has a token; a look is due at {warn} of {all}.",
+        "some_warn": "Every app has a token; {warn} of {all} need attention.",
         "stopping": "The broker is stopping.",
         "not_ticking": "The schedule has stopped: nothing is refreshed. Restart the broker.",
         "away": "The broker does not answer; this is what it said last.",
@@ -32,12 +31,17 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "now": "now",
         "token_version": "Token version",
         "none": "none",
+        "unknown": "unknown",
+        "again": "The next call is made in {age}, at {at}.",
+        "again_now": "The next call is due now.",
         "quota": "Token calls today",
         "quota_of": "{used} of {limit}",
         "quota_more": "{rolling} in 24 h, {remaining} left now.",
         "quota_note": "A day begins at midnight in Beijing.",
+        "spent": "No token call is left",
+        "spent_said": "All {limit} of 24 hours are spent, and the limit is kept. The plot shows what made them.",
         "plot": "Token calls per hour, two days",
-        "plot_said": "{total} calls in two days, {failed} of them without a token. The scale ends at {most} an hour.",
+        "plot_said": "Calls: {total}, of which failed: {failed}, without an answer: {silent}. Top of the scale: {most} an hour.",
         "plot_none": "No token call in two days.",
         "plot_missing": "The ledger cannot be read just now.",
         "hours_ago": "{hours} h ago",
@@ -47,8 +51,9 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "scheduled": "scheduled",
         "report": "after reports",
         "admin": "by a person",
-        "good": "token",
-        "failed": "no token",
+        "minted": "token",
+        "failed": "failed",
+        "silent": "no answer",
         "last_error": "Last token call failed",
         "at": "at",
         "request_id": "WeChat's request id:",
@@ -61,6 +66,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "store_error": "The store does not take writes",
         "store_error_said": "Tokens are served from memory; no call is made without a record. {error}",
         "who": "Who asks",
+        "who_more": "and {count} more, longer ago",
         "who_none": "Nobody has asked for a token since the start.",
         "client": "Client",
         "requests": "Requests",
@@ -104,12 +110,17 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "now": "现在",
         "token_version": "令牌版本",
         "none": "无",
+        "unknown": "未知",
+        "again": "下次调用在{age}后，即 {at}。",
+        "again_now": "即将再次调用。",
         "quota": "今日令牌调用",
         "quota_of": "{used} / {limit}",
         "quota_more": "24 小时内 {rolling} 次，目前还可调用 {remaining} 次。",
         "quota_note": "按北京时间零点计日。",
+        "spent": "令牌调用次数已用完",
+        "spent_said": "24 小时内的 {limit} 次已全部用完，不会超出上限。下图可以看出是谁触发的。",
         "plot": "两天内每小时的令牌调用",
-        "plot_said": "两天内共 {total} 次调用，其中 {failed} 次没有得到令牌。纵轴上限为每小时 {most} 次。",
+        "plot_said": "共 {total} 次调用，其中失败 {failed} 次、没有应答 {silent} 次。纵轴上限为每小时 {most} 次。",
         "plot_none": "两天内没有令牌调用。",
         "plot_missing": "暂时无法读取账本。",
         "hours_ago": "{hours} 小时前",
@@ -119,8 +130,9 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "scheduled": "定时",
         "report": "报告触发",
         "admin": "人工",
-        "good": "得到令牌",
-        "failed": "没有令牌",
+        "minted": "得到令牌",
+        "failed": "失败",
+        "silent": "没有应答",
         "last_error": "最近一次令牌调用失败",
         "at": "时间",
         "request_id": "微信请求编号：",
@@ -132,6 +144,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "store_error": "存储无法写入",
         "store_error_said": "令牌由内存提供；没有记录就不会调用微信。{error}",
         "who": "谁在使用",
+        "who_more": "另有 {count} 个，时间更早",
         "who_none": "启动以来还没有人获取过令牌。",
         "client": "客户端",
         "requests": "请求数",
@@ -151,21 +164,3 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "unknown_app": "没有这个名称的应用。",
     },
 }
-
-_SEEN_AS: Final = "微信看到的本机 IP 是 {ip}，请将它加入 IP 白名单。"
-ADVICE_ZH: Final[Mapping[Kind, str]] = {
-    Kind.TRANSIENT: "无需处理：系统会自动重试，间隔逐渐加长。",
-    Kind.SLOW_DOWN: "每分钟调用过多：系统会自动放慢。",
-    Kind.QUOTA: "今天的令牌调用次数已用完，将于北京时间零点后恢复。请检查是否有其他程序在获取令牌。",
-    Kind.CONFIGURATION: "需要人工处理：请检查 AppID、AppSecret 文件、endpoint 配置，以及账号的接口权限与冻结状态。",
-    Kind.ADMISSION: "请登录微信后台，把本机的公网 IP 加入该账号的 IP 白名单。",
-    Kind.CONFIRMATION: "需要管理员在微信中确认本服务器。",
-    Kind.BLOCKED: "管理员拒绝了本服务器的请求，微信会封锁一段时间；请在此之前联系管理员。",
-}
-
-
-def advice(english: str, kind: str, ip: str | None, spoken: str) -> str:
-    """What to do about a failure."""
-    if spoken == ENGLISH:
-        return english
-    return ADVICE_ZH[Kind(kind)] + (_SEEN_AS.format(ip=ip) if ip else "")

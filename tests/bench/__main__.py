@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tests.bench import client, crowds, footprint, many, requests, rivals, simulated
+from tests.bench import client, crowds, followers, footprint, many, requests, rivals, simulated
 from tests.bench.table import Row, markdown
 
 GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
@@ -19,6 +19,8 @@ GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
     "year": lambda home, brief: simulated.year(home, brief=brief),
     "many": lambda home, brief: many.rows(home, brief=brief),
     "client": lambda home, brief: client.rows(home, brief=brief),
+    "latency": lambda home, brief: client.latency(home, brief=brief),
+    "followers": lambda home, brief: followers.rows(home, brief=brief),
     "crowds-slow-clients": lambda home, brief: crowds.slow_clients(home, brief=brief),
     "crowds-watchers": lambda home, brief: crowds.watchers(home, brief=brief),
     "crowds-killed": lambda home, brief: crowds.killed(home, brief=brief),

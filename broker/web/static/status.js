@@ -1,7 +1,10 @@
 // Keeps the page up to date: fetches it again and changes what differs, so that focus, selection and open details stay.
 (() => {
-  const every = 2000;
+  const every = 1800; // milliseconds, from the end of one look to the next
   const away = document.getElementById("away");
+  let looking = false;
+
+  const keyOf = (node) => node.dataset?.key ?? node.nodeName;
 
   function morph(held, fresh) {
     if (held.nodeType !== fresh.nodeType || held.nodeName !== fresh.nodeName) return held.replaceWith(fresh);
@@ -12,24 +15,43 @@
     if (held.nodeType !== Node.ELEMENT_NODE) return;
     for (const { name, value } of [...fresh.attributes]) if (held.getAttribute(name) !== value) held.setAttribute(name, value);
     for (const { name } of [...held.attributes]) if (!fresh.hasAttribute(name) && name !== "open") held.removeAttribute(name);
-    const mine = [...held.childNodes];
-    const theirs = [...fresh.childNodes];
-    if (mine.length !== theirs.length) return held.replaceChildren(...theirs);
-    mine.forEach((node, n) => morph(node, theirs[n]));
+    morphChildren(held, [...fresh.childNodes]);
+  }
+
+  // By key, so that an app that has moved up the page, or got a notice, keeps what was opened in it.
+  function morphChildren(held, fresh) {
+    const spare = [...held.childNodes];
+    const wanted = fresh.map((node) => {
+      const at = spare.findIndex((mine) => keyOf(mine) === keyOf(node));
+      if (at < 0) return node;
+      const [mine] = spare.splice(at, 1);
+      morph(mine, node);
+      return mine;
+    });
+    spare.forEach((node) => node.remove());
+    wanted.forEach((node, n) => {
+      if (held.childNodes[n] !== node) held.insertBefore(node, held.childNodes[n] ?? null);
+    });
   }
 
   async function update() {
-    if (document.hidden) return;
+    if (document.hidden || looking) return;
+    looking = true;
     try {
       const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(10000) });
       if (!answer.ok) throw new Error(String(answer.status));
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      // Another release of the daemon: its page goes with its own script and style.
+      const [script, ours] = [fresh, document].map((page) => page.querySelector("script")?.getAttribute("src"));
+      if (script && script !== ours) return location.reload();
       const theirs = fresh.querySelectorAll("[data-live]");
       document.querySelectorAll("[data-live]").forEach((held, n) => morph(held, theirs[n]));
       if (document.title !== fresh.title) document.title = fresh.title;
       away.hidden = true;
     } catch {
       away.hidden = false;
+    } finally {
+      looking = false;
     }
   }
 
