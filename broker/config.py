@@ -95,6 +95,7 @@ class Settings:
     apps: Mapping[str, Account]
     clients: Mapping[str, ClientSettings]
     avatars: AvatarsSettings | None
+    compat: bool = False  # whether WeChat's own token paths are answered
 
 
 def default_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -118,6 +119,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         apps=MappingProxyType(_apps(document, names, policy, reader)),
         clients=MappingProxyType(_clients(document, names, reader)),
         avatars=_avatars(document.avatars, document, names, reader) if document.avatars else None,
+        compat=document.compat.enabled,
     )
     problems.raise_any()
     return settings

@@ -59,6 +59,7 @@ def needs_restart(running: Settings, read: Settings) -> list[str]:
     pairs = {
         "server.listen": (running.server.listen, read.server.listen),
         "server.express_lane": (running.server.express_lane, read.server.express_lane),
+        "compat": (running.compat, read.compat),
         "store": (running.store, read.store),
         "wechat": (running.wechat, read.wechat),
         "apps": (running.apps, read.apps),

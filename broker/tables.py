@@ -109,7 +109,7 @@ class Server(Table):
 
     listen: Annotated[tuple[Listener, ...], AfterValidator(_distinct)] = (Address("tcp", "127.0.0.1", 8765),)
     allowed_hosts: tuple[HostName, ...] = ()
-    express_lane: bool = True
+    express_lane: Flag = True
 
 
 class Store(Table):
@@ -124,6 +124,12 @@ class WeChat(Table):
 
     api_base: ApiBase = "https://api.weixin.qq.com"
     timeout: Annotated[Number, Field(gt=0, le=300)] = 10
+
+
+class Compat(Table):
+    """[compat]."""
+
+    enabled: Flag = False
 
 
 class PolicyTable(Table):
@@ -176,6 +182,7 @@ class Document(Table):
     store: Store = Store()
     wechat: WeChat = WeChat()
     policy: PolicyTable = PolicyTable()
+    compat: Compat = Compat()
     apps: dict[Name, App] = {}
     clients: dict[Name, Client] = {}
     avatars: Avatars | None = None
@@ -186,6 +193,7 @@ TABLES: Final[Mapping[str, type[Table]]] = {
     "store": Store,
     "wechat": WeChat,
     "policy": PolicyTable,
+    "compat": Compat,
     "apps": App,
     "clients": Client,
     "avatars": Avatars,

@@ -37,7 +37,7 @@ class Daemon:
         self.roster: Roster
         self.http: TestClient[Any, Any]
 
-    async def start(self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,)) -> None:
+    async def start(self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False) -> None:
         tools = await self.bench.tools()
         metrics = Metrics()
         metrics.roster = self.roster = Roster(list(accounts), tools)
@@ -45,7 +45,7 @@ class Daemon:
         clock, store = self.bench.clock, await self.bench.open()
         lane = Lane(Connections(100, clock.now))
         self.edge = edge = Edge(self.roster, 5.0, lane, clock.wall, Visitors(clock.now), store.history)
-        app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)))
+        app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), drop_in=drop_in)
         self.http = TestClient(TestServer(app))
         await self.http.start_server()
 

@@ -18,6 +18,7 @@ from broker.web.problems import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H", bound=Handler)
+M = TypeVar("M", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 SCOPES: Final = frozenset({"read", "report", "admin"})
 ANYBODY: Final = "*"
@@ -53,6 +54,12 @@ def open_to_browsers(handler: H) -> H:
     return handler
 
 
+def authenticates(handler: M) -> M:
+    """Mark a handler that finds out itself who asks, by what is in the request; host and browser are looked at here."""
+    handler.authenticates = True  # type: ignore[attr-defined]
+    return handler
+
+
 class Gate:
     """Decides for each request; `keys` maps the SHA-256 (hex) of a bearer key to its client, empty where there are none."""
 
@@ -75,6 +82,8 @@ class Gate:
         match = request.match_info
         if match.http_exception is not None or hasattr(match.handler, "open_to_browsers"):
             return self._foreign(request)
+        if hasattr(match.handler, "authenticates"):
+            return self._foreign(request) or _not_a_program(request)
         # What passed once passes again: the whole header block is the key, and who may pass depends on nothing else but
         # the kind of socket. Services send the same few blocks for ever, and looking at them costs as much as the answer.
         block = (request.raw_headers, _by_unix_socket(request)) if self.keys else request.raw_headers
@@ -88,6 +97,10 @@ class Gate:
             self._passed[block] = client
         request[CLIENT] = client
         return None
+
+    def client_of(self, key: str) -> Client | None:
+        """The client that has this key; everybody on this machine where no clients are configured."""
+        return self.keys.get(_sha256(key)) if self.keys else LOCAL
 
     def _foreign(self, request: web.Request) -> web.Response | None:
         hosts = request.headers.getall(hdrs.HOST, [])
@@ -133,7 +146,11 @@ def _not_a_program(request: web.Request) -> web.Response | None:
 def _digest(authorization: str) -> str:
     """SHA-256 of the bearer key: looking up a digest takes the same time however much of a key was right."""
     scheme, _, key = authorization.partition(" ")
-    return hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest() if scheme.lower() == "bearer" else ""
+    return _sha256(key.strip()) if scheme.lower() == "bearer" else ""
+
+
+def _sha256(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _by_unix_socket(request: web.Request) -> bool:

@@ -6,6 +6,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from broker.web import api, openapi, probes, status
+from broker.web.dropin import DropIn
 from broker.web.gate import CLIENT, Gate
 from broker.web.metrics import METRICS, Metrics, route_name
 from broker.web.problems import problem
@@ -16,8 +17,8 @@ LARGEST_BODY: Final = 64 * 1024
 OnCrash = Callable[[str, Exception], None]
 
 
-def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash) -> web.Application:
-    """Wire the routes. `on_crash` is told of a bug, with the route it happened on."""
+def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash, *, drop_in: bool = False) -> web.Application:
+    """Wire the routes. `on_crash` is told of a bug, with the route it happened on; `drop_in` adds WeChat's own paths."""
 
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -43,6 +44,8 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash)
     if edge.lane.enabled:
         app.on_response_prepare.append(edge.lane.keep)
     routes = [*api.routes(), *probes.routes(), *status.routes(), web.get("/openapi.json", openapi.get_openapi)]
+    if drop_in:
+        routes += DropIn(gate).routes()
     app.add_routes([web.route(one.method, one.path, one.handler, **one.kwargs, expect_handler=_expect) for one in routes])
     return app
 
