@@ -6,8 +6,10 @@ from tests.bench.__main__ import GROUPS, measure
 from tests.bench.footprint import imports
 from tests.bench.table import markdown
 
+LONG = {"rivals"}
 
-@pytest.mark.parametrize("group", GROUPS)
+
+@pytest.mark.parametrize("group", [pytest.param(name, marks=[pytest.mark.soak] if name in LONG else []) for name in GROUPS])
 def test_each_group_measures_and_is_right(group: str) -> None:
     rows = list(measure(brief=True, only=group))
     assert rows

@@ -36,7 +36,6 @@ TRIED: Final[dict[int, tuple[str, ...]]] = {
     5: (
         "test_kills::test_two_hundred_kills_at_random_moments_under_load_break_no_invariant",
         "test_kills::test_with_the_reservation_moved_behind_the_call_the_same_kills_are_caught",
-        "test_crash::test_killed_at_random_moments_under_load_the_ledger_never_counts_less_than_was_called",
     ),
     6: (
         "test_keeper::test_a_thousand_restarts_with_a_valid_token_make_no_call",
