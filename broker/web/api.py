@@ -86,13 +86,13 @@ async def get_token(request: web.Request) -> web.Response:
         answer = await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
         if answer is None and (held := keeper.serve(min_ttl)) is not None:
             if not wait:
-                request[AGAIN] = _again(keeper, held, min_ttl, lambda _: b"")
+                request[AGAIN] = _again(None, keeper, held, min_ttl)
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'})
     served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, request.app[EDGE].patience_s))
     if not isinstance(served, Served):
         return unavailable(served)
     if not wait:
-        request[AGAIN] = _again(keeper, served, min_ttl, lambda again: _rendered(request.app[EDGE], keeper, again)[0])
+        request[AGAIN] = _again(request.app[EDGE], keeper, served, min_ttl)
     return _token(request, keeper, served)
 
 
@@ -147,12 +147,18 @@ def _token(request: web.Request, keeper: Keeper, served: Served, **more: str) ->
     return web.Response(body=body, headers=headers.copy())
 
 
-def _again(keeper: Keeper, first: Served, min_ttl: float, body: Callable[[Served], bytes]) -> Again:
-    """How the same version is handed out again, for as long as it may be."""
+def _again(edge: Edge | None, keeper: Keeper, first: Served, min_ttl: float) -> Again:
+    """How the same version is handed out again, for as long as it may be; without an edge, as a 304.
+
+    It must not know of the request: that knows of it, and each would be garbage that only a collector finds.
+    """
+    credential = first.credential
 
     def again() -> tuple[bytes, float] | None:
         served = keeper.serve(min_ttl)
-        return None if served is None or served.credential is not first.credential else (body(served), served.until)
+        if served is None or served.credential is not credential:
+            return None
+        return (_rendered(edge, keeper, served)[0] if edge else b""), served.until
 
     return again
 
