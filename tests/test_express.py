@@ -18,7 +18,7 @@ from broker.core.ports import Verdict
 from broker.published import Published
 from broker.roster import Roster
 from broker.web.api import Edge
-from broker.web.connections import Connections
+from broker.web.connections import Connections, Guarded
 from broker.web.door import accepting, answering
 from broker.web.express import MOST_KEPT, Lane, Rider, is_one_request
 from broker.web.gate import Client, Gate
@@ -167,19 +167,31 @@ async def test_a_connection_that_only_the_lane_has_answered_is_not_silent(daemon
     peer = await daemon.peer()
     await peer.ask()
     assert daemon.repeated == 1
-    (inner,) = _inner(daemon, peer)
-    rider = daemon.lane.connections.of(inner)
-    assert rider is not None
+    rider = _connection(daemon, peer)
     assert rider.heard_at == daemon.lane.now()
 
 
-def _inner(daemon: Daemon, peer: Peer) -> list[asyncio.Protocol]:
+def _connection(daemon: Daemon, peer: Peer) -> Guarded:
     name = peer.writer.get_extra_info("sockname")
-    return [
-        inner
-        for inner, guarded in daemon.lane.connections._open.items()
-        if guarded.transport is not None and guarded.transport.get_extra_info("peername") == name
+    (found,) = [
+        one
+        for one in daemon.lane.connections._open
+        if one.transport is not None and one.transport.get_extra_info("peername") == name
     ]
+    return found
+
+
+async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_stops(bench: Bench) -> None:
+    async with daemon_on(bench) as daemon:
+        await (await daemon.peer()).ask()
+        peer, silent = await daemon.peer(), await daemon.peer()
+        await peer.ask()
+        assert daemon.repeated == 1
+        assert _connection(daemon, peer).inner is None
+        daemon.roster.halt()
+        assert b"Connection: close" in await peer.ask()
+    async with asyncio.timeout(10):
+        assert await silent.reader.read() == b""
 
 
 # --- what ends it -----------------------------------------------------------------------------------------------------
@@ -476,8 +488,7 @@ async def test_a_peer_that_does_not_read_is_aiohttps(daemon: Daemon) -> None:
     await (await daemon.peer()).ask()
     peer = await daemon.peer()
     await peer.ask()
-    (inner,) = _inner(daemon, peer)
-    rider = daemon.lane.connections.of(inner)
+    rider = _connection(daemon, peer)
     assert isinstance(rider, Rider)
     rider.pause_writing()
     rider.resume_writing()
@@ -524,12 +535,9 @@ async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemo
     assert etag
     peer = await daemon.peer()
     await peer.ask(request("/livez"))
-    (inner,) = _inner(daemon, peer)
 
     def answering() -> bool:
-        connection = daemon.lane.connections.of(inner)
-        assert connection is not None
-        return connection.is_answering
+        return _connection(daemon, peer).is_answering
 
     assert not answering()
     peer.writer.write(request("/v1/tokens/main?wait=0.2", f"If-None-Match: {etag[1].decode()}"))

@@ -169,7 +169,7 @@ async def test_a_full_house_of_peers_that_wait_for_answers_turns_newcomers_away(
     wait = GOOD.replace(b"main HTTP", b"main?wait=20 HTTP").replace(b"\r\n\r\n", b"\r\nIf-None-Match: " + etag[1] + b"\r\n\r\n")
     waiting = [await _inside(port, wait) for _ in range(50)]
     async with asyncio.timeout(10):
-        while sum(one.is_answering for one in connections._open.values()) < 50:
+        while sum(one.is_answering for one in connections._open) < 50:
             await asyncio.sleep(0)
     assert await said(port, LAST) == b""
     assert connections.refused == 1
@@ -200,7 +200,7 @@ def strangers() -> Connections:
 
 def _arrives(connections: Connections, host: str) -> Guarded | None:
     """A connection from there, unless it is turned away."""
-    peer, guarded = _Peer(host), Guarded(connections, _Inner())
+    peer, guarded = _Peer(host), Guarded(connections, _Inner)
     guarded.connection_made(peer)
     return None if peer.aborted else guarded
 
@@ -229,7 +229,7 @@ async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_as
     assert idle is not None
     assert busy is not None
     assert answering is not None
-    cast("_Inner", answering.inner)._request_in_progress = True
+    cast("_Inner", answering.wake())._request_in_progress = True
     idle.heard_at = busy.heard_at = answering.heard_at = strangers.now() - IDLE_S - 1
     busy.heard_at = strangers.now()
     strangers.close_idle()

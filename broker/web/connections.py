@@ -12,6 +12,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Final, cast
 
 from aiohttp import web
@@ -52,7 +53,8 @@ class Connections:
         self.head_deadline_s = head_deadline_s
         self.refused = 0
         self.too_slow = 0
-        self._open: dict[asyncio.Protocol, Guarded] = {}  # by aiohttp's protocol
+        self._open: set[Guarded] = set()
+        self._awake: dict[asyncio.Protocol, Guarded] = {}  # by aiohttp's protocol, those that have one
         self._silent: dict[Guarded, asyncio.TimerHandle] = {}  # oldest first
         self._peers: Counter[str] = Counter()
 
@@ -63,7 +65,11 @@ class Connections:
 
     def of(self, inner: asyncio.Protocol) -> "Guarded | None":
         """The connection that an aiohttp protocol serves."""
-        return self._open.get(inner)
+        return self._awake.get(inner)
+
+    def attach(self, guarded: "Guarded", inner: asyncio.Protocol) -> None:
+        """A connection has been handed to aiohttp."""
+        self._awake[inner] = guarded
 
     def admit(self, guarded: "Guarded", transport: asyncio.Transport) -> bool:
         """Take a connection, or say that it must be closed."""
@@ -71,7 +77,7 @@ class Connections:
         if (peer and self._peers[peer] >= self.most_per_peer) or (self.open >= self.most and not self._make_room()):
             self.refused += 1
             return False
-        self._open[guarded.inner] = guarded
+        self._open.add(guarded)
         if peer:
             self._peers[peer] += 1
         loop = asyncio.get_running_loop()
@@ -81,7 +87,9 @@ class Connections:
     def forget(self, guarded: "Guarded", transport: asyncio.Transport) -> None:
         """A connection that was admitted is closed."""
         self._is_heard(guarded)
-        del self._open[guarded.inner]
+        self._open.discard(guarded)
+        if guarded.inner is not None:
+            self._awake.pop(guarded.inner, None)
         if peer := _peer(transport):
             self._peers[peer] -= 1
             if not self._peers[peer]:
@@ -94,9 +102,14 @@ class Connections:
             if guarded.heard_at < before:
                 guarded.abort()
 
+    def close_the_rest(self) -> None:
+        """Close those that aiohttp knows nothing of."""
+        for guarded in [one for one in self._open if one.inner is None and one.transport is not None]:
+            guarded.transport.close()  # type: ignore[union-attr] # looked at above
+
     def _idle(self) -> "list[Guarded]":
         """Those that asked once, and wait for no answer."""
-        return [guarded for guarded in self._open.values() if guarded.heard_at > NEVER and not guarded.is_answering]
+        return [guarded for guarded in self._open if guarded.heard_at > NEVER and not guarded.is_answering]
 
     def _first_look(self, guarded: "Guarded") -> None:
         del self._silent[guarded]
@@ -123,34 +136,59 @@ class Connections:
 
 
 class Guarded(asyncio.Protocol):
-    """One connection: counted from open to close, and otherwise aiohttp's. `heard_at`: when the last whole request came."""
+    """One connection: counted from open to close, and otherwise aiohttp's, whose protocol is made when it is needed first.
 
-    def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
-        self.inner = inner
+    A crowd that connects and says nothing costs no more than this. `heard_at`: when the last whole request came.
+    """
+
+    def __init__(self, connections: Connections, make: Callable[[], asyncio.Protocol]) -> None:
         self.heard_at = NEVER
-        self._connections = connections
+        self.inner: asyncio.Protocol | None = None
         self.transport: asyncio.Transport | None = None
-        # The hot path, bound once: a method of ours in between would cost every request.
-        self.data_received = inner.data_received  # type: ignore[method-assign]
-        self.pause_writing = inner.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = inner.resume_writing  # type: ignore[method-assign]
-        self.eof_received = inner.eof_received  # type: ignore[method-assign]
+        self._connections = connections
+        self._make = make
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, or close it without a word."""
         stream = cast("asyncio.Transport", transport)
         if self._connections.admit(self, stream):
             self.transport = stream
-            self.inner.connection_made(stream)
         else:
             stream.abort()
-            self.data_received = _deaf  # type: ignore[method-assign,assignment]
+
+    def data_received(self, data: bytes) -> None:
+        """Hand it to aiohttp; what a refused connection still sends goes nowhere."""
+        if self.transport is not None:
+            (self.inner or self.wake()).data_received(data)
+
+    def wake(self) -> asyncio.Protocol:
+        """Have aiohttp take the connection over."""
+        inner = self.inner = self._make()
+        self._connections.attach(self, inner)
+        if self.transport is not None:
+            inner.connection_made(self.transport)
+        return inner
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        if self.inner is not None:
+            self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        if self.inner is not None:
+            self.inner.resume_writing()
+
+    def eof_received(self) -> bool | None:
+        """Pass it on; without aiohttp there is nothing to finish."""
+        return None if self.inner is None else self.inner.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let it go."""
         if self.transport is not None:
             self._connections.forget(self, self.transport)
-            self.inner.connection_lost(exc)
+            if self.inner is not None:
+                self.inner.connection_lost(exc)
 
     def abort(self) -> None:
         """Close it without a word."""
@@ -160,13 +198,16 @@ class Guarded(asyncio.Protocol):
     @property
     def is_answering(self) -> bool:
         """Whether aiohttp has a request that it has not answered yet. What we lean on of its inside (a test pins it)."""
-        return bool(self.inner._request_in_progress)  # type: ignore[attr-defined] # noqa: SLF001
+        return self.inner is not None and bool(self.inner._request_in_progress)  # type: ignore[attr-defined] # noqa: SLF001
+
+
+Guard = Callable[[Callable[[], asyncio.Protocol]], Guarded]
 
 
 class GuardedSite(web.BaseSite):
     """A listening socket whose connections are guarded."""
 
-    def __init__(self, runner: web.BaseRunner, sock: socket.socket, guard: Callable[[asyncio.Protocol], Guarded]) -> None:
+    def __init__(self, runner: web.BaseRunner, sock: socket.socket, guard: Guard) -> None:
         super().__init__(runner, backlog=BACKLOG)
         self._sock = sock
         self._guard = guard
@@ -184,12 +225,8 @@ class GuardedSite(web.BaseSite):
             raise RuntimeError("the runner is not set up")
         loop = asyncio.get_running_loop()
         # asyncio accepts as many at once as its backlog says: more than there are spare files would leave a refresh none.
-        self._server = await loop.create_server(lambda: self._guard(protocol(server)), sock=self._sock, backlog=AT_ONCE)
+        self._server = await loop.create_server(lambda: self._guard(partial(protocol, server)), sock=self._sock, backlog=AT_ONCE)
         self._sock.listen(BACKLOG)
-
-
-def _deaf(_data: bytes) -> None:
-    """What a refused connection still sends goes nowhere."""
 
 
 def _peer(transport: asyncio.Transport) -> str:

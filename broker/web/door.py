@@ -56,7 +56,8 @@ async def accepting(runner: web.AppRunner, sockets: Sequence[socket.socket], lan
         sweeping.cancel()
         for site in runner.sites:
             await site.stop()
-        await _farewell(runner)
+        await _farewell(lane.connections)
+        lane.connections.close_the_rest()
 
 
 async def _sweep(connections: Connections) -> None:
@@ -76,12 +77,12 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-async def _farewell(runner: web.AppRunner) -> None:
+async def _farewell(connections: Connections) -> None:
     late = asyncio.get_running_loop().time() + FAREWELL_S
     while asyncio.get_running_loop().time() < late:
         # First the pause: connections accepted a moment ago are not listed yet.
         await asyncio.sleep(LOOK_S)
-        if runner.server is None or not runner.server.connections:
+        if not connections.open:
             return
 
 

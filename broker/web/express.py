@@ -75,9 +75,9 @@ class Lane:
         self._changes = 0
         self._kept: dict[bool, dict[bytes, Kept]] = {True: {}, False: {}}  # by "is a Unix socket"
 
-    def guard(self, inner: asyncio.Protocol) -> Guarded:
-        """A connection's protocol around aiohttp's."""
-        return Rider(self, inner) if self.enabled else Guarded(self.connections, inner)
+    def guard(self, make: Callable[[], asyncio.Protocol]) -> Guarded:
+        """A connection's protocol around the one of aiohttp's that `make` makes."""
+        return Rider(self, make) if self.enabled else Guarded(self.connections, make)
 
     def kept(self, transport: asyncio.Transport) -> dict[bytes, Kept]:
         """What may be repeated on a connection of that kind."""
@@ -139,17 +139,14 @@ class Lane:
 class Rider(Guarded):
     """A connection that may use the lane. `asked` is the request that aiohttp is at, as it came."""
 
-    def __init__(self, lane: Lane, inner: asyncio.Protocol) -> None:
-        super().__init__(lane.connections, inner)
+    def __init__(self, lane: Lane, make: Callable[[], asyncio.Protocol]) -> None:
+        super().__init__(lane.connections, make)
         self.asked: bytes | None = None
         self.kept: dict[bytes, Kept] = {}
         self._lane = lane
         self._now = lane.now
         self.is_at_work = False  # aiohttp has begun with `asked`
         self._is_regular = True
-        self._to_aiohttp = inner.data_received
-        self.data_received = self._received  # type: ignore[method-assign]
-        self.pause_writing = self._pause_writing  # type: ignore[method-assign]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it."""
@@ -157,7 +154,8 @@ class Rider(Guarded):
         self._write = cast("asyncio.Transport", transport).write
         super().connection_made(transport)
 
-    def _received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
+        """Answer it from the lane, or hand it to aiohttp."""
         if self._is_regular:
             if self.asked is not None:
                 self._is_regular = self.is_at_work and not self.is_answering
@@ -173,16 +171,16 @@ class Rider(Guarded):
                     self.asked = data
                 else:
                     self._is_regular = False
-        self._to_aiohttp(data)
+        super().data_received(data)
 
     def leave(self) -> None:
         """Leave the connection to aiohttp from now on."""
         self._is_regular, self.asked = False, None
 
-    def _pause_writing(self) -> None:
+    def pause_writing(self) -> None:
         """A peer that does not read is aiohttp's: it knows how to wait."""
         self.leave()
-        self.inner.pause_writing()
+        (self.inner or self.wake()).pause_writing()
 
 
 def is_one_request(data: bytes) -> bool:
