@@ -308,6 +308,7 @@ def test_a_quota_that_wechat_calls_spent_is_believed_and_our_own_count_shown_bes
     assert state["last_error"]["errcode"] == 45009
     assert state["quota"]["used_24h"] == 2
     assert state["quota"]["remaining"] == 1998
+    assert "1998 calls that this broker did not make" in state["last_error"]["advice"]
     assert (state["next_refresh_in"] - until_midnight() + 43200) % 86400 - 43200 == pytest.approx(0, abs=2)
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from broker.core.errcodes import Kind
 from broker.languages import ENGLISH
 
 _BLOCKED: Final = "管理员拒绝了本服务器的请求，微信将封锁 {}；请在此之前联系管理员。"
@@ -41,6 +42,7 @@ ADVICE_ZH: Final[Mapping[int, str]] = {
     89506: _BLOCKED.format("24 小时"),
     89507: _BLOCKED.format("1 小时"),
 }
+_DRIFT: Final = "微信至少统计到 {count} 次不是由本服务发起的调用。"
 _SEEN_AS: Final = "微信看到的本机 IP 是 {ip}。"
 REASONS_ZH: Final[Mapping[str, str]] = {
     r"no answer within (.*) s": r"\1 秒内没有应答",
@@ -58,11 +60,13 @@ REASONS_ZH: Final[Mapping[str, str]] = {
 }
 
 
-def advice(error: Mapping[str, Any], spoken: str) -> str:
-    """What to do about a `last_error` of /v1/status."""
+def advice(error: Mapping[str, Any], spoken: str, remaining: int) -> str:
+    """What to do about a `last_error` of /v1/status; `remaining`: calls that our own ledger would still allow."""
     if spoken == ENGLISH:
         return str(error["advice"])
     told = ADVICE_ZH.get(error["errcode"], _WAIT)  # a code that nobody listed is taken as passing, as in the core
+    if error["class"] == Kind.QUOTA and remaining:
+        told += _DRIFT.format(count=remaining)
     return told + (_SEEN_AS.format(ip=error["ip"]) if error["ip"] else "")
 
 

@@ -13,7 +13,8 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from broker import __version__
-from broker.core.errcodes import TOKEN_REFUSED
+from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind
+from broker.core.quota import Usage
 from broker.core.serving import Served, Unavailable
 from broker.keeper import Keeper
 from broker.roster import Roster
@@ -224,7 +225,7 @@ def app_status(keeper: Keeper) -> dict[str, Any]:
             "class": failure.kind.value,
             "errcode": failure.errcode,
             "reason": failure.reason,
-            "advice": failure.advice,
+            "advice": failure.advice + _drift(failure, spent),
             "ip": failure.ip,
             "rid": failure.rid,
             "at": iso(failure.wall),
@@ -236,6 +237,13 @@ def app_status(keeper: Keeper) -> dict[str, Any]:
         },
         "store_error": keeper.store_error,
     }
+
+
+def _drift(failure: Failure, spent: Usage) -> str:
+    """How far WeChat's count is ahead of ours, where it says that the quota is spent."""
+    if failure.kind is not Kind.QUOTA or not spent.remaining:
+        return ""
+    return f" The ledger knows of {spent.last_24h}: WeChat counts at least {spent.remaining} calls that this broker did not make."
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

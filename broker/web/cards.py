@@ -40,7 +40,7 @@ def card(edge: Edge, keeper: Keeper, spoken: str) -> dict[str, Any]:
         "quota_high": quota["limit"] * ALMOST_SPENT,
         "spent_said": words["spent_said"].format(limit=quota["limit"]) if is_spent else "",
         "error_reason": reason(error["reason"], spoken) if error else "",
-        "error_advice": advice(error, spoken) if error else "",
+        "error_advice": advice(error, spoken, quota["remaining"]) if error else "",
         "error_at": stamp(error["at"]) if error else "",
         "rivals_said": words["second_issuer_said" if rivals["suspected"] else "second_issuer_sign"].format(
             count=rivals["count"], since=stamp(rivals["since"] or "")
