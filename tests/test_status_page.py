@@ -171,7 +171,10 @@ async def test_a_spent_quota_says_when_calls_come_back(daemon: Daemon) -> None:
     back = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(daemon.bench.clock.wall() + left))
     assert back.endswith("16:00 UTC")  # midnight in Beijing
     assert f"The next call is made in {span(left, ENGLISH)}, at {back}." in words(html)
-    assert f"下次调用在{span(left, CHINESE)}后，即 {back}。" in words(await page(daemon, language="zh"))
+    chinese = words(await page(daemon, language="zh"))
+    assert f"下次调用在{span(left, CHINESE)}后，即 {back}。" in chinese
+    assert re.search("[0-9]+ 次不是由本服务发起的调用", chinese)
+    assert "calls that this broker did not make" in words(html)
 
 
 async def test_our_own_limit_is_said_to_be_reached_before_wechats(bench: Bench) -> None:
