@@ -23,6 +23,8 @@ from tests.crowd import Answer, crowd, everyone, open_files, request, resident_k
 from tests.doubles import APPID
 from tests.processes import House, Process, until
 
+pytestmark = pytest.mark.soak
+
 MANY = 10_000
 WATCHERS = 5_000
 BAD = 1_000
