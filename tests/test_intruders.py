@@ -163,6 +163,17 @@ async def test_in_a_full_house_who_asked_least_recently_makes_room(port: int) ->
         writer.close()
 
 
+async def test_many_newcomers_at_once_are_never_more_than_there_is_room_for() -> None:
+    house = Connections(8, head_deadline_s=60)
+    for _ in range(8):
+        guest = _arrives(house, "127.0.0.1")
+        assert guest is not None
+        guest.heard_at = house.now()
+    for _ in range(8):  # within one turn of the loop: nobody has heard yet that those before are closed
+        assert _arrives(house, "127.0.0.1")
+        assert house.open <= 8
+
+
 async def test_a_full_house_of_peers_that_wait_for_answers_turns_newcomers_away(port: int, connections: Connections) -> None:
     etag = re.search(rb"\r\nE[Tt]ag: ([^\r]+)", await said(port, LAST))
     assert etag

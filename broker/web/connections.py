@@ -122,13 +122,18 @@ class Connections:
             self._is_heard(guarded)
             if guarded.heard_at == NEVER:
                 self.too_slow += 1
-                guarded.abort()
+                self._give_up(guarded)
                 return True
         # Some at once: to find them takes a look at all.
         longest_idle = heapq.nsmallest(max(1, self.most // 64), self._idle(), key=lambda guarded: guarded.heard_at)
         for guarded in longest_idle:
-            guarded.abort()
+            self._give_up(guarded)
         return bool(longest_idle)
+
+    def _give_up(self, guarded: "Guarded") -> None:
+        """Close it, and count it as closed: the loop tells of that later, and more may come before."""
+        self._open.discard(guarded)
+        guarded.abort()
 
     def _is_heard(self, guarded: "Guarded") -> None:
         if deadline := self._silent.pop(guarded, None):
