@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 
 BROWSER: Final = Path("/usr/bin/chromium")
 DRIVER: Final = Path("/usr/bin/chromedriver")
@@ -29,6 +30,14 @@ FLAGS: Final = (
 )
 SERIOUS: Final = {"serious", "critical"}
 SHOTS: Final = os.environ.get("SCREENSHOTS")
+
+
+class Request(NamedTuple):
+    """What the browser asked for. `size` is in bytes over the wire, headers too; None until it has ended."""
+
+    url: str
+    kind: str
+    size: int | None
 
 
 @contextmanager
@@ -55,38 +64,37 @@ class Browser:
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
+        self._events: list[dict[str, Any]] = []
         driver.set_page_load_timeout(30)
 
-    def look(
-        self, url: str, *, width: int = 1280, dark: bool = False, language: str = "en", scripts: bool = True
-    ) -> list[dict[str, Any]]:
-        """Open a page as that reader would; the requests it made."""
+    def look(self, url: str, *, width: int = 1280, dark: bool = False, language: str = "en", scripts: bool = True) -> None:
+        """Open a page as a reader would who comes for the first time."""
         self._cdp("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=width < 600)
         self._cdp("Emulation.setEmulatedMedia", features=[_feature("prefers-color-scheme", "dark" if dark else "light")])
         self._cdp("Emulation.setScriptExecutionDisabled", value=not scripts)
         self._cdp("Network.enable")
         self._cdp("Network.setExtraHTTPHeaders", headers={"Accept-Language": language})
+        self._cdp("Network.clearBrowserCache")  # else a page seems to weigh less, the later its test comes
+        self.driver.get("about:blank")  # where the last page asks for nothing more
         self.complaints()
         self._log("performance")
+        self._events = []
         self.driver.get(url)
-        return self.requests()
 
-    def requests(self) -> list[dict[str, Any]]:
-        """The requests made since the last look: url, kind, and bytes over the wire where it has ended."""
-        events = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
+    def requests(self) -> list[Request]:
+        """The requests over the network since the last look."""
+        self._events += [json.loads(entry["message"])["message"] for entry in self._log("performance")]
+        ended = {"Network.loadingFinished", "Network.loadingFailed"}
         sizes = {
-            event["params"]["requestId"]: event["params"]["encodedDataLength"]
-            for event in events
-            if event["method"] == "Network.loadingFinished"
+            event["params"]["requestId"]: int(event["params"].get("encodedDataLength", 0))
+            for event in self._events
+            if event["method"] in ended
         }
+        sent = [event["params"] for event in self._events if event["method"] == "Network.requestWillBeSent"]
         return [
-            {
-                "url": event["params"]["request"]["url"],
-                "kind": event["params"].get("type", ""),
-                "bytes": sizes.get(event["params"]["requestId"], 0),
-            }
-            for event in events
-            if event["method"] == "Network.requestWillBeSent"
+            Request(one["request"]["url"], one.get("type", ""), sizes.get(one["requestId"]))
+            for one in sent
+            if not one["request"]["url"].startswith(("data:", "about:"))
         ]
 
     def complaints(self) -> list[str]:
@@ -96,6 +104,27 @@ class Browser:
     def run(self, script: str, *values: Any) -> Any:
         """Run a script on the page; what it returns."""
         return self.driver.execute_script(script, *values)
+
+    def press(self, key: str) -> None:
+        """Press a key, wherever the focus is."""
+        ActionChains(self.driver).send_keys(key).perform()
+
+    @contextmanager
+    def without(self, *patterns: str) -> Iterator[None]:
+        """A network on which these addresses do not answer."""
+        self._cdp("Network.enable")
+        self._cdp("Network.setBlockedURLs", urls=list(patterns))
+        try:
+            yield
+        finally:
+            self._cdp("Network.setBlockedURLs", urls=[])
+
+    def bodies(self) -> list[str]:
+        """The text of every answer that came since the last look."""
+        self.requests()
+        came = [one["params"] for one in self._events if one["method"] == "Network.responseReceived"]
+        texts = [one["requestId"] for one in came if one["type"] != "Image"]
+        return [str(self._cdp("Network.getResponseBody", requestId=one)["body"]) for one in texts]
 
     def text(self) -> str:
         """What a reader sees."""
@@ -125,7 +154,9 @@ class Browser:
         picture = base64.b64decode(self._cdp("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
         if SHOTS:
             Path(SHOTS).mkdir(parents=True, exist_ok=True)
-            (Path(SHOTS) / f"{name}.png").write_bytes(picture)
+            path = Path(SHOTS) / f"{name}.png"
+            path.write_bytes(picture)
+            print(f"picture: {path}")
         return picture
 
     def _log(self, kind: str) -> list[dict[str, Any]]:
