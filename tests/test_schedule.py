@@ -11,7 +11,7 @@ from broker.clock import SystemClock
 from broker.core.credential import Policy
 from broker.roster import Roster
 from broker.schedule import every
-from tests.doubles import ACCOUNT, Bench
+from tests.doubles import ACCOUNT, LOST, Bench
 
 
 async def looks(count: int, seen: list[int]) -> None:
@@ -90,6 +90,22 @@ async def test_calls_to_wechat_at_once_are_bounded_over_all_apps(bench: Bench) -
     await roster.landed()
     assert (bench.wechat.calls, bench.wechat.most_in_flight) == (60, 4)
     assert all(keeper.serve() for keeper in roster)
+
+
+async def test_what_a_callers_refresh_brought_is_looked_at_by_the_next_tick(bench: Bench) -> None:
+    roster = Roster([ACCOUNT], await bench.tools())
+    await roster.start()
+    roster.tick()
+    await roster.landed()
+    (keeper,) = roster
+    bench.clock.pass_(60)
+    roster.tick()
+    bench.wechat.answers.append(LOST)
+    await keeper.refresh(5)
+    bench.clock.pass_(bench.policy.tick)
+    roster.tick()
+    await roster.landed()
+    assert bench.wechat.checks == 1  # not only when the schedule would have looked again
 
 
 async def test_another_policy_governs_at_once_and_calls_nobody(bench: Bench) -> None:
