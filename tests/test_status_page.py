@@ -195,7 +195,7 @@ async def test_our_own_limit_is_said_to_be_reached_before_wechats(bench: Bench) 
     assert re.search(r'<meter [^>]*max="3" [^>]*value="3">3 of 3</meter>', html)
     assert "All 3 of 24 hours are spent" in words(html)
     assert f"The next call is made in {span(int(value(html, 'next_refresh_in')), ENGLISH)}" in words(html)
-    assert "need attention" in words(html)
+    assert "attention is due" in words(html)
     await daemon.http.close()
 
 
@@ -213,7 +213,7 @@ async def test_a_token_in_doubt_is_said_to_be(daemon: Daemon) -> None:
     await trouble(daemon, LOST)
     said = words(await page(daemon))
     assert "In doubt" in said
-    assert "1 of 1 need attention" in said
+    assert "attention is due at 1 of 1" in said
 
 
 async def test_a_token_in_doubt_is_no_older_than_it_is(daemon: Daemon) -> None:

@@ -82,7 +82,6 @@ async def get_page(request: web.Request) -> web.Response:
     }
     response = await asyncio.to_thread(PAGES.response, "status.html", spoken, PAGE[spoken], facts)
     response.headers.update(HEADERS)
-    response.enable_compression()  # a dozen plots, every two seconds: a tenth of it over a phone's network
     return response
 
 

@@ -8,10 +8,12 @@ from broker.languages import CHINESE, ENGLISH
 PAGE: Final[Mapping[str, Mapping[str, str]]] = {
     ENGLISH: {
         "title": "Token broker",
+        "gap": " ",
+        "colon": ": ",
         "all_well": "Every app has a token.",
         "no_apps": "There are no apps.",
         "some_bad": "No token for {bad} of {all} apps.",
-        "some_warn": "Every app has a token; {warn} of {all} need attention.",
+        "some_warn": "Every app has a token; attention is due at {warn} of {all}.",
         "stopping": "The broker is stopping.",
         "not_ticking": "The schedule has stopped: nothing is refreshed. Restart the broker.",
         "away": "The broker does not answer; this is what it said last.",
@@ -87,6 +89,8 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
     },
     CHINESE: {
         "title": "令牌服务",
+        "gap": "",
+        "colon": "：",
         "all_well": "所有应用都有可用的令牌。",
         "no_apps": "没有应用。",
         "some_bad": "{all} 个应用中有 {bad} 个没有令牌。",
