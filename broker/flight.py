@@ -35,11 +35,10 @@ from broker.core.ports import (
 from broker.core.quota import Entry, Lane, Limits, full
 from broker.core.reservation import admit, claim_for
 from broker.emergency import LAST_MINUTES_S, EmergencyBudget
+from broker.epoch import in_emergency
 from broker.published import Published
 
 LEASE_SLACK_S: Final = 5.0  # this long after a call must have ended, its open reservation is nobody's any more
-
-EMERGENCY: Final = "e"  # ends the epoch of versions that the store does not know of
 
 Flight = asyncio.Task[Verdict | None]
 
@@ -259,7 +258,7 @@ class Flights:
             return
         answer = await self._tools.upstream.fetch(account, force=False)
         # A number of its own in an epoch of its own: the store will know nothing of this call until it works again.
-        epoch, call = held.epoch.removesuffix(EMERGENCY) + EMERGENCY, held.token.call + 1 if held.token else 1
+        epoch, call = in_emergency(held.epoch), held.token.call + 1 if held.token else 1
         grant = Grant(call, now, Claim(Lane.SCHEDULED), replace(held, called_at=now), self._app.entries)
         outcome, change = self._judge().answer(grant, answer)
         changed = change(replace(held, epoch=epoch, called_at=now), self._tools.clock.now())

@@ -6,7 +6,6 @@ Careful means: a new epoch, so that no version recurs, and a ledger that assumes
 import contextlib
 import json
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Final
 
 from sqlite_utils import Database
 
+from broker import epoch
 from broker.core.ports import StoreRefused
 from broker.ownership import Ownership, lock_path, network_file_system, planted
 from broker.rows import ACCOUNT_COLUMNS, CALL_COLUMNS
@@ -27,7 +27,7 @@ _SQL_TYPES: Final = {int: "integer", float: "real", str: "text"}
 
 def _first_schema(db: Database) -> None:
     db.table("meta").create({"key": str, "value": str}, pk="key", strict=True)
-    db.table("meta").insert({"key": "epoch", "value": _new_epoch()})
+    db.table("meta").insert({"key": "epoch", "value": epoch.drawn()})
     db.table("accounts").create(ACCOUNT_COLUMNS, pk=("appid", "endpoint"), strict=True)
     # AUTOINCREMENT, which sqlite-utils has no word for: a number once used names that call for ever, it is a version.
     columns = ", ".join(f"{name} {_SQL_TYPES[kind]}" for name, kind in CALL_COLUMNS.items() if name != "id")
@@ -36,11 +36,6 @@ def _first_schema(db: Database) -> None:
 
 
 MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (_first_schema,)
-
-
-def _new_epoch() -> str:
-    # Letters and digits that cannot be mistaken for each other; 4 of them tell one store's history from the next.
-    return "".join(secrets.choice("23456789abcdefghjkmnpqrstuvwxyz") for _ in range(4))
 
 
 class StoreFile:
@@ -148,7 +143,7 @@ class StoreFile:
             unaccounted = seen[1] - newest if seen[0] == self.epoch else UNKNOWN_CALLS
         if not unaccounted:
             return
-        self.epoch = _new_epoch()
+        self.epoch = epoch.drawn()
         with db.atomic():
             db.table("meta").upsert({"key": "epoch", "value": self.epoch}, pk="key")
             db.table("meta").upsert({"key": "unaccounted", "value": json.dumps([unaccounted, newest])}, pk="key")

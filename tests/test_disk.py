@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from broker import epoch
 from broker.core.ports import StoreError, StoreRefused
 from broker.emergency import BUDGET, EmergencyBudget
 from broker.keeper import Keeper
@@ -118,6 +119,13 @@ async def test_in_the_last_minutes_of_a_token_the_emergency_budget_pays_and_the_
     restarted = await tight.restarted()
     assert value_of(restarted) == token(2)
     assert restarted.credential.version != in_emergency
+
+
+@pytest.mark.parametrize("last", epoch.ALPHABET)
+def test_no_epoch_that_is_drawn_is_taken_for_one_of_an_emergency(last: str) -> None:
+    """Two tokens of one version would be one token to every client."""
+    drawn = "k3f" + last
+    assert epoch.in_emergency(drawn) == epoch.in_emergency(epoch.in_emergency(drawn)) != drawn
 
 
 async def test_the_emergency_budget_holds_for_a_whole_day_of_a_broken_disk_and_over_restarts(
