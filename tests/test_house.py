@@ -17,6 +17,7 @@ LAYERS = [
         "ownership",
         "sealing",
         "emergency",
+        "epoch",
         "wechat",
         "schedule",
         "systemd",
