@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from broker.core.credential import Account, Credential, reserved
-from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Held, StoreError
+from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Hear, Held, StoreError, Versions
 from broker.core.quota import DAY, Lane
 from broker.rows import Anchor, BootClock, account_row, carried_by, credential_of, entries_of
 from broker.sealing import Plain, Seal
@@ -28,6 +28,8 @@ class SqliteStore:
     """A :class:`broker.core.ports.Store` in one file. Open it with :meth:`open`."""
 
     sole_owner = True
+    trouble = None
+    nodes = ()
 
     def __init__(self, path: Path, clock: BootClock, seal: Seal) -> None:
         self._path = path
@@ -73,6 +75,9 @@ class SqliteStore:
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """See :class:`broker.core.ports.Store`."""
         return await self._run(self._amend, account, change)
+
+    def watch(self, hear: Hear, versions: Versions) -> None:
+        """Nobody else can change what a sole owner holds."""
 
     async def history(self, since: float, appid: str) -> list[dict[str, Any]]:
         """An account's calls since a wall time, oldest first: lane, forced, outcome, wall_at and more. Raises StoreError."""

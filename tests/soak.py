@@ -21,7 +21,7 @@ from aiohttp import web
 
 from broker.core.credential import Account, Credential, Endpoint, Policy, Secret
 from broker.core.errcodes import Failure
-from broker.core.ports import Change, Decide, Denied, Grant, Held, Minted, Verdict
+from broker.core.ports import Change, Decide, Denied, Grant, Hear, Held, Minted, Node, Verdict, Versions
 from broker.core.quota import DAY, calls_per_day, day_began
 from broker.core.serving import Served, State, Unavailable
 from broker.flight import Tools
@@ -106,6 +106,11 @@ class MortalStore:
     inner: SqliteStore
     fate: Fate
     sole_owner: bool = True
+    trouble: str | None = None
+    nodes: Sequence[Node] = ()
+
+    def watch(self, hear: Hear, versions: Versions) -> None:
+        self.inner.watch(hear, versions)
 
     async def load(self, account: Account) -> Held:
         return await self.inner.load(account)

@@ -1,7 +1,7 @@
 """What the keeper needs of the world, and what both sides owe each other."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -127,17 +127,50 @@ class Held:
     entries: Sequence[Entry]
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One of the processes that share a store, as it last said; times are unix time by the store's clock.
+
+    `notified_at`: when it last heard from the store that another one changed something. `versions`: by AppID, what it serves.
+    """
+
+    name: str
+    seen_at: float
+    notified_at: float | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+
+Hear = Callable[[str | None], None]
+Versions = Callable[[], Mapping[str, str | None]]
+
+
 class Store(Protocol):
     """Where tokens and the ledger live, for one process (SQLite) or several (a shared database).
 
     The store owes: each method is one transaction; `reserve` and `settle` are durable when they return; `decide` and
     `change` see what is stored at that moment, under a lock that keeps others of the same account out, and the store's
     own `now` (a shared store has its own clock) put on the caller's steady clock. Every instant it returns is on that clock.
+    No version recurs: where what it holds is older than what it handed out once, it begins a new epoch.
     The caller owes: `decide` and `change` are pure and fast, and may run on another thread; one `settle` per grant.
     All methods raise StoreError, and change nothing when they do.
     """
 
     sole_owner: bool  # nobody else can have a call under way: an open reservation at start is a crash's
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps it from working, as far as it knows without being asked; None where nothing does."""
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """Who shares it, this process among them, as last read; nobody where it has a sole owner."""
+
+    def watch(self, hear: Hear, versions: Versions) -> None:
+        """Call `hear(appid)` on the loop after another process may have changed that account; `hear(None)`: any of them.
+
+        A hint: it may come late, twice or for nothing, but after each change that is not our own one comes, if need be
+        when the connection is back. `versions` is asked now and then for what this process serves, to tell the others.
+        """
 
     async def load(self, account: Account) -> Held:
         """Return what is held, an empty credential for a new account.
@@ -149,7 +182,11 @@ class Store(Protocol):
         """Decide about a token call and, if it is to be made, write its ledger row."""
 
     async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
-        """Write the outcome of a call and what it changes; returns what is held then, which may be a newer token."""
+        """Write the outcome of a call and what it changes; returns what is held then, which may be a newer token.
+
+        Where the reservation is no longer this grant's (another process took it for dead), `change` sees that in
+        `reserved_call`, and the ledger row says "deposed" before the outcome.
+        """
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """Change what is held, unless `change` returns None; returns what is held then, and whether this changed it."""
