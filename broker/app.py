@@ -87,6 +87,7 @@ async def daemon(
         )
         metrics.roster = roster = Roster(list(settings.apps.values()), tools)
         await roster.start()
+        store.watch(roster.hear, roster.versions)
         edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S, lane, visitors=visitors, history=store.history)
         runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash, drop_in=settings.compat)))
         stack.push_async_callback(roster.landed)  # those who wait for a call under way are answered by its end

@@ -4,6 +4,7 @@ Nothing here decides *whether*: that is `broker.core`. This module sees to it th
 """
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -39,6 +40,8 @@ from broker.epoch import in_emergency
 from broker.published import Published
 
 LEASE_SLACK_S: Final = 5.0  # this long after a call must have ended, its open reservation is nobody's any more
+LATEST_START_S: Final = LEASE_SLACK_S / 2  # a call begun later after its reservation might not end within the lease
+VERIFIES_WITHIN_S: Final = 2.0  # how long a verification takes that another process has begun, as a rule
 
 Flight = asyncio.Task[Verdict | None]
 
@@ -66,15 +69,18 @@ class Flights:
     """Owns the one task in which an app's token is verified and refreshed."""
 
     def __init__(self, published: Published, tools: Tools) -> None:
-        self.store_error: str | None = None
         self.denials: dict[Lane, Denial] = {}
         self._app = published
         self._tools = tools
+        self._store_error: str | None = None
+        self._shared = not tools.store.sole_owner
+        self._rumour = False  # another process may have changed what is stored
         self._flight: Flight | None = None
         self._unsettled: tuple[Grant, str, Change] | None = None  # an outcome the disk did not take
         self._unrecorded: deque[tuple[float, Minted | Failure]] = deque()  # emergency calls, not in the ledger yet
         self._crashes = 0
         self._resume_at = NEVER  # after a bug or a broken disk
+        self._checked_elsewhere_until = NEVER
         self._wall_offset = wall_offset(tools.clock)  # as it was when last written down
         self._stopping = False
 
@@ -83,9 +89,10 @@ class Flights:
         held = await self._tools.store.load(self._app.account)
         self._app.entries = held.entries
         self._adopt(held.credential)
-        if held.credential.reserved_call is not None and self._tools.store.sole_owner:
-            await self._close_orphan()
-        await self._suspect_emergency()
+        if not self._shared:
+            if held.credential.reserved_call is not None:
+                await self._close_orphan()
+            await self._suspect_emergency()
         known = fingerprint(self._app.account.secret, self._app.credential.epoch)
         if core.forgiven(self._app.credential, known) is not None:
             await self._amend(lambda credential, _: core.forgiven(credential, known))
@@ -99,6 +106,23 @@ class Flights:
         later = [at for at in self._tools.emergency.spent(self._app.account.appid) if token and at > token.requested_at]
         if later:
             await self._amend(lambda held, _: core.lost(held, min(later), safe_for))
+
+    def hear(self) -> None:
+        """Another process may have changed what is stored: look, at once or after the flight under way."""
+        self._rumour = True
+        self.join()
+
+    @property
+    def store_error(self) -> str | None:
+        """What keeps the store from working, while it does not."""
+        return self._store_error or self._tools.store.trouble
+
+    @property
+    def flies_elsewhere(self) -> bool:
+        """Whether another process is at it, verifying or refreshing, as far as we know."""
+        held = self._app.credential
+        calls_until = NEVER if held.reserved_call is None else held.called_at + self._lease_s
+        return self._shared and self._tools.clock.now() < max(self._checked_elsewhere_until, calls_until)
 
     def halt(self) -> None:
         """Begin no more flights."""
@@ -135,9 +159,11 @@ class Flights:
 
     def due_at(self) -> float:
         """Steady time from which a look finds something to do, as things stand."""
-        if self._unsettled is not None or self._unrecorded:  # something is to be written down
+        if self._unsettled is not None or self._unrecorded or self._rumour:  # something is to be written down, or read
             return self._resume_at
-        return max(self._resume_at, min(core.check_at(self._app.credential, self._app.policy), self.next_call_at()))
+        held, policy = self._app.credential, self._app.policy
+        over_at = math.inf if held.reserved_call is None else held.called_at + self._lease_s
+        return max(self._resume_at, min(core.check_at(held, policy), self.next_call_at(), over_at))
 
     def _wall_was_set(self) -> bool:
         return abs(wall_offset(self._tools.clock) - self._wall_offset) > STEP_S
@@ -170,16 +196,20 @@ class Flights:
         finally:
             self._flight = None
             self._app.reconsider()
+            if self._rumour:
+                self.join()
         return None
 
     async def _look(self, *, check: bool) -> Verdict | None:
-        """One look: put in order what was left open, verify if asked to, refresh if due."""
+        """One look: read what others wrote, put in order what was left open, verify if asked to, refresh if due."""
+        if self._rumour:
+            await self._reload()
         if self._unsettled is not None:
             await self._settle(*self._unsettled)
         try:
             await self._record_emergency()
         except StoreError as error:  # still broken: what follows finds out what can be done all the same
-            self.store_error = str(error)
+            self._store_error = str(error)
         if self._wall_was_set():
             offset = wall_offset(self._tools.clock)
             await self._amend(lambda held, _: held)  # written again, it is known by the new wall after a reboot
@@ -192,6 +222,27 @@ class Flights:
             await self.refresh(claim_for(self._app.credential, self._app.account.endpoint, self._app.policy, now))
         return verdict
 
+    async def _reload(self) -> None:
+        """Take up what others wrote; where the store lost what we hold, give it back."""
+        self._rumour = False
+        try:
+            held = await self._tools.store.load(self._app.account)
+        except StoreError:
+            self._rumour = True
+            raise
+        memory, self._app.entries = self._app.credential, held.entries
+        self._store_error = None
+        self._checked_elsewhere(held.credential, memory)
+        self.denials.clear()
+        self._adopt(held.credential)
+        if core.is_older(held.credential, memory):
+            await self._amend(lambda stored, _: core.transplanted(stored, memory))
+
+    def _checked_elsewhere(self, found: Credential, memory: Credential) -> None:
+        """Remember that another process has begun to verify, if it has; what comes of it is heard only if it is bad."""
+        began = found.version == memory.version and found.checked_at > memory.checked_at
+        self._checked_elsewhere_until = found.checked_at + VERIFIES_WITHIN_S if began else NEVER
+
     def _abandoned(self) -> bool:
         """Whether there is a reservation that nobody can still be working on."""
         held = self._app.credential
@@ -199,9 +250,11 @@ class Flights:
 
     async def _check(self) -> Verdict | None:
         """Ask WeChat whether the held token lives. None where another node asks, or asked a moment ago."""
-        version, token, policy = self._app.credential.version, self._app.credential.token, self._app.policy
+        memory, policy = self._app.credential, self._app.policy
+        version, token = memory.version, memory.token
         claimed = await self._amend(lambda held, now: core.begin_check(held, version, policy, now))
         if token is None or not claimed:
+            self._checked_elsewhere(self._app.credential, memory)
             return None
         verdict = await self._tools.upstream.check(token.value)
         self._tools.witness("checked", self._app.account.name, version=version, verdict=verdict.value)
@@ -217,7 +270,7 @@ class Flights:
 
     async def refresh(self, claim: Claim) -> None:
         """Reserve, call, settle. No reservation, no call."""
-        account = self._app.account
+        account, asked_at = self._app.account, self._tools.clock.now()
         decide = admit(account, self._app.policy, self._app.credential.version, claim, self._lease_s)
         try:
             grant = await self._tools.store.reserve(account, decide)
@@ -225,13 +278,16 @@ class Flights:
             self._store_failed(error)
             await self._call_in_emergency()
             return
-        self.store_error = None
+        self._store_error = None
         self._app.entries = grant.entries
         if isinstance(grant, Denied):
             await self._denied(grant, claim)
             return
         self._adopt(grant.credential)
         self.denials.pop(claim.lane, None)
+        if self._shared and self._tools.clock.now() > asked_at + LATEST_START_S:
+            await self._settle(grant, *Judge.withheld(grant))
+            return
         answer = await self._tools.upstream.fetch(account, force=claim.force)
         await self._settle(grant, *self._judge().answer(grant, answer))
 
@@ -248,6 +304,8 @@ class Flights:
     async def _call_in_emergency(self) -> None:
         """The disk takes no reservation and the token is in its last minutes: one call from the budget kept elsewhere."""
         account, now, held = self._app.account, self._tools.clock.now(), self._app.credential
+        if self._shared:  # each of them would call, and kill the others' tokens
+            return
         if self._app.seconds_to_live() > LAST_MINUTES_S or now < core.allowed_at(held, self._app.policy):
             return
         limits = Limits.of(account.daily_quota, account.endpoint, self._app.policy)
@@ -278,12 +336,13 @@ class Flights:
             held = await self._tools.store.settle(self._app.account, grant, f"emergency {outcome}", change)
             self._unrecorded.popleft()
             await asyncio.to_thread(self._tools.emergency.record, self._app.account.appid, started_at)
-            self.store_error, self._app.entries = None, grant.entries
+            self._store_error, self._app.entries = None, grant.entries
             if not core.is_older(held, self._app.credential):
                 self._adopt(held)
 
     def _judge(self) -> Judge:
-        return Judge(self._app.account, self._app.policy, self._tools.clock.wall(), self._tools.spread())
+        clock, spread = self._tools.clock, self._tools.spread()
+        return Judge(self._app.account, self._app.policy, clock.now(), clock.wall(), spread, shared=self._shared)
 
     async def _settle(self, grant: Grant, outcome: str, change: Change) -> None:
         """Write the outcome and publish it; where the disk does not take it, publish it all the same and try again."""
@@ -296,17 +355,17 @@ class Flights:
                 self._adopt(change(before, self._tools.clock.now()) or before)
             self._unsettled = (grant, outcome, change)
         else:
-            self._unsettled = self.store_error = None
+            self._unsettled = self._store_error = None
             self._adopt(held)
         if not again:
             self._tell(before, grant, outcome)
 
     async def _close_orphan(self) -> None:
         """A reserved call whose outcome nobody knows, since its process died: spent, perhaps minted, a failure like others."""
-        called_at = self._app.credential.called_at
-        force = any(entry.forced and entry.at >= called_at for entry in self._app.entries)
-        await self._amend(self._judge().orphan(force=force))
-        self._tools.witness("orphan-closed", self._app.account.name, version=self._app.credential.version)
+        held = self._app.credential
+        force = any(entry.forced and entry.at >= held.called_at for entry in self._app.entries)
+        if await self._amend(self._judge().orphan(held.reserved_call, force=force)):
+            self._tools.witness("orphan-closed", self._app.account.name, version=self._app.credential.version)
 
     async def _amend(self, change: Change) -> bool:
         """Change what is stored, or, while the disk is broken, what is in memory; whether anything changed."""
@@ -318,7 +377,7 @@ class Flights:
             credential, changed = amended or self._app.credential, amended is not None
         else:
             if self._unsettled is None and not self._unrecorded:
-                self.store_error = None
+                self._store_error = None
         self._adopt(credential)
         return changed
 
@@ -327,14 +386,17 @@ class Flights:
             self.denials.clear()
 
     def _store_failed(self, error: StoreError) -> None:
-        if self.store_error is None:
+        if self._store_error is None:
             self._tools.witness("store-failed", self._app.account.name, reason=str(error))
-        self.store_error = str(error)
+        self._store_error = str(error)
         self._resume_at = self._tools.clock.now() + self._app.policy.tick
 
     def _tell(self, before: Credential, grant: Grant, outcome: str) -> None:
         """One line for one transition."""
         after, lane = self._app.credential, grant.claim.lane.value
+        if outcome == "minted" and not _is_from(grant, after):
+            self._tools.witness("deposed", self._app.account.name, version=after.version)
+            return
         if outcome == "minted":
             left = round(self._app.seconds_to_live())
             self._tools.witness("refreshed", self._app.account.name, lane=lane, version=after.version, expires_in=left)
@@ -358,3 +420,8 @@ class Flights:
     @property
     def _lease_s(self) -> float:
         return self._tools.call_timeout_s + LEASE_SLACK_S
+
+
+def _is_from(grant: Grant, credential: Credential) -> bool:
+    """Whether the token's last word is this call's (the same token, repeated, keeps the number of an earlier one)."""
+    return credential.token is not None and abs(credential.token.requested_at - grant.started_at) < 1

@@ -19,6 +19,7 @@ from broker.core.serving import Code, Outcome, Served, Unavailable, seconds, why
 from broker.flight import Flight, Flights, Tools
 from broker.published import Published
 
+ELSEWHERE_S: Final = 1.0  # how long a report waits for what another process is doing about the same token
 _GAP: Final = "A token call was made less than min_gap ago, or WeChat itself asked for a pause."
 
 
@@ -56,6 +57,10 @@ class Keeper:
         self._flights.halt()
         self._app.wake()
 
+    def hear(self) -> None:
+        """Another process that shares the store may have changed what it holds."""
+        self._flights.hear()
+
     async def landed(self) -> None:
         """See the call under way to its end; it is bounded by the call timeout."""
         await self._flights.landed()
@@ -88,6 +93,8 @@ class Keeper:
         """Wait for what may bring a token; False where nothing will before the deadline."""
         if (flight := self._flights.join()) is not None:
             return await _until(asyncio.wait({flight}), deadline)
+        if self._flights.flies_elsewhere and not self._stopping:
+            return await _until(self._app.change(), deadline)
         if self._stopping or self.serve() is None or self.credential.failure is not None:
             return False
         if self.next_call_in() >= _left(deadline):
@@ -116,6 +123,8 @@ class Keeper:
         while version is not None and self.credential.version == version and not self._stopping:
             flight = self._flights.join(report=True)
             if flight is None:
+                if self._flights.flies_elsewhere and await _until(self._app.change(), min(deadline, _deadline(ELSEWHERE_S))):
+                    continue
                 return self._throttled()
             if not await _until(asyncio.wait({flight}), deadline):
                 return self._unavailable()

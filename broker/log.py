@@ -9,7 +9,16 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 # What a person must see to, and what is merely worth knowing; everything else is a healthy day's line.
 ERRORS = {"crashed", "store-failed", "reload-refused", "not-well"}
-WARNINGS = {"refresh-failed", "suspect", "second-issuer", "quota-spent", "orphan-closed", "store-set-aside", "restart-needed"}
+WARNINGS = {
+    "refresh-failed",
+    "suspect",
+    "second-issuer",
+    "quota-spent",
+    "orphan-closed",
+    "deposed",
+    "store-set-aside",
+    "restart-needed",
+}
 
 
 def configure(level: str = "", stream: TextIO = sys.stderr) -> None:

@@ -41,6 +41,16 @@ class Roster:
             await keeper.start()
             self._plan(keeper.account.name, NEVER)
 
+    def hear(self, appid: str | None) -> None:
+        """Another process that shares the store may have changed an account, or any of them where none is named."""
+        for keeper in self:
+            if appid in {None, keeper.account.appid}:
+                keeper.hear()
+
+    def versions(self) -> dict[str, str | None]:
+        """What each account's keeper serves, by AppID."""
+        return {keeper.account.appid: keeper.credential.version for keeper in self}
+
     def tick(self) -> None:
         """Look at every app that may need it; none of the looks waits for anything."""
         now = self.ticked_at = self._tools.clock.now()

@@ -187,7 +187,7 @@ class HammeringStore(SqliteStore):
         grant = self._reserve(account, lambda *_: Claim(Lane.SCHEDULED))
         if isinstance(grant, Denied):
             raise TypeError("a claim was denied that nobody denies")
-        judge = Judge(account, Policy(), self._clock.wall(), 0.0)
+        judge = Judge(account, Policy(), self._clock.now(), self._clock.wall(), 0.0)
         self._settle(account, grant, *judge.answer(grant, Minted(Secret(token), 7200.0)))
 
 

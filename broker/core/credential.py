@@ -300,6 +300,18 @@ def lost(credential: Credential, started_at: float, outlives: float) -> Credenti
     return replace(credential, suspicion=Suspicion(Doubt.LOST_ANSWER, started_at, min(safe_until, earlier.safe_until)))
 
 
+def deposed(credential: Credential, answered_at: float, outlives: float) -> Credential | None:
+    """A call of ours that another process took for dead may have minted, and pushed out what is held now.
+
+    None where it cannot have: the token held was asked for after our answer had come.
+    """
+    token = credential.token
+    if token is None or token.requested_at > answered_at:
+        return None
+    doubted = lost(credential, token.requested_at, outlives)
+    return None if doubted is credential else doubted
+
+
 def is_older(one: Credential, other: Credential) -> bool:
     """Whether `one` holds an older token than `other`, or none: by the calls that brought them, across epochs by time."""
     if one.token is None or other.token is None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from broker.core.credential import Account, Credential, Policy, failed, fingerprint, lost, minted, outlives
+from broker.core.credential import Account, Credential, Policy, deposed, failed, fingerprint, lost, minted, outlives
 from broker.core.errcodes import Failure, Kind, pause
 from broker.core.ports import Change, Grant, Minted
 from broker.core.quota import until_next_day
@@ -10,15 +10,41 @@ from broker.core.quota import until_next_day
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Judges one account's calls under a policy, at one moment (`wall`: unix time); `spread` in [0, 1) keeps brokers apart."""
+    """Judges one account's calls under a policy, at one moment (`now`: steady, `wall`: unix time).
+
+    `spread` in [0, 1) keeps brokers apart. Where the store is `shared`, others may have taken us for dead meanwhile.
+    """
 
     account: Account
     policy: Policy
+    now: float
     wall: float
     spread: float
+    shared: bool = False
 
     def answer(self, grant: Grant, answer: Minted | Failure) -> tuple[str, Change]:
         """What an answer is called in the ledger, and what it changes."""
+        outcome, change = self._answer(grant, answer)
+        may_have_minted = isinstance(answer, Minted) or answer.lost
+        safe_for = outlives(self.account.endpoint, self.policy, force=grant.claim.force)
+
+        def fenced(held: Credential, now: float) -> Credential | None:
+            if held.reserved_call == grant.call:
+                return change(held, now)
+            return deposed(held, self.now, safe_for) if may_have_minted else None
+
+        return outcome, fenced if self.shared else change
+
+    @staticmethod
+    def withheld(grant: Grant) -> tuple[str, Change]:
+        """A call that was not made after all, since it would have come too late: spent, and nothing else."""
+
+        def change(held: Credential, _: float) -> Credential | None:
+            return replace(held, reserved_call=None) if held.reserved_call == grant.call else None
+
+        return "withheld", change
+
+    def _answer(self, grant: Grant, answer: Minted | Failure) -> tuple[str, Change]:
         call, started_at = grant.call, grant.started_at
         safe_for = outlives(self.account.endpoint, self.policy, force=grant.claim.force)
         if isinstance(answer, Minted):
@@ -34,13 +60,13 @@ class Judge:
 
         return "lost" if failure.lost else f"errcode {failure.errcode}" if failure.errcode else failure.kind.value, change
 
-    def orphan(self, *, force: bool) -> Change:
+    def orphan(self, call: int | None, *, force: bool) -> Change:
         """A reserved call whose process died: spent, perhaps minted, and a failure like others, from when it began."""
         safe_for = outlives(self.account.endpoint, self.policy, force=force)
         failure = Failure(Kind.TRANSIENT, "the broker was stopped during a token call", lost=True, wall=self.wall)
 
         def change(held: Credential, _: float) -> Credential | None:
-            if held.reserved_call is None:
+            if held.reserved_call is None or held.reserved_call != call:
                 return None
             not_before = held.called_at + self._pause(failure, held.failures)
             suspected = lost(held, held.called_at, safe_for)

@@ -1,0 +1,334 @@
+"""Several processes that share a store: one token, one ledger, and nobody's word is taken that is no longer in force."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from broker.core.credential import (
+    NEVER,
+    Account,
+    Credential,
+    Doubt,
+    Endpoint,
+    Policy,
+    Secret,
+    Suspicion,
+    Token,
+    deposed,
+    outlives,
+)
+from broker.core.ports import Change, Decide, Denied, Grant, Hear, Held, Minted, Node, StoreError, Verdict, Versions
+from broker.core.serving import Code, Outcome, Served, Unavailable
+from broker.emergency import EmergencyBudget
+from broker.flight import LATEST_START_S, LEASE_SLACK_S
+from broker.keeper import Keeper
+from broker.roster import Roster
+from tests.doubles import ACCOUNT, DOWN, Bench, ScriptedWeChat, looked, value_of
+
+LEASE_S = 10 + LEASE_SLACK_S
+
+
+@dataclass
+class Shared:
+    """One process's view of a store that several share; the others hear of what it changes."""
+
+    bench: Bench
+    everyone: list["Shared"]
+    sole_owner: bool = False
+    trouble: str | None = None
+    nodes: Sequence[Node] = ()
+    hears: list[Hear] = field(default_factory=list)
+    is_away: bool = False
+    after_reserve: Callable[[], None] = lambda: None
+
+    def watch(self, hear: Hear, versions: Versions) -> None:
+        assert versions() is not None
+        self.hears.append(hear)
+
+    async def load(self, account: Account) -> Held:
+        return await (await self._store()).load(account)
+
+    async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
+        answer = await (await self._store()).reserve(account, decide)
+        self.after_reserve()
+        self._tell(account)
+        return answer
+
+    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+        held = await (await self._store()).settle(account, grant, outcome, change)
+        self._tell(account)
+        return held
+
+    async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
+        held, changed = await (await self._store()).amend(account, change)
+        if changed:
+            self._tell(account)
+        return held, changed
+
+    async def close(self) -> None:
+        """The bench closes what is under it."""
+
+    async def _store(self) -> "Shared":
+        if self.is_away:
+            raise StoreError("the database does not answer")
+        return await self.bench.open()  # type: ignore[return-value]
+
+    def _tell(self, account: Account) -> None:
+        for other in self.everyone:
+            if other is not self:
+                for hear in other.hears:
+                    hear(account.appid)
+
+
+@dataclass
+class Host:
+    """One broker: its view of the store, its WeChat (each may be stopped by itself), its keeper."""
+
+    store: Shared
+    wechat: ScriptedWeChat
+    roster: Roster
+
+    @property
+    def keeper(self) -> Keeper:
+        return next(iter(self.roster))
+
+
+@dataclass
+class Hosts:
+    bench: Bench
+    everyone: list[Shared] = field(default_factory=list)
+    at: list[Host] = field(default_factory=list)
+
+    async def another(self, policy: Policy | None = None, account: Account = ACCOUNT) -> Host:
+        store, name = Shared(self.bench, self.everyone), "abc"[len(self.at)]
+        self.everyone.append(store)
+        wechat = ScriptedWeChat()
+        wechat.answers.extend(Minted(Secret(f"{name}{number}"), 7200) for number in range(1, 9))
+        tools = replace(await self.bench.tools(), store=store, upstream=wechat, policy=policy or self.bench.policy)
+        host = Host(store, wechat, Roster([account], tools))
+        await host.roster.start()
+        store.watch(host.roster.hear, host.roster.versions)
+        self.at.append(host)
+        return host
+
+    async def landed(self) -> None:
+        """Until nobody is in the air, nor about to be because of what he heard."""
+        for _ in range(5):
+            for host in self.at:
+                await host.roster.landed()
+
+
+@pytest.fixture
+def hosts(bench: Bench) -> Hosts:
+    return Hosts(bench)
+
+
+async def test_a_rotation_by_one_is_published_by_all_before_their_next_tick(hosts: Hosts) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    watching = asyncio.create_task(b.keeper.watch("none", 5))
+    await looked(a.keeper)
+    await hosts.landed()
+    assert value_of(a.keeper) == value_of(b.keeper) == "a1"
+    assert a.keeper.credential.version == b.keeper.credential.version
+    assert isinstance(await watching, Served)
+    assert b.keeper.usage().last_24h == 1
+
+
+async def test_callers_on_two_hosts_at_a_cold_start_cause_one_call_and_all_get_its_token(hosts: Hosts) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    a.wechat.gate.clear()
+    first = [asyncio.create_task(a.keeper.get(patience_s=10)) for _ in range(20)]
+    await a.wechat.arrived.wait()
+    second = [asyncio.create_task(b.keeper.get(patience_s=10)) for _ in range(20)]
+    await hosts.at[1].keeper.landed()
+    a.wechat.gate.set()
+    answers = await asyncio.gather(*first, *second)
+    assert {it.credential.version for it in answers if isinstance(it, Served)} == {a.keeper.credential.version}
+    assert len([it for it in answers if isinstance(it, Served)]) == 40
+    assert (a.wechat.calls, b.wechat.calls) == (1, 0)
+
+
+async def test_a_failure_of_one_is_known_to_all_and_nobody_hammers(hosts: Hosts) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    a.wechat.answers.appendleft(DOWN)
+    await looked(a.keeper)
+    await hosts.landed()
+    await looked(b.keeper)
+    answer = await b.keeper.get(patience_s=1)
+    assert isinstance(answer, Unavailable)
+    assert answer.code is Code.UPSTREAM_UNAVAILABLE
+    assert (a.wechat.calls, b.wechat.calls) == (1, 0)
+
+
+async def stopped_in_its_call(hosts: Hosts) -> tuple[Host, Host]:
+    """One host that has reserved and is stopped before WeChat hears of it; both hold a1."""
+    a, b = await hosts.another(), await hosts.another()
+    await looked(a.keeper)
+    hosts.bench.clock.pass_(4000)
+    a.wechat.gate.clear()
+    a.keeper.tick()
+    a.wechat.arrived.clear()
+    await a.wechat.arrived.wait()
+    await b.keeper.landed()
+    return a, b
+
+
+async def test_a_holder_that_died_is_succeeded_when_its_lease_is_over_and_the_token_is_in_doubt(hosts: Hosts) -> None:
+    _, b = await stopped_in_its_call(hosts)
+    hosts.bench.clock.pass_(LEASE_S - 1)
+    b.roster.tick()
+    await b.keeper.landed()
+    assert b.keeper.credential.reserved_call is not None
+    hosts.bench.clock.pass_(2)
+    b.roster.tick()
+    await b.keeper.landed()
+    closed = b.keeper.credential
+    assert closed.reserved_call is None
+    assert closed.suspicion is not None
+    hosts.bench.clock.pass_(60)
+    b.roster.tick()
+    await b.keeper.landed()
+    assert value_of(b.keeper) == "b1"
+    assert b.wechat.calls == 1
+
+
+async def test_a_deposed_holder_publishes_nothing_and_sees_to_it_that_the_current_token_is_verified(hosts: Hosts) -> None:
+    a, b = await stopped_in_its_call(hosts)
+    for _ in range(30):
+        hosts.bench.clock.pass_(5)
+        b.roster.tick()
+        await b.keeper.landed()
+    assert value_of(b.keeper) == "b1"
+    a.wechat.gate.set()
+    await hosts.landed()
+    a.roster.tick()
+    await hosts.landed()
+    assert a.wechat.checks + b.wechat.checks > 0
+    hosts.bench.clock.pass_(5)
+    b.roster.tick()
+    await hosts.landed()
+    assert value_of(b.keeper) == value_of(a.keeper) == "b2"  # in the place of one that may have been pushed out
+    assert len(hosts.bench.told("deposed")) == 1
+    assert len(hosts.bench.told("refreshed")) == 3
+
+
+async def test_a_deposed_holder_that_was_refused_changes_nothing(hosts: Hosts) -> None:
+    a, b = await stopped_in_its_call(hosts)
+    for _ in range(30):
+        hosts.bench.clock.pass_(5)
+        b.roster.tick()
+        await b.keeper.landed()
+    a.wechat.answers.clear()
+    a.wechat.gate.set()
+    before = b.keeper.credential
+    held, _ = await b.store.amend(ACCOUNT, lambda *_: None)
+    assert held == before
+
+
+def test_a_late_answer_cannot_have_pushed_out_a_token_that_was_asked_for_after_it() -> None:
+    held = Credential("e", Token(Secret("t"), 6, 100.0, 7300.0))
+    assert deposed(held, answered_at=99.0, outlives=300) is None
+    doubted = deposed(held, answered_at=101.0, outlives=300)
+    assert doubted is not None
+    assert doubted.suspicion == Suspicion(Doubt.LOST_ANSWER, 100.0, 400.0)
+    assert deposed(held, 101.0, outlives(Endpoint.STABLE, Policy(), force=False)) is None
+    assert deposed(Credential("e"), 101.0, 300) is None
+
+
+async def test_a_reservation_that_came_late_is_spent_but_not_called(hosts: Hosts) -> None:
+    a = await hosts.another()
+    a.store.after_reserve = lambda: hosts.bench.clock.pass_(LATEST_START_S + 0.1)
+    await looked(a.keeper)
+    assert a.wechat.calls == 0
+    assert a.keeper.credential.reserved_call is None
+    assert [row["outcome"] for row in await hosts.bench.rows()] == ["withheld"]
+    assert a.keeper.usage().last_24h == 1
+    a.store.after_reserve = lambda: None
+    hosts.bench.clock.pass_(31)
+    await looked(a.keeper)
+    assert value_of(a.keeper) == "a1"
+
+
+async def test_reports_on_two_hosts_cause_one_verification_and_one_refresh_and_both_get_the_new_token(hosts: Hosts) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    await looked(a.keeper)
+    await hosts.landed()
+    hosts.bench.clock.pass_(100)
+    version = a.keeper.credential.version
+    a.wechat.verdicts.append(Verdict.DEAD)
+    a.wechat.gate.clear()
+    a.wechat.arrived.clear()
+    first = [asyncio.create_task(a.keeper.report(5, version=version)) for _ in range(50)]
+    await a.wechat.arrived.wait()
+    second = [asyncio.create_task(b.keeper.report(5, version=version)) for _ in range(50)]
+    await b.keeper.landed()
+    a.wechat.gate.set()
+    answers = await asyncio.gather(*first, *second)
+    outcomes = [it[0] for it in answers if isinstance(it, tuple)]
+    assert outcomes == [Outcome.REFRESHED] * 100
+    assert (a.wechat.checks + b.wechat.checks, a.wechat.calls + b.wechat.calls) == (1, 2)
+    assert value_of(b.keeper) == "a2"
+
+
+async def test_without_the_database_memory_serves_and_nobody_calls_not_even_in_the_last_minutes(hosts: Hosts) -> None:
+    a = await hosts.another()
+    a.roster._tools.emergency = EmergencyBudget(hosts.bench.path.parent)
+    await looked(a.keeper)
+    a.store.is_away, a.store.trouble = True, "the database does not answer"
+    for _ in range(1420):
+        hosts.bench.clock.pass_(5)
+        a.roster.tick()
+        await a.keeper.landed()
+    assert value_of(a.keeper) == "a1"  # 7100 s old
+    assert a.keeper.store_error == "the database does not answer"
+    hosts.bench.clock.pass_(100)
+    await looked(a.keeper)
+    assert a.wechat.calls == 1
+    assert value_of(a.keeper) is None
+    a.store.is_away, a.store.trouble = False, None
+    a.roster.hear(None)
+    await hosts.landed()
+    hosts.bench.clock.pass_(5)
+    await looked(a.keeper)
+    assert value_of(a.keeper) == "a2"
+    assert a.store.trouble is a.keeper.store_error
+
+
+async def test_what_a_failover_lost_is_given_back_by_who_has_it(hosts: Hosts) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    await looked(a.keeper)
+    await hosts.landed()
+    before = a.keeper.credential
+    hosts.bench.clock.pass_(4000)
+    a.store.everyone = []  # nobody hears
+    await looked(a.keeper)
+    assert (value_of(a.keeper), value_of(b.keeper)) == ("a2", "a1")
+    await (await hosts.bench.open()).amend(ACCOUNT, lambda *_: before)  # a standby that had not got that far
+    a.store.everyone = b.store.everyone
+    a.roster.hear(None)
+    await hosts.landed()
+    assert value_of(a.keeper) == value_of(b.keeper) == "a2"
+    assert a.wechat.calls + b.wechat.calls == 2
+
+
+async def test_an_orphan_is_closed_only_where_it_is_still_the_one_that_was_seen(hosts: Hosts) -> None:
+    a, b = await stopped_in_its_call(hosts)
+    seen = b.keeper.credential
+    later = replace(seen, reserved_call=(seen.reserved_call or 0) + 7, called_at=hosts.bench.clock.now() + LEASE_S)
+    b.store.hears.clear()
+    await a.store.amend(ACCOUNT, lambda *_: later)  # somebody else reserved meanwhile
+    hosts.bench.clock.pass_(LEASE_S + 1)
+    b.roster.tick()
+    await b.keeper.landed()
+    assert b.keeper.credential.reserved_call == later.reserved_call
+    assert b.keeper.credential.failures == 0
+
+
+async def test_an_open_reservation_at_start_is_another_hosts_until_its_lease_is_over(hosts: Hosts) -> None:
+    await stopped_in_its_call(hosts)
+    late = await hosts.another()
+    assert late.keeper.credential.reserved_call is not None
+    assert late.keeper.credential.suspicion is None
+    assert late.keeper.credential.called_at > NEVER
