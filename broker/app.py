@@ -4,10 +4,10 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec
 
 from aiohttp import web
 
@@ -15,6 +15,7 @@ from broker import __version__, log
 from broker.address import is_loopback
 from broker.clock import SystemClock
 from broker.config import ConfigError, Settings
+from broker.core.credential import RENEWED_AFTER, Endpoint
 from broker.core.ports import Witness
 from broker.emergency import EmergencyBudget
 from broker.flight import Tools
@@ -26,19 +27,24 @@ from broker.schedule import every
 from broker.sealing import Plain, Sealed
 from broker.sqlite import SqliteStore
 from broker.systemd import NOBODY, Supervisor, Well
+from broker.tickets import Tickets
 from broker.web.api import Edge
 from broker.web.connections import Connections, most_connections
 from broker.web.door import accepting, answering, answers
+from broker.web.dropin import DropIn
 from broker.web.express import Lane, Tell
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
+from broker.web.tickets import TicketDesk
 from broker.web.visitors import Visitors
 from broker.wechat import WeChat
 
 BOOT_ID: Final = "TOKEN_BROKER_BOOT_ID"  # set by the unit (%b), whose ProcSubset=pid hides what /proc says
 CALLS_AT_ONCE: Final = 16  # to WeChat, over all apps
 PATIENCE_SLACK_S: Final = 2.0  # beyond a call's timeout: a waiter hears of its outcome
+
+P = ParamSpec("P")
 
 Bound = Sequence[tuple[str, socket.socket]]
 
@@ -71,7 +77,8 @@ async def daemon(
         bound = await stack.enter_async_context(listeners(settings.server.listen, supervisor.sockets))
         gate = Gate({}, [])
         admit(gate, settings, bound)
-        upstream = await stack.enter_async_context(WeChat.connect(settings.wechat.api_base, settings.wechat.timeout))
+        wechat = settings.wechat
+        upstream = await stack.enter_async_context(WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base))
         visitors = Visitors(clock.now)
         lane = Lane(Connections(most_connections(), clock.now), _count(metrics, visitors), enabled=settings.server.express_lane)
         tools = Tools(
@@ -87,29 +94,49 @@ async def daemon(
         )
         metrics.roster = roster = Roster(list(settings.apps.values()), tools)
         await roster.start()
-        store.watch(roster.hear, roster.versions)
-        edge = Edge(roster, settings.wechat.timeout + PATIENCE_SLACK_S, lane, visitors=visitors, history=store.history)
-        runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash, drop_in=settings.compat)))
-        stack.push_async_callback(roster.landed)  # those who wait for a call under way are answered by its end
+        tickets = Tickets(roster, tools, upstream)
+        store.watch(together(roster.hear, tickets.hear), roster.versions)
+        edge = Edge(roster, patience(settings), lane, visitors=visitors, history=store.history, tickets_of=tickets.of)
+        routes = TicketDesk(tickets).routes() + (DropIn(gate, tickets).routes() if settings.compat else [])
+        runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash, routes)))
+        for kept in (roster, tickets):  # those who wait for a call under way are answered by its end
+            stack.push_async_callback(kept.landed)
+        look = together(roster.tick, tickets.tick)
         ticks = await stack.enter_async_context(AsyncExitStack())
-        await ticks.enter_async_context(every(settings.policy.tick, roster.tick))
+        await ticks.enter_async_context(every(settings.policy.tick, look))
         await stack.enter_async_context(accepting(runner, [sock for _, sock in bound], lane))
 
         async def govern(read: Settings) -> None:
             admit(gate, read, bound)
             pace = tools.policy.tick
             lane.drop()
-            roster.govern(read.policy)
+            together(roster.govern, tickets.govern)(read.policy)
             if read.policy.tick != pace:
                 await ticks.aclose()
-                await ticks.enter_async_context(every(read.policy.tick, roster.tick))
+                await ticks.enter_async_context(every(read.policy.tick, look))
 
         await stack.enter_async_context(reloading(settings, hung_up or asyncio.Event(), govern, supervisor))
         # A Unix socket if there is one: strangers cannot crowd it.
         nearest = min((sock for _, sock in bound), key=lambda sock: sock.family != socket.AF_UNIX)
         await stack.enter_async_context(supervisor.watched(wellness(roster, nearest), _say_how_we_are))
-        stack.callback(roster.halt)
+        stack.callback(together(roster.halt, tickets.halt))
         yield [address for address, _ in bound]
+
+
+def together(*each: Callable[P, object]) -> Callable[P, None]:
+    """What calls each of them in turn."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        for one in each:
+            one(*args, **kwargs)
+
+    return call
+
+
+def patience(settings: Settings) -> float:
+    """Seconds a request waits for a refresh: a call, or the time in which WeCom's last token serves no more (min_serve)."""
+    gaps = [settings.policy.min_serve + RENEWED_AFTER for app in settings.apps.values() if app.endpoint is Endpoint.WECOM]
+    return max([settings.wechat.timeout, *gaps]) + PATIENCE_SLACK_S
 
 
 def admit(gate: Gate, settings: Settings, bound: Bound) -> None:

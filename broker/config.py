@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from broker.address import Address
-from broker.core.credential import JITTER, LIFETIME, Account, Policy, Secret
+from broker.core.credential import JITTER, LIFETIME, Account, Endpoint, Policy, Secret
 from broker.core.quota import calls_per_day
 from broker.document import SECRET_PREFIX, ConfigError, Key, Names, Problems, env_name, read_document, suggestion
 from broker.guarded_files import Refused, find_secret, read_secret
@@ -49,10 +49,11 @@ class StoreSettings:
 
 @dataclass(frozen=True, slots=True)
 class WeChatSettings:
-    """Where WeChat is (`scheme://host[:port]`, no slash at its end), and the seconds a whole call may take."""
+    """Where WeChat and WeCom are (`scheme://host[:port]`, no slash at its end), and the seconds a whole call may take."""
 
     api_base: str
     timeout: float
+    wecom_base: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,8 @@ def _apps(document: Document, names: Names, policy: Policy, reader: _Reader) -> 
     if not names.apps:
         problems.add(("apps",), "at least one app is needed: [apps.main] with its appid and secret_file")
     for name, app in document.apps.items():
-        needed = calls_per_day(app.endpoint, policy)
+        endpoint = Endpoint(app.endpoint)
+        needed = calls_per_day(endpoint, policy)
         if needed > app.daily_quota and not problems.about("apps", name, "daily_quota"):
             cure = "raise it or policy.refresh_fraction, or use endpoint stable_token"
             problems.add(("apps", name, "daily_quota"), f"a day needs up to {needed} calls, it is {app.daily_quota}; {cure}")
@@ -230,10 +232,14 @@ def _apps(document: Document, names: Names, policy: Policy, reader: _Reader) -> 
         if app.appid is None:
             problems.add(("apps", name, "appid"), "is needed")
             continue
-        if (first := owners.setdefault(app.appid, name)) != name:
+        if not app.appid.startswith("wx") and endpoint is not Endpoint.WECOM:
+            problems.add(("apps", name, "appid"), 'is a corpid: an app of WeCom\'s has endpoint = "wecom"')
+        first = owners.setdefault(app.appid, name)
+        both = {endpoint, Endpoint(document.apps[first].endpoint)}
+        if first != name and both != {Endpoint.WECOM}:  # WeCom has a secret per app of a corpid
             problems.add(("apps", name, "appid"), f"is the AppID of apps.{first} too; one app can serve many clients")
         if secret is not None:
-            accounts[name] = Account(name, app.appid, secret, app.endpoint, app.daily_quota)
+            accounts[name] = Account(name, app.appid, secret, endpoint, app.daily_quota)
     for name in sorted(owners.keys() & document.apps.keys()):
         if owners[name] != name:
             problems.add(("apps", name), f"is named like the AppID of apps.{owners[name]}: services could not tell them apart")
@@ -289,4 +295,4 @@ def _avatars(table: Avatars, document: Document, names: Names, reader: _Reader, 
 
 
 def _wechat(document: Document) -> WeChatSettings:
-    return WeChatSettings(document.wechat.api_base, document.wechat.timeout)
+    return WeChatSettings(document.wechat.api_base, document.wechat.timeout, document.wecom.api_base)

@@ -100,10 +100,10 @@ class Flights:
     async def _suspect_emergency(self) -> None:
         """An emergency call that a dead process made is spent, and may have pushed out the token that the store still holds."""
         lost = Failure(Kind.TRANSIENT, "the broker was stopped during an emergency", lost=True)
-        self._unrecorded.extend((at, lost) for at in self._tools.emergency.unrecorded(self._app.account.appid))
+        self._unrecorded.extend((at, lost) for at in self._tools.emergency.unrecorded(self._app.account.id))
         token = self._app.credential.token
         safe_for = core.outlives(self._app.account.endpoint, self._app.policy, force=False)
-        later = [at for at in self._tools.emergency.spent(self._app.account.appid) if token and at > token.requested_at]
+        later = [at for at in self._tools.emergency.spent(self._app.account.id) if token and at > token.requested_at]
         if later:
             await self._amend(lambda held, _: core.lost(held, min(later), safe_for))
 
@@ -256,13 +256,13 @@ class Flights:
         if token is None or not claimed:
             self._checked_elsewhere(self._app.credential, memory)
             return None
-        verdict = await self._tools.upstream.check(token.value)
+        verdict = await self._tools.upstream.check(self._app.account, token.value)
         self._tools.witness("checked", self._app.account.name, version=version, verdict=verdict.value)
         if verdict is Verdict.ALIVE:
             await self._amend(lambda held, now: core.found_alive(held, version, policy, now))
         elif verdict is Verdict.DEAD:
             before, wall = self._app.credential.rivalry.count, self._tools.clock.wall()
-            await self._amend(lambda held, now: core.found_dead(held, version, now, wall))
+            await self._amend(lambda held, now: core.found_dead(held, version, now, wall, self._app.account.endpoint))
             if self._app.credential.rivalry.count > before:
                 rivalry = self._app.credential.rivalry
                 self._tools.witness("second-issuer", self._app.account.name, count=rivalry.count, suspected=rivalry.suspected)
@@ -312,7 +312,7 @@ class Flights:
         made = [*self._app.entries, *(Entry(at, self._tools.clock.wall(), Lane.SCHEDULED) for at, _ in self._unrecorded)]
         if full(made, limits, Lane.SCHEDULED, now) is not None:
             return
-        if not await asyncio.to_thread(self._tools.emergency.spend, account.appid, now):
+        if not await asyncio.to_thread(self._tools.emergency.spend, account.id, now):
             return
         answer = await self._tools.upstream.fetch(account, force=False)
         # A number of its own in an epoch of its own: the store will know nothing of this call until it works again.
@@ -335,7 +335,7 @@ class Flights:
             outcome, change = self._judge().answer(replace(grant, started_at=started_at), answer)
             held = await self._tools.store.settle(self._app.account, grant, f"emergency {outcome}", change)
             self._unrecorded.popleft()
-            await asyncio.to_thread(self._tools.emergency.record, self._app.account.appid, started_at)
+            await asyncio.to_thread(self._tools.emergency.record, self._app.account.id, started_at)
             self._store_error, self._app.entries = None, grant.entries
             if not core.is_older(held, self._app.credential):
                 self._adopt(held)

@@ -112,6 +112,10 @@ class Keeper:
             return version == self.credential.version
         return token is not None and compare_digest(token.encode(), held.value.reveal().encode())
 
+    def recognizes(self, token: str) -> bool:
+        """Whether this is the token in force, or the one before while it may still live."""
+        return self._app.recognizes(token)
+
     async def report(self, patience_s: float, **named: str | None) -> tuple[Outcome, Served] | Unavailable:
         """Take a report that the token named by `version` or `token` is refused.
 

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from hmac import compare_digest
 
-from broker.core.credential import NEVER, Account, Credential, Policy, is_older, safe_end, scheduled_at
+from broker.core.credential import NEVER, Account, Credential, Policy, Token, is_older, safe_end, scheduled_at
 from broker.core.ports import Clock
 from broker.core.quota import Entry
 from broker.core.serving import Served, State
@@ -21,6 +22,7 @@ class Published:
         self._on_change = on_change
         self._changed = asyncio.Event()
         self._stale_at = self._ends_at = NEVER
+        self._previous: tuple[Token, float] | None = None  # the one before, and when it was replaced
 
     def adopt(self, credential: Credential) -> bool:
         """Publish, unless it is older than what was served already (the fence); whether the version is another now."""
@@ -33,6 +35,8 @@ class Published:
         self.reconsider()
         if credential.version == held.version:
             return False
+        if held.token is not None:
+            self._previous = held.token, self._clock.now()
         self.wake()
         return True
 
@@ -56,6 +60,13 @@ class Published:
             State.SUSPECT if self.credential.suspicion else state,
             until if is_stale else min(until, self._stale_at),
         )
+
+    def recognizes(self, token: str) -> bool:
+        """Whether this is the token in force, or the one before while it may still live."""
+        known = [self.credential.token] if self.credential.token else []
+        if self._previous is not None and self._clock.now() < self._previous[1] + self.policy.overlap:
+            known.append(self._previous[0])
+        return any(compare_digest(token.encode(), one.value.reveal().encode()) for one in known)
 
     def seconds_to_live(self) -> float:
         """Seconds the token may still be handed out; negative where it may not."""

@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -18,12 +19,27 @@ class Roster:
     def __init__(self, accounts: Sequence[Account], tools: Tools) -> None:
         self._tools = tools
         self._keepers = {account.name: Keeper(account, tools, partial(self._changed, account.name)) for account in accounts}
-        self._by_any_name = {keeper.account.appid: keeper for keeper in self._keepers.values()} | self._keepers
+        appids = Counter(account.appid for account in accounts)  # a corpid may have many apps: then it names none
+        self._by_any_name = {k.account.appid: k for k in self._keepers.values() if appids[k.account.appid] == 1} | self._keepers
         self._wall_offset = wall_offset(tools.clock)
         self._looks: dict[str, float] = {}  # by app: when it is looked at next
         self._agenda: list[tuple[float, str]] = []  # the same as a heap, with plans that are no more
         self.ticked_at = NEVER
         self.stopping = False
+
+    async def add(self, account: Account) -> Keeper:
+        """Take up one more app. Raises StoreError."""
+        keeper = Keeper(account, self._tools, partial(self._changed, account.name))
+        await keeper.start()
+        self._keepers[account.name] = self._by_any_name[account.name] = keeper
+        self._plan(account.name, NEVER)
+        return keeper
+
+    def drop(self, name: str) -> None:
+        """Look no more at an app that was added."""
+        self._looks.pop(name, None)
+        self._keepers.pop(name, None)
+        self._by_any_name.pop(name, None)
 
     def find(self, app: str) -> Keeper | None:
         """The keeper of an app, named by name or AppID."""
@@ -41,15 +57,15 @@ class Roster:
             await keeper.start()
             self._plan(keeper.account.name, NEVER)
 
-    def hear(self, appid: str | None) -> None:
+    def hear(self, account: str | None) -> None:
         """Another process that shares the store may have changed an account, or any of them where none is named."""
         for keeper in self:
-            if appid in {None, keeper.account.appid}:
+            if account in {None, keeper.account.id}:
                 keeper.hear()
 
     def versions(self) -> dict[str, str | None]:
-        """What each account's keeper serves, by AppID."""
-        return {keeper.account.appid: keeper.credential.version for keeper in self}
+        """What each account's keeper serves, by the account's id."""
+        return {keeper.account.id: keeper.credential.version for keeper in self}
 
     def tick(self) -> None:
         """Look at every app that may need it; none of the looks waits for anything."""
@@ -60,7 +76,7 @@ class Roster:
                 self._plan(name, NEVER)
         while self._agenda and self._agenda[0][0] <= now:
             at, name = heapq.heappop(self._agenda)
-            if self._looks[name] == at:
+            if self._looks.get(name) == at:
                 self._plan(name, self._look(self._keepers[name], now))
 
     def _look(self, keeper: Keeper, now: float) -> float:

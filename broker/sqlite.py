@@ -79,10 +79,10 @@ class SqliteStore:
     def watch(self, hear: Hear, versions: Versions) -> None:
         """Nobody else can change what a sole owner holds."""
 
-    async def history(self, since: float, appid: str) -> list[dict[str, Any]]:
-        """An account's calls since a wall time, oldest first: lane, forced, outcome, wall_at and more. Raises StoreError."""
-        mine = "appid = ? and wall_at >= ?"
-        return await self._run(lambda: list(self._file.db.table("calls").rows_where(mine, [appid, since], order_by="id")))
+    async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
+        """See :class:`broker.core.ports.Store`."""
+        mine, key = f"{KEY} and wall_at >= :since", {**_key(account), "since": since}
+        return await self._run(lambda: list(self._file.db.table("calls").rows_where(mine, key, order_by="id")))
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""
@@ -199,4 +199,4 @@ class SqliteStore:
 
 
 def _key(account: Account) -> dict[str, str]:
-    return {"appid": account.appid, "endpoint": account.endpoint.value}
+    return {"appid": account.id, "endpoint": account.endpoint.value}

@@ -5,6 +5,7 @@ How it is read is document.py's business, what keys mean together config.py's. S
 
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal
 
@@ -78,7 +79,9 @@ Name = Annotated[
         r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a name is 1 to 64 letters, digits, '-', '_', '.', and begins with a letter or digit"
     ),
 ]
-AppId = Annotated[str, _named(r"wx[0-9A-Za-z_-]{1,62}", "an AppID looks like wx0123456789abcdef")]
+AppId = Annotated[
+    str, _named(r"w[wx][0-9A-Za-z_-]{1,62}", "an AppID looks like wx0123456789abcdef, a corpid of WeCom like ww0123456789abcdef")
+]
 # A bare word could be the secret itself, written to the wrong key; what passes here may be shown in errors.
 FilePath = Annotated[str, _named(r"\.{0,2}/[^\x00-\x1f\x7f]+", "must be a path that begins with / or ./ (beside this file)")]
 Sha256 = Annotated[str, _named(r"[0-9A-Fa-f]{64}", "must be 64 hex digits: printf %s KEY | sha256sum"), AfterValidator(str.lower)]
@@ -126,6 +129,12 @@ class WeChat(Table):
     timeout: Annotated[Number, Field(gt=0, le=300)] = 10
 
 
+class WeCom(Table):
+    """[wecom]."""
+
+    api_base: ApiBase = "https://qyapi.weixin.qq.com"
+
+
 class Compat(Table):
     """[compat]."""
 
@@ -145,13 +154,21 @@ class PolicyTable(Table):
     report_quota: Annotated[Whole, Field(ge=0)] = DEFAULT.report_quota
 
 
+class AppEndpoint(StrEnum):
+    """Those endpoints of the core's that an app may have."""
+
+    TOKEN = Endpoint.TOKEN.value
+    STABLE = Endpoint.STABLE.value
+    WECOM = Endpoint.WECOM.value
+
+
 class App(Table):
     """[apps.NAME]."""
 
     appid: AppId | None = None
     secret_file: FilePath | None = None
     secret: str | None = None
-    endpoint: Endpoint = Endpoint.TOKEN
+    endpoint: AppEndpoint = AppEndpoint.TOKEN
     daily_quota: Annotated[Whole, Field(ge=1, le=10_000_000)] = 2000
 
 
@@ -181,6 +198,7 @@ class Document(Table):
     server: Server = Server()
     store: Store = Store()
     wechat: WeChat = WeChat()
+    wecom: WeCom = WeCom()
     policy: PolicyTable = PolicyTable()
     compat: Compat = Compat()
     apps: dict[Name, App] = {}
@@ -192,6 +210,7 @@ TABLES: Final[Mapping[str, type[Table]]] = {
     "server": Server,
     "store": Store,
     "wechat": WeChat,
+    "wecom": WeCom,
     "policy": PolicyTable,
     "compat": Compat,
     "apps": App,

@@ -21,20 +21,22 @@ from broker.core.ports import Minted, Verdict
 
 TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
-CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"  # the cheap call that tells whether a token lives (wechat.md §2)
+WECOM_PATH: Final = "/cgi-bin/gettoken"
+TICKET_PATH: Final = "/cgi-bin/ticket/getticket"
+CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"  # the cheap call that tells whether a token lives (wechat.md §2); WeCom has it
 
 
 class WeChat:
     """A :class:`broker.core.ports.Upstream` over HTTP."""
 
-    def __init__(self, session: aiohttp.ClientSession, api_base: str, timeout: float) -> None:
+    def __init__(self, session: aiohttp.ClientSession, api_base: str, timeout: float, wecom_base: str) -> None:
         self._session = session
-        self._base = URL(api_base)
+        self._base, self._wecom_base = URL(api_base), URL(wecom_base)
         self._timeout = timeout
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, api_base: str, timeout_s: float) -> AsyncIterator["WeChat"]:
+    async def connect(cls, api_base: str, timeout_s: float, wecom_base: str = "") -> AsyncIterator["WeChat"]:
         """Open a client whose every request goes over the wire at most once. `timeout_s` is for a whole call."""
         # A connection per call: calls are rare, and an idle connection that WeChat has closed would lose an answer.
         session = aiohttp.ClientSession(
@@ -49,23 +51,37 @@ class WeChat:
         # call without a reservation. There is no public switch; tests/test_wechat.py counts requests on the wire.
         session._retry_connection = False  # noqa: SLF001
         async with session:
-            yield cls(session, api_base, timeout_s)
+            yield cls(session, api_base, timeout_s, wecom_base or api_base)
+
+    def base(self, account: Account) -> URL:
+        """Where an account's calls go."""
+        return self._wecom_base if account.endpoint is Endpoint.WECOM else self._base
 
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
         """See :class:`broker.core.ports.Upstream`."""
+        is_wecom, url = account.endpoint is Endpoint.WECOM, self.base(account)
         fields = {"grant_type": "client_credential", "appid": account.appid, "secret": account.secret.reveal()}
         if account.endpoint is Endpoint.STABLE:
-            answer = await self._call("POST", STABLE_PATH, json={**fields, "force_refresh": force})
+            answer = await self._call("POST", url.with_path(STABLE_PATH), json={**fields, "force_refresh": force})
+        elif is_wecom:
+            corp = {"corpid": account.appid, "corpsecret": account.secret.reveal()}
+            answer = await self._call("GET", url.with_path(WECOM_PATH), params=corp)
         else:
-            answer = await self._call("GET", TOKEN_PATH, params=fields)
-        return answer if isinstance(answer, Failure) else token_answer(answer)
+            answer = await self._call("GET", url.with_path(TOKEN_PATH), params=fields)
+        return answer if isinstance(answer, Failure) else token_answer(answer, wecom=is_wecom)
 
-    async def check(self, token: Secret) -> Verdict:
+    async def check(self, account: Account, token: Secret) -> Verdict:
         """See :class:`broker.core.ports.Upstream`."""
-        answer = await self._call("GET", CHECK_PATH, params={"access_token": token.reveal()})
+        url = self.base(account).with_path(CHECK_PATH)
+        answer = await self._call("GET", url, params={"access_token": token.reveal()})
         return Verdict.UNKNOWN if isinstance(answer, Failure) else verdict(answer)
 
-    async def _call(self, method: str, path: str, **request: Any) -> bytes | Failure:
+    async def ticket(self, kind: Endpoint, token: Secret) -> Minted | Failure:
+        """Fetch a ticket, which `token` pays for (wechat.md §4)."""
+        answer = await self._call("GET", self._base.with_path(TICKET_PATH), params={"access_token": token.reveal(), "type": kind})
+        return answer if isinstance(answer, Failure) else token_answer(answer, "ticket")
+
+    async def _call(self, method: str, url: URL, **request: Any) -> bytes | Failure:
         """Make one request; the body of a 200, or what went wrong."""
         sent = SimpleNamespace(headers=False)
         status = None
@@ -73,9 +89,7 @@ class WeChat:
             # The session's own deadline starts late (after name resolution queues); this one covers everything.
             async with (
                 asyncio.timeout(self._timeout),
-                self._session.request(
-                    method, self._base.with_path(path), allow_redirects=False, trace_request_ctx=sent, **request
-                ) as response,
+                self._session.request(method, url, allow_redirects=False, trace_request_ctx=sent, **request) as response,
             ):
                 status = response.status
                 if status != HTTPStatus.OK:

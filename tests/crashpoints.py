@@ -137,9 +137,9 @@ class MortalWeChat(WeChat):
         with self._within("call"):
             return await super().fetch(account, force=force)
 
-    async def check(self, token: Secret) -> Verdict:
+    async def check(self, account: Account, token: Secret) -> Verdict:
         with self._within("check"):
-            return await super().check(token)
+            return await super().check(account, token)
 
     @contextmanager
     def _within(self, method: str) -> Iterator[None]:

@@ -61,6 +61,8 @@ class ScriptedWeChat:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     lifetime: float = 7200.0
     shut_after_check: bool = False
+    tickets: list[tuple[str, str]] = field(default_factory=list)  # asked for: type and token
+    ticket_answers: deque[Minted | Failure] = field(default_factory=deque)
     before_answer: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -76,13 +78,21 @@ class ScriptedWeChat:
         self.before_answer()
         return answer
 
-    async def check(self, token: Secret) -> Verdict:
+    async def check(self, account: Account, token: Secret) -> Verdict:
         assert token.reveal()
+        assert account.appid
         self.checks += 1
         await self._pass_gate()
         if self.shut_after_check:
             self.gate.clear()
         return self.verdicts.popleft() if self.verdicts else Verdict.ALIVE
+
+    async def ticket(self, kind: Endpoint, token: Secret) -> Minted | Failure:
+        self.tickets.append((kind.value, token.reveal()))
+        await self._pass_gate()
+        if self.ticket_answers:
+            return self.ticket_answers.popleft()
+        return Minted(Secret(f"{CANARY}-{kind.value}-k{len(self.tickets)}"), self.lifetime)
 
     async def _pass_gate(self) -> None:
         self.in_flight += 1
@@ -142,7 +152,7 @@ class Bench:
             self.store = None
 
     async def rows(self) -> list[dict[str, object]]:
-        return await (await self.open()).history(0, ACCOUNT.appid)
+        return await (await self.open()).history(0, ACCOUNT)
 
     def told(self, event: str) -> list[dict[str, object]]:
         return [facts for name, facts in self.events if name == event]

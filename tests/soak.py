@@ -124,6 +124,9 @@ class MortalStore:
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         return await self._mortally(lambda: self.inner.amend(account, change))
 
+    async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
+        return await self.inner.history(since, account)
+
     async def close(self) -> None:
         await self.inner.close()
 
@@ -362,9 +365,9 @@ class Client:
         await town.fate.step()
         return answer
 
-    async def check(self, token: Secret) -> Verdict:
+    async def check(self, account: Account, token: Secret) -> Verdict:
         await self.town.fate.step()
-        verdict = await self.inner.check(token)
+        verdict = await self.inner.check(account, token)
         if verdict is Verdict.DEAD:
             self.town.dying.add(token.reveal())
         await self.town.take_time(self.town.luck.uniform(0, 1.5))

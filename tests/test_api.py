@@ -15,12 +15,15 @@ from broker.core.credential import Account
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.roster import Roster
+from broker.tickets import Tickets
 from broker.web.api import Edge
 from broker.web.connections import Connections
+from broker.web.dropin import DropIn
 from broker.web.express import Lane
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
+from broker.web.tickets import TicketDesk
 from broker.web.visitors import Visitors
 from tests.doubles import ACCOUNT, APPID, CANARY, DOWN, LOST, Bench
 
@@ -35,6 +38,7 @@ class Daemon:
         self.bench = bench
         self.crashes: list[tuple[str, Exception]] = []
         self.roster: Roster
+        self.tickets: Tickets
         self.http: TestClient[Any, Any]
 
     async def start(self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False) -> None:
@@ -44,8 +48,11 @@ class Daemon:
         await self.roster.start()
         clock, store = self.bench.clock, await self.bench.open()
         lane = Lane(Connections(100, clock.now))
-        self.edge = edge = Edge(self.roster, 5.0, lane, clock.wall, Visitors(clock.now), store.history)
-        app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), drop_in=drop_in)
+        self.tickets = Tickets(self.roster, tools, self.bench.wechat)
+        visitors = Visitors(clock.now)
+        self.edge = edge = Edge(self.roster, 5.0, lane, clock.wall, visitors, store.history, self.tickets.of)
+        more = TicketDesk(self.tickets).routes() + (DropIn(gate, self.tickets).routes() if drop_in else [])
+        app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more)
         self.http = TestClient(TestServer(app))
         await self.http.start_server()
 

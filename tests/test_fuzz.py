@@ -164,7 +164,7 @@ class Line:
         return answer
 
     def check(self, says: bytes) -> Verdict:
-        verdict = self._ask(self.wechat.check(Secret(f"{CANARY}-token")), says, closes=True)
+        verdict = self._ask(self.wechat.check(ACCOUNT, Secret(f"{CANARY}-token")), says, closes=True)
         self.outcomes[verdict.value] += 1
         return verdict
 

@@ -32,6 +32,7 @@ LAYERS = [
     {"sqlite", "document", "flight"},
     {"config", "keeper"},
     {"listen", "roster", "reload"},
+    {"tickets"},
     {"web"},
     {"client"},
     {"avatars"},

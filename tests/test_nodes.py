@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,9 @@ class Shared:
         if changed:
             self._tell(account)
         return held, changed
+
+    async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
+        return await (await self._store()).history(since, account)
 
     async def close(self) -> None:
         """The bench closes what is under it."""

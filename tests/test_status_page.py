@@ -11,11 +11,11 @@ from itertools import pairwise
 import pytest
 
 from broker.core.credential import Account, Rivalry
-from broker.core.errcodes import RULES, Failure, Kind
+from broker.core.errcodes import RULES, WECOM_RULES, Failure, Kind
 from broker.core.ports import StoreError
 from broker.core.quota import until_next_day
 from broker.languages import CHINESE, ENGLISH, span
-from broker.web.advice import ADVICE_ZH, reason
+from broker.web.advice import ADVICE_ZH, WECOM_ADVICE_ZH, reason
 from broker.web.gate import Client, Gate
 from broker.web.plot import HEIGHT, HOUR, HOURS, WIDTHS, Bar, Plot, Result, plot
 from broker.web.status import APPS_A_PAGE, POLICY, VISITORS_SHOWN
@@ -107,9 +107,10 @@ def test_both_languages_have_the_same_words_with_the_same_gaps() -> None:
     assert PAGE[ENGLISH].keys() == PAGE[CHINESE].keys()
     for key, english in PAGE[ENGLISH].items():
         assert sorted(re.findall(r"{\w+}", english)) == sorted(re.findall(r"{\w+}", PAGE[CHINESE][key])), key
-    assert ADVICE_ZH.keys() == RULES.keys()
-    alike = {code: {other for other in RULES if RULES[other].advice == RULES[code].advice} for code in RULES}
-    assert {code: {other for other in RULES if ADVICE_ZH[other] == ADVICE_ZH[code]} for code in RULES} == alike
+    for chinese, rules in ((ADVICE_ZH, RULES), (WECOM_ADVICE_ZH, WECOM_RULES)):
+        assert chinese.keys() == rules.keys()
+        alike = {code: {other for other in rules if rules[other].advice == rules[code].advice} for code in rules}
+        assert {code: {other for other in rules if chinese[other] == chinese[code]} for code in rules} == alike
 
 
 @pytest.mark.parametrize(
@@ -358,9 +359,9 @@ async def test_the_ledgers_calls_are_drawn_and_said(daemon: Daemon) -> None:
 async def test_the_ledger_is_read_again_only_where_it_says_something_else(daemon: Daemon) -> None:
     read, history = [], daemon.edge.history
 
-    async def counted(since: float, appid: str) -> list[dict[str, object]]:
-        read.append(appid)
-        return await history(since, appid)
+    async def counted(since: float, account: Account) -> list[dict[str, object]]:
+        read.append(account.appid)
+        return await history(since, account)
 
     object.__setattr__(daemon.edge, "history", counted)
     for _ in range(5):

@@ -93,7 +93,7 @@ async def test_a_token_is_checked_with_the_cheap_call(wechat_says: aioresponses)
         wechat_says.get(url, body=body, response_class=Response)
     wechat_says.get(url, status=502, response_class=Response)
     async with WeChat.connect(BASE, 5) as wechat:
-        said = [await wechat.check(Secret("T")) for _ in range(4)]
+        said = [await wechat.check(ACCOUNT, Secret("T")) for _ in range(4)]
     assert said == [Verdict.ALIVE, Verdict.DEAD, Verdict.UNKNOWN, Verdict.UNKNOWN]
 
 

@@ -24,8 +24,8 @@ class NotAnAnswer(Exception):  # noqa: N818 -- a value in disguise, never shown
     """The bytes are not an answer of WeChat's. Says why, without quoting them."""
 
 
-def token_answer(body: bytes) -> Minted | Failure:
-    """Read a token endpoint's HTTP 200 answer. Never raises.
+def token_answer(body: bytes, name: str = "access_token", *, wecom: bool = False) -> Minted | Failure:
+    """Read a token endpoint's HTTP 200 answer, or another's that gives something like a token by that `name`. Never raises.
 
     What cannot be read counts as a lost answer: the call was spent, and a token may have been minted.
     """
@@ -33,8 +33,8 @@ def token_answer(body: bytes) -> Minted | Failure:
         answer = _object(body)
         errcode = _errcode(answer)
         if errcode:
-            return _refusal(errcode, answer.get("errmsg"))
-        return Minted(_token(answer.get("access_token")), _seconds(answer.get("expires_in")))
+            return _refusal(errcode, answer.get("errmsg"), wecom=wecom)
+        return Minted(_token(answer.get(name), name), _seconds(answer.get("expires_in")))
     except NotAnAnswer as why:
         return Failure(Kind.TRANSIENT, f"not an answer of WeChat's: {why}", lost=True)
 
@@ -51,11 +51,12 @@ def verdict(body: bytes) -> Verdict:
     return Verdict.ALIVE if not errcode and isinstance(answer.get("ip_list"), list) else Verdict.UNKNOWN
 
 
-def _refusal(errcode: int, errmsg: object) -> Failure:
+def _refusal(errcode: int, errmsg: object, *, wecom: bool) -> Failure:
     text = errmsg if isinstance(errmsg, str) else ""
     rid = _RID.search(text)
-    kind = rule_for(errcode).kind
-    return Failure(kind, f"errcode {errcode}", errcode, ip=_ip(text) if kind is Kind.ADMISSION else None, rid=rid and rid[1])
+    kind = rule_for(errcode, wecom=wecom).kind
+    ip = _ip(text) if kind is Kind.ADMISSION else None
+    return Failure(kind, f"errcode {errcode}", errcode, ip=ip, rid=rid and rid[1], wecom=wecom)
 
 
 def _ip(text: str) -> str | None:
@@ -99,11 +100,11 @@ def _errcode(answer: dict[str, Any]) -> int:
     return int(number)
 
 
-def _token(value: object) -> Secret:
+def _token(value: object, name: str) -> Secret:
     if not isinstance(value, str):
-        raise NotAnAnswer("no access_token")
+        raise NotAnAnswer(f"no {name}")
     if not _TOKEN.fullmatch(value):
-        raise NotAnAnswer("an access_token that is empty, too long, or has blanks")
+        raise NotAnAnswer(f"an {name} that is empty, too long, or has blanks")
     return Secret(value)
 
 

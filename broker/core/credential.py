@@ -17,7 +17,9 @@ from broker.core.errcodes import Failure
 
 NEVER: Final = -math.inf
 LIFETIME: Final = 7200.0  # what WeChat grants (wechat.md §1); each answer's own expires_in is what counts
+RENEWED_AFTER: Final = 2.0  # WeCom repeats a token until it has expired; this long after its end there is another one
 ROTATES_WITHIN: Final = 300.0  # the stable endpoint hands out another token only in the last 300 s (wechat.md §1)
+TICKET_FRACTION: Final = 0.8
 JITTER: Final = 0.1
 SUSPECTS_SECOND_ISSUER_AT: Final = 3  # scenario 37
 RIVALRY_FADES_AFTER: Final = 7 * 86400.0
@@ -54,10 +56,20 @@ def fingerprint(secret: Secret, salt: str) -> str:
 
 
 class Endpoint(StrEnum):
-    """Which of WeChat's isolated token endpoints an app uses (wechat.md §1)."""
+    """Where a credential comes from: WeChat's isolated token endpoints (wechat.md §1), WeCom's (§5), tickets (§4).
+
+    A ticket is kept like a token. It is fetched with a token, does not die with it, and no cheap call tells if it lives.
+    """
 
     TOKEN = "token"  # noqa: S105 -- the endpoint's name, as in the configuration
     STABLE = "stable_token"
+    WECOM = "wecom"
+    JSAPI = "jsapi"
+    WX_CARD = "wx_card"
+
+
+TICKETS: Final = (Endpoint.JSAPI, Endpoint.WX_CARD)
+MORTAL: Final = (Endpoint.TOKEN, Endpoint.STABLE)  # where another program's call can kill our token
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,11 @@ class Account:
     secret: Secret
     endpoint: Endpoint = Endpoint.TOKEN
     daily_quota: int = 2000
+
+    @property
+    def id(self) -> str:
+        """What the store knows it by, with its endpoint. WeCom has one token per secret: a corpid has many apps."""
+        return f"{self.appid}/{self.name}" if self.endpoint is Endpoint.WECOM else self.appid
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +203,22 @@ def scheduled_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> 
     """When the schedule alone replaces the token, doubt or no doubt.
 
     Classic: half-life, ± 10 % so that a thousand apps do not call together. Stable: inside the last 300 s, before which
-    WeChat repeats the same token (wechat.md §1); 10 to 20 % inside, because the edge is theirs.
+    WeChat repeats the same token (wechat.md §1); 10 to 20 % inside, because the edge is theirs. WeCom: when it has
+    expired, since until then the same one is repeated (§5). Tickets: as classic, but later: nobody says whether the same
+    one is repeated until its end (§4), and then each time half would be left that costs a call.
     """
     token = credential.token
     if token is None:
         return NEVER
+    if endpoint is Endpoint.WECOM:
+        return token.expires_at + RENEWED_AFTER
     # Derived from the version rather than drawn: the same after a restart, with nothing to store.
     jitter = crc32(f"{credential.version}".encode()) / 2**32
     if endpoint is Endpoint.STABLE:
         margin = min(ROTATES_WITHIN * (1 - JITTER * (1 + jitter)), token.lifetime * (1 - policy.refresh_fraction))
         return token.expires_at - margin
-    return token.requested_at + token.lifetime * policy.refresh_fraction * (1 + JITTER * (2 * jitter - 1))
+    fraction = max(policy.refresh_fraction, TICKET_FRACTION) if endpoint in TICKETS else policy.refresh_fraction
+    return token.requested_at + token.lifetime * fraction * (1 + JITTER * (2 * jitter - 1))
 
 
 def allowed_at(credential: Credential, policy: Policy) -> float:
@@ -245,7 +267,9 @@ def reserved(credential: Credential, call: int, now: float) -> Credential:
     return replace(credential, called_at=now, reserved_call=call)
 
 
-def minted(credential: Credential, call: int, started_at: float, answer: tuple[Secret, float]) -> Credential:
+def minted(
+    credential: Credential, call: int, started_at: float, answer: tuple[Secret, float], endpoint: Endpoint = Endpoint.TOKEN
+) -> Credential:
     """WeChat answered with a token and its seconds. An answer older than what we hold changes nothing (the fence)."""
     value, expires_in = answer
     held = credential.token
@@ -254,7 +278,11 @@ def minted(credential: Credential, call: int, started_at: float, answer: tuple[S
         return done
     if held is not None and held.value == value:
         # The same token again: same version, its expiry from this answer. One that was refused is repeated dead.
-        again = replace(held, requested_at=started_at, expires_at=started_at + expires_in)
+        # Whether WeCom tells what is left of a token it repeats, nobody says: it is not believed to prolong one.
+        expires_at = started_at + expires_in
+        if endpoint is Endpoint.WECOM and started_at < held.expires_at:
+            expires_at = min(expires_at, held.expires_at)
+        again = replace(held, requested_at=started_at, expires_at=expires_at)
         return replace(done, token=again, suspicion=credential.suspicion if credential.refused else None)
     return replace(done, token=Token(value, call, started_at, started_at + expires_in), suspicion=None)
 
@@ -280,11 +308,11 @@ def forgiven(credential: Credential, fingerprint: str) -> Credential | None:
 def outlives(endpoint: Endpoint, policy: Policy, *, force: bool) -> float:
     """Seconds that a token outlives the call which replaces it (wechat.md §1).
 
-    The stable endpoint replaces none before its time, unless it is forced to, and then at once.
+    The stable endpoint replaces none before its time, unless it is forced to, and then at once. WeCom and tickets none.
     """
-    if endpoint is Endpoint.STABLE:
-        return 0.0 if force else math.inf
-    return policy.overlap
+    if endpoint is Endpoint.STABLE and force:
+        return 0.0
+    return policy.overlap if endpoint is Endpoint.TOKEN else math.inf
 
 
 def lost(credential: Credential, started_at: float, outlives: float) -> Credential:
@@ -351,14 +379,16 @@ def found_alive(credential: Credential, version: str | None, policy: Policy, now
     return replace(credential, suspicion=None) if now >= suspicion.safe_until + policy.overlap / 5 else None
 
 
-def found_dead(credential: Credential, version: str | None, now: float, wall: float) -> Credential | None:
+def found_dead(
+    credential: Credential, version: str | None, now: float, wall: float, endpoint: Endpoint = Endpoint.TOKEN
+) -> Credential | None:
     """WeChat refuses the token. Where nothing of ours explains that, somebody else may be calling the endpoint."""
     token = credential.token
     if credential.version != version or token is None or credential.refused:
         return None
     dead = replace(credential, suspicion=Suspicion(Doubt.REFUSED, now, now))
     unexplained = credential.suspicion is None and now < token.expires_at - JITTER * token.lifetime
-    return replace(dead, rivalry=credential.rivalry.again(wall)) if unexplained else dead
+    return replace(dead, rivalry=credential.rivalry.again(wall)) if unexplained and endpoint in MORTAL else dead
 
 
 def _closed(credential: Credential, call: int) -> Credential:

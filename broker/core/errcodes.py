@@ -1,4 +1,7 @@
-"""WeChat's errcodes: what class each belongs to, and what that asks of the broker (wechat.md §2)."""
+"""WeChat's errcodes: what class each belongs to, and what that asks of the broker (wechat.md §2); and WeCom's.
+
+WeCom's numbers are its own even where they look alike: developer.work.weixin.qq.com/document/path/90313.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,11 +41,12 @@ class Failure:
     retry_after: float | None = None
     lost: bool = False  # the request went out and no answer to it is known
     wall: float = 0.0  # when, for people
+    wecom: bool = False  # the errcode is WeCom's
 
     @property
     def advice(self) -> str:
         """What a person can do about it."""
-        advice = rule_for(self.errcode).advice if self.errcode is not None else TRANSIENT.advice
+        advice = rule_for(self.errcode, wecom=self.wecom).advice if self.errcode is not None else TRANSIENT.advice
         return f"{advice} WeChat saw this broker as {self.ip}." if self.ip else advice
 
 
@@ -102,14 +106,27 @@ RULES: Final[dict[int, Rule]] = {
     89507: Rule(Kind.BLOCKED, 3600, _DENIED.format("an hour")),
 }
 
+_SLOWER: Final = Rule(Kind.SLOW_DOWN, 60, "Too many calls: the broker slows down by itself.")
+
+WECOM_RULES: Final[dict[int, Rule]] = {
+    -1: TRANSIENT,
+    40001: _configuration("WeCom does not accept the secret: put the app's current one into its secret file and restart."),
+    40013: _configuration("WeCom does not know this corpid: correct `appid` in the configuration."),
+    41002: _configuration("WeCom does not know this corpid: correct `appid` in the configuration."),
+    41004: _configuration("WeCom does not accept the secret: put the app's current one into its secret file and restart."),
+    45009: _SLOWER,  # a rate, not a day's quota
+    48002: _configuration("The app may not use this interface: see its permissions in WeCom's console."),
+    60020: Rule(Kind.ADMISSION, _FIVE_MINUTES, "Add this host's public IP to the app's trusted IPs in WeCom's console."),
+}
+
 TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})  # on data APIs: the token may be bad (wechat.md §2)
 
 LONGEST_RETRY_AFTER: Final = 3600.0  # an answer may ask for more; it is a proxy's word, not WeChat's
 
 
-def rule_for(errcode: int) -> Rule:
+def rule_for(errcode: int, *, wecom: bool = False) -> Rule:
     """What the code asks of us; codes nobody listed are taken as passing."""
-    return RULES.get(errcode, TRANSIENT)
+    return (WECOM_RULES if wecom else RULES).get(errcode, TRANSIENT)
 
 
 def pause(failure: Failure, failures: int, floor: float, ceiling: float, until_next_day: float, spread: float) -> float:
@@ -118,7 +135,7 @@ def pause(failure: Failure, failures: int, floor: float, ceiling: float, until_n
     `floor` and `ceiling` bound what time can cure (doubling in between); `until_next_day` is what is left of the quota
     day; `spread` in [0, 1) keeps many brokers apart. Never less than `floor`, and never less than the class asks.
     """
-    rule = rule_for(failure.errcode) if failure.errcode is not None else TRANSIENT
+    rule = rule_for(failure.errcode, wecom=failure.wecom) if failure.errcode is not None else TRANSIENT
     asked = min(failure.retry_after or 0.0, LONGEST_RETRY_AFTER)
     if rule.kind is Kind.BLOCKED:
         return rule.pause

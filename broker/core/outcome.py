@@ -49,7 +49,7 @@ class Judge:
         safe_for = outlives(self.account.endpoint, self.policy, force=grant.claim.force)
         if isinstance(answer, Minted):
             good = answer.token, answer.expires_in
-            return "minted", lambda held, _: minted(held, call, started_at, good)
+            return "minted", lambda held, _: minted(held, call, started_at, good, self.account.endpoint)
         failure = replace(answer, wall=self.wall)
         wait = self._pause(failure, grant.credential.failures)
         known = fingerprint(self.account.secret, grant.credential.epoch)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from broker.core.credential import Account, Credential, Secret
 from broker.core.errcodes import Failure
@@ -65,7 +65,7 @@ class Upstream(Protocol):
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
         """Spend one token call. `force` asks the stable endpoint for another token than the current one."""
 
-    async def check(self, token: Secret) -> Verdict:
+    async def check(self, account: Account, token: Secret) -> Verdict:
         """Ask whether a token is alive; costs no token quota."""
 
 
@@ -131,7 +131,7 @@ class Held:
 class Node:
     """One of the processes that share a store, as it last said; times are unix time by the store's clock.
 
-    `notified_at`: when it last heard from the store that another one changed something. `versions`: by AppID, what it serves.
+    `notified_at`: when it last heard from the store that another one changed something. `versions`: by account, what it serves.
     """
 
     name: str
@@ -166,7 +166,7 @@ class Store(Protocol):
         """Who shares it, this process among them, as last read; nobody where it has a sole owner."""
 
     def watch(self, hear: Hear, versions: Versions) -> None:
-        """Call `hear(appid)` on the loop after another process may have changed that account; `hear(None)`: any of them.
+        """Call `hear(id)` on the loop after another process may have changed that account; `hear(None)`: any of them.
 
         A hint: it may come late, twice or for nothing, but after each change that is not our own one comes, if need be
         when the connection is back. `versions` is asked now and then for what this process serves, to tell the others.
@@ -190,6 +190,9 @@ class Store(Protocol):
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """Change what is held, unless `change` returns None; returns what is held then, and whether this changed it."""
+
+    async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
+        """Return an account's calls since a wall time, oldest first: lane, forced, outcome, wall_at and more."""
 
     async def close(self) -> None:
         """Finish what is under way and let go of the files."""

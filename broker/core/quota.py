@@ -77,6 +77,8 @@ def calls_per_day(endpoint: Endpoint, policy: Policy) -> int:
     """Token calls that a day without incidents needs at most."""
     if endpoint is Endpoint.STABLE:
         return math.ceil(DAY / (LIFETIME - ROTATES_WITHIN))
+    if endpoint is Endpoint.WECOM:
+        return math.ceil(DAY / LIFETIME) + 1
     return math.ceil(DAY / (LIFETIME * policy.refresh_fraction * (1 - JITTER)))
 
 

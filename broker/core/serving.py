@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from broker.core.credential import Credential
+from broker.core.credential import Credential, Token
 from broker.core.errcodes import Kind
 from broker.core.ports import Denial, Reason
 
@@ -50,6 +50,13 @@ class Served:
     expires_in: int
     state: State
     until: float
+
+    @property
+    def token(self) -> Token:
+        """What is served: there always is one."""
+        if self.credential.token is None:
+            raise AssertionError("nothing was served")
+        return self.credential.token
 
 
 @dataclass(frozen=True, slots=True)

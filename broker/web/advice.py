@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from broker.core.credential import Endpoint
 from broker.core.errcodes import Kind
 from broker.languages import ENGLISH
 
@@ -42,6 +43,18 @@ ADVICE_ZH: Final[Mapping[int, str]] = {
     89506: _BLOCKED.format("24 小时"),
     89507: _BLOCKED.format("1 小时"),
 }
+_CORP_SECRET: Final = "企业微信不接受该 Secret：请把应用当前的 Secret 写入密钥文件并重启。"  # noqa: S105 -- a sentence
+_CORP: Final = "企业微信不认识该 corpid：请更正配置中的 appid。"
+WECOM_ADVICE_ZH: Final[Mapping[int, str]] = {
+    -1: _WAIT,
+    40001: _CORP_SECRET,
+    40013: _CORP,
+    41002: _CORP,
+    41004: _CORP_SECRET,
+    45009: "调用过多：系统会自动放慢。",
+    48002: "该应用没有此接口的权限：请在企业微信后台查看接口权限。",
+    60020: "请在企业微信后台把本机的公网 IP 加入该应用的可信 IP。",
+}
 _DRIFT: Final = "微信至少统计到 {count} 次不是由本服务发起的调用。"
 _SEEN_AS: Final = "微信看到的本机 IP 是 {ip}。"
 REASONS_ZH: Final[Mapping[str, str]] = {
@@ -60,11 +73,12 @@ REASONS_ZH: Final[Mapping[str, str]] = {
 }
 
 
-def advice(error: Mapping[str, Any], spoken: str, remaining: int) -> str:
+def advice(error: Mapping[str, Any], spoken: str, remaining: int, endpoint: str) -> str:
     """What to do about a `last_error` of /v1/status; `remaining`: calls that our own ledger would still allow."""
     if spoken == ENGLISH:
         return str(error["advice"])
-    told = ADVICE_ZH.get(error["errcode"], _WAIT)  # a code that nobody listed is taken as passing, as in the core
+    known = WECOM_ADVICE_ZH if endpoint == Endpoint.WECOM else ADVICE_ZH
+    told = known.get(error["errcode"], _WAIT)  # a code that nobody listed is taken as passing, as in the core
     if error["class"] == Kind.QUOTA and remaining:
         told += _DRIFT.format(count=remaining)
     return told + (_SEEN_AS.format(ip=error["ip"]) if error["ip"] else "")

@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from broker import __version__
+from broker.core.credential import Account
 from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind
 from broker.core.quota import Usage
 from broker.core.serving import Served, Unavailable
@@ -24,10 +25,10 @@ from broker.web.plot import Plot
 from broker.web.problems import problem, unavailable
 from broker.web.visitors import Visitors
 
-History = Callable[[float, str], Awaitable[list[dict[str, Any]]]]
+History = Callable[[float, Account], Awaitable[list[dict[str, Any]]]]
 
 
-async def _no_history(_since: float, _appid: str) -> list[dict[str, Any]]:
+async def _no_history(_since: float, _account: Account) -> list[dict[str, Any]]:
     return []
 
 
@@ -35,7 +36,7 @@ async def _no_history(_since: float, _appid: str) -> list[dict[str, Any]]:
 class Edge:
     """What handlers need. `patience_s`: how long a request waits for a refresh under way; `wall`: unix time.
 
-    `history` reads the calls of an AppID since a wall time; raises StoreError.
+    `history` reads the calls of an account since a wall time; raises StoreError.
     """
 
     roster: Roster
@@ -44,6 +45,7 @@ class Edge:
     wall: Callable[[], float] = time.time
     visitors: Visitors = field(default_factory=lambda: Visitors(time.monotonic))
     history: History = _no_history
+    tickets_of: Callable[[str], Mapping[str, Keeper]] = lambda _: {}  # by type, those an app has now
     rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(default_factory=dict)  # by app, the last answer
     plots: dict[str, tuple[object, Plot]] = field(default_factory=dict)  # by app, the last drawn
 
@@ -81,9 +83,9 @@ def routes() -> list[web.RouteDef]:
 
 async def get_token(request: web.Request) -> web.Response:
     """The token; 304 where the client has it, at once or after `wait` seconds."""
-    keeper = _keeper(request, "read")
-    wait, min_ttl = _numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
-    if hdrs.IF_NONE_MATCH in request.headers and (version := keeper.credential.version) and _matches(request, version):
+    keeper = keeper_of(request, "read")
+    wait, min_ttl = numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
+    if hdrs.IF_NONE_MATCH in request.headers and (version := keeper.credential.version) and matches(request, version):
         answer = await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
         if answer is None and (held := keeper.serve(min_ttl)) is not None:
             if not wait:
@@ -99,8 +101,8 @@ async def get_token(request: web.Request) -> web.Response:
 
 async def report_token(request: web.Request) -> web.Response:
     """Take a report; the answer is the token to go on with."""
-    keeper = _keeper(request, "report")
-    fields = await _fields(request, {"version": str, "access_token": str, "errcode": int})
+    keeper = keeper_of(request, "report")
+    fields = await fields_of(request, {"version": str, "access_token": str, "errcode": int})
     named = {"version": fields.get("version"), "token": fields.get("access_token")}
     if sum(value is not None for value in named.values()) != 1:
         raise Bad(422, "invalid-body", "Give either `version` or `access_token`, of the token that was refused.")
@@ -116,8 +118,8 @@ async def report_token(request: web.Request) -> web.Response:
 
 async def refresh_token(request: web.Request) -> web.Response:
     """Spend a token call now. `{"force": true}` makes the stable endpoint mint another token, which kills the old one."""
-    keeper = _keeper(request, "admin")
-    fields = await _fields(request, {"force": bool}) if request.can_read_body else {}
+    keeper = keeper_of(request, "admin")
+    fields = await fields_of(request, {"force": bool}) if request.can_read_body else {}
     answer = await keeper.refresh(request.app[EDGE].patience_s, force=fields.get("force", False))
     return _token(request, keeper, answer) if isinstance(answer, Served) else unavailable(answer)
 
@@ -126,7 +128,7 @@ async def refresh_token(request: web.Request) -> web.Response:
 async def get_status(request: web.Request) -> web.Response:
     """Every app without its token."""
     # On a thread: of a thousand apps it takes longer than anybody should have to wait for the loop.
-    body = await asyncio.to_thread(lambda: json.dumps(status(request.app[EDGE].roster)))
+    body = await asyncio.to_thread(lambda: json.dumps(status(request.app[EDGE])))
     return web.json_response(text=body, headers=NO_STORE)
 
 
@@ -166,14 +168,11 @@ def _again(edge: Edge | None, keeper: Keeper, first: Served, min_ttl: float) -> 
 
 def _rendered(edge: Edge, keeper: Keeper, served: Served, more: Mapping[str, str] = NOTHING) -> tuple[bytes, CIMultiDict[str]]:
     """Body and headers: the same for everyone who asks within a second."""
-    credential = served.credential
-    token, version = credential.token, credential.version
-    if token is None:  # cannot be: what is served has a token
-        raise AssertionError(version)
+    version = served.credential.version
     body = {
         "app": keeper.account.name,
         "appid": keeper.account.appid,
-        "access_token": token.value.reveal(),
+        "access_token": served.token.value.reveal(),
         "expires_in": served.expires_in,
         "expires_at": iso(edge.wall() + served.expires_in),
         "version": version,
@@ -192,34 +191,49 @@ def uptime() -> int:
     return int(time.monotonic() - STARTED)
 
 
-def status(roster: Roster) -> dict[str, Any]:
+def status(edge: Edge) -> dict[str, Any]:
     """What /v1/status, the command and the page show. No token, no secret."""
     return {
         "version": __version__,
         "uptime": uptime(),
-        "stopping": roster.stopping,
-        "apps": [app_status(keeper) for keeper in roster],
+        "stopping": edge.roster.stopping,
+        "apps": [app_status(edge, keeper) for keeper in edge.roster],
     }
 
 
-def app_status(keeper: Keeper) -> dict[str, Any]:
+def app_status(edge: Edge, keeper: Keeper) -> dict[str, Any]:
     """One app, without its token."""
-    credential, served, spent = keeper.credential, keeper.serve(), keeper.usage()
-    failure, rivalry = credential.failure, credential.rivalry
+    rivalry, spent = keeper.credential.rivalry, keeper.usage()
     return {
         "app": keeper.account.name,
         "appid": keeper.account.appid,
         "endpoint": keeper.account.endpoint.value,
-        "state": served.state.value if served else "unavailable",
-        "version": credential.version,
-        "expires_in": served.expires_in if served else 0,
-        "next_refresh_in": max(0, round(keeper.next_call_in())),
+        **_held(keeper, spent),
         "quota": {
             "limit": spent.limit,
             "used_today": spent.today,
             "used_24h": spent.last_24h,
             "remaining": spent.remaining,
         },
+        "second_issuer": {
+            "suspected": rivalry.suspected,
+            "since": None if rivalry.since is None else iso(rivalry.since),
+            "count": rivalry.count,
+        },
+        "store_error": keeper.store_error,
+        "tickets": {kind: _held(ticket, ticket.usage()) for kind, ticket in edge.tickets_of(keeper.account.name).items()},
+    }
+
+
+def _held(keeper: Keeper, spent: Usage) -> dict[str, Any]:
+    """How a token, or a ticket, stands."""
+    credential, served = keeper.credential, keeper.serve()
+    failure = credential.failure
+    return {
+        "state": served.state.value if served else "unavailable",
+        "version": credential.version,
+        "expires_in": served.expires_in if served else 0,
+        "next_refresh_in": max(0, round(keeper.next_call_in())),
         "last_error": failure
         and {
             "class": failure.kind.value,
@@ -230,12 +244,6 @@ def app_status(keeper: Keeper) -> dict[str, Any]:
             "rid": failure.rid,
             "at": iso(failure.wall),
         },
-        "second_issuer": {
-            "suspected": rivalry.suspected,
-            "since": None if rivalry.since is None else iso(rivalry.since),
-            "count": rivalry.count,
-        },
-        "store_error": keeper.store_error,
     }
 
 
@@ -249,7 +257,7 @@ def _drift(failure: Failure, spent: Usage) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _keeper(request: web.Request, scope: str) -> Keeper:
+def keeper_of(request: web.Request, scope: str) -> Keeper:
     """The app's keeper, for a client that may; raises Bad. Who may not learns nothing of which apps there are."""
     client, app = request[CLIENT], request.match_info["app"]
     if scope not in client.scopes:
@@ -262,12 +270,13 @@ def _keeper(request: web.Request, scope: str) -> Keeper:
     return keeper
 
 
-def _matches(request: web.Request, version: str) -> bool:
+def matches(request: web.Request, version: str) -> bool:
+    """Whether the client says that it has this version."""
     tags = request.if_none_match or ()
     return any(tag.value in {version, "*"} for tag in tags)
 
 
-def _numbers(request: web.Request, **most: float) -> list[float]:
+def numbers(request: web.Request, **most: float) -> list[float]:
     """Query parameters as numbers, 0 where absent; raises Bad for any other parameter, and for values out of range."""
     if not request.query_string:
         return [0.0] * len(most)
@@ -285,7 +294,7 @@ def _number(name: str, value: str, limit: float) -> float:
     return float(value)
 
 
-async def _fields(request: web.Request, known: dict[str, type]) -> dict[str, Any]:
+async def fields_of(request: web.Request, known: dict[str, type]) -> dict[str, Any]:
     """A JSON object's fields; raises Bad that says where it is wrong."""
     if request.content_type != "application/json":
         raise Bad(415, "unsupported-media-type", "Send the body as `Content-Type: application/json`.")

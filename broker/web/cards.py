@@ -23,7 +23,7 @@ def cards(edge: Edge, spoken: str) -> list[dict[str, Any]]:
 
 def card(edge: Edge, keeper: Keeper, spoken: str) -> dict[str, Any]:
     """What is said of an app."""
-    said, words = app_status(keeper), PAGE[spoken]
+    said, words = app_status(edge, keeper), PAGE[spoken]
     error, rivals, quota, tone = said["last_error"], said["second_issuer"], said["quota"], TONES[said["state"]]
     is_spent = quota["remaining"] == 0
     is_troubled = error or rivals["suspected"] or said["store_error"] or is_spent
@@ -40,7 +40,7 @@ def card(edge: Edge, keeper: Keeper, spoken: str) -> dict[str, Any]:
         "quota_high": quota["limit"] * ALMOST_SPENT,
         "spent_said": words["spent_said"].format(limit=quota["limit"]) if is_spent else "",
         "error_reason": reason(error["reason"], spoken) if error else "",
-        "error_advice": advice(error, spoken, quota["remaining"]) if error else "",
+        "error_advice": advice(error, spoken, quota["remaining"], said["endpoint"]) if error else "",
         "error_at": stamp(error["at"]) if error else "",
         "rivals_said": words["second_issuer_said" if rivals["suspected"] else "second_issuer_sign"].format(
             count=rivals["count"], since=stamp(rivals["since"] or "")

@@ -9,32 +9,46 @@ already is taken to report it; WeChat is asked, at most once per `verify_gap`, a
 
 import asyncio
 import json
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from broker.core.credential import Endpoint
+from broker.core.ports import StoreError
 from broker.core.serving import Code, Served, Unavailable
 from broker.keeper import Keeper
+from broker.tickets import Tickets
 from broker.web.api import BODY_DEADLINE_S, EDGE, NO_STORE
 from broker.web.gate import CLIENT, Client, Gate, authenticates
 
 PATHS: Final = ("/{slashes:/*}cgi-bin/token", "/{slashes:/*}cgi-bin/stable_token")
+WECOM_PATH: Final = "/{slashes:/*}cgi-bin/gettoken"
+TICKET_PATH: Final = "/{slashes:/*}cgi-bin/ticket/getticket"
 GRANT: Final = "client_credential"
 WINDOW_S: Final = 60.0
 MOST_IN_WINDOW: Final = 100  # answers to one client about one version: a loop ends, fifty threads at a start do not
 MOST_KNOWN: Final = 4096
 WORDS: Final = {
     -1: "system error",
+    40001: "invalid credential, access_token is invalid or not latest",
     40002: "invalid grant_type",
     40013: "invalid appid",
     40125: "invalid appsecret",
+    41001: "access_token missing",
     41002: "appid missing",
     41004: "appsecret missing",
     45009: "reach max api daily quota limit",
     45011: "api minute-quota reach limit, must slower, retry next minute",
     47001: "data format error",
+}
+WECOM_WORDS: Final = {
+    40001: "invalid credential",
+    40013: "invalid corpid",
+    41002: "corpid missing",
+    41004: "corpsecret missing",
 }
 THROTTLED: Final = {Code.REPORT_THROTTLED, Code.UPSTREAM_UNAVAILABLE}
 
@@ -44,7 +58,26 @@ class Refusal(Exception):  # noqa: N818 -- an answer, raised
 
     def __init__(self, errcode: int, why: str = "") -> None:
         super().__init__(errcode)
-        self.answer = {"errcode": errcode, "errmsg": f"{WORDS[errcode]} {why}".strip()}
+        self.errcode, self.why = errcode, why
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a platform is asked: the parameters' names, its number for a wrong secret, how a good answer begins, its words."""
+
+    who: str
+    secret: str
+    wrong_secret: int
+    good: Mapping[str, object]
+    words: Mapping[int, str]
+
+    def refusal(self, why: Refusal) -> dict[str, Any]:
+        """The answer that says it."""
+        return {"errcode": why.errcode, "errmsg": f"{self.words[why.errcode]} {why.why}".strip()}
+
+
+WECHAT: Final = Dialect("appid", "secret", 40125, {}, WORDS)
+WECOM: Final = Dialect("corpid", "corpsecret", 40001, {"errcode": 0, "errmsg": "ok"}, {**WORDS, **WECOM_WORDS})
 
 
 @dataclass(slots=True)
@@ -60,26 +93,35 @@ class Handed:
 class DropIn:
     """The handlers, and what they remember of each client and app."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, tickets: Tickets) -> None:
         self._gate = gate
+        self._tickets = tickets
         self._handed: dict[tuple[str, str], Handed] = {}
 
     def routes(self) -> list[web.RouteDef]:
-        """GET and POST on both paths, with any number of leading slashes: SDKs differ in all of it."""
-        return [web.route(method, path, self.get_token) for path in PATHS for method in ("GET", "POST")]
+        """GET and POST on all paths, with any number of leading slashes: SDKs differ in all of it."""
+        handlers = {**dict.fromkeys(PATHS, self.get_token), WECOM_PATH: self.get_wecom_token, TICKET_PATH: self.get_ticket}
+        return [web.route(method, path, handler) for path, handler in handlers.items() for method in ("GET", "POST")]
 
     @authenticates
     async def get_token(self, request: web.Request) -> web.Response:
         """The token as WeChat would hand it out."""
-        try:
-            answer = await self._answer(request, await _parameters(request))
-        except Refusal as refusal:
-            answer = refusal.answer
-        return web.json_response(answer, headers=NO_STORE)
+        return await _said(self._token(request, WECHAT), WECHAT)
 
-    async def _answer(self, request: web.Request, said: dict[str, Any]) -> dict[str, Any]:
+    @authenticates
+    async def get_wecom_token(self, request: web.Request) -> web.Response:
+        """The token as WeCom would hand it out."""
+        return await _said(self._token(request, WECOM), WECOM)
+
+    @authenticates
+    async def get_ticket(self, request: web.Request) -> web.Response:
+        """A ticket as WeChat would hand it out: to who has the app's token."""
+        return await _said(self._ticket(request), WECHAT)
+
+    async def _token(self, request: web.Request, dialect: Dialect) -> dict[str, Any]:
+        said = await _parameters(request)
         edge, arrived_at = request.app[EDGE], request.app[EDGE].lane.now()
-        client, keeper = self._identify(request, said)
+        client, keeper = self._identify(request, said, dialect)
         request[CLIENT] = client
         handed = self._handed.get((client.name, keeper.account.name))
         self._bound(handed, keeper, arrived_at)
@@ -89,23 +131,49 @@ class DropIn:
         if not isinstance(served, Served):
             raise Refusal(45009 if served.code is Code.QUOTA_EXHAUSTED else -1, f"(token-broker: {served.detail})")
         self._note(client, keeper, edge.lane.now())
-        token = served.credential.token
-        return {"access_token": token.value.reveal() if token else "", "expires_in": served.expires_in}
+        return {**dialect.good, "access_token": served.token.value.reveal(), "expires_in": served.expires_in}
 
-    def _identify(self, request: web.Request, said: dict[str, Any]) -> tuple[Client, Keeper]:
+    async def _ticket(self, request: web.Request) -> dict[str, Any]:
+        said, edge = await _parameters(request), request.app[EDGE]
+        token = str(said.get("access_token") or "")
+        if not token:
+            raise Refusal(41001)
+        tokens = next((keeper for keeper in edge.roster if keeper.recognizes(token)), None)
+        if tokens is None:
+            raise Refusal(40001)
+        kind = str(said.get("type") or "")
+        try:
+            keeper = await self._tickets.keeper(tokens.account, Endpoint(kind)) if kind in set(Endpoint) else None
+        except StoreError as error:
+            raise Refusal(-1, f"(token-broker: {error})") from None
+        if keeper is None:
+            raise Refusal(47001, "(token-broker: there are the types jsapi and wx_card)")
+        served = keeper.serve() or await keeper.get(0, edge.patience_s)
+        if not isinstance(served, Served):
+            raise Refusal(-1, f"(token-broker: {served.detail})")
+        return {"errcode": 0, "errmsg": "ok", "ticket": served.token.value.reveal(), "expires_in": served.expires_in}
+
+    def _identify(self, request: web.Request, said: dict[str, Any], dialect: Dialect) -> tuple[Client, Keeper]:
         """Who asks for what, in WeChat's order of complaints; who may not use an app learns nothing of it."""
-        if said.get("grant_type") != GRANT:
+        if dialect is WECHAT and said.get("grant_type") != GRANT:
             raise Refusal(40002)
-        appid, secret = (str(said.get(name) or "") for name in ("appid", "secret"))
+        appid, secret = (str(said.get(name) or "") for name in (dialect.who, dialect.secret))
         if not appid or not secret:
             raise Refusal(41004 if appid else 41002)
         client = self._gate.client_of(secret)
         if client is None:
-            raise Refusal(40125)
-        keeper = request.app[EDGE].roster.find(appid)
-        if keeper is None or "read" not in client.scopes or not client.may_use(keeper.account.name):
-            raise Refusal(40013)
-        return client, keeper
+            raise Refusal(dialect.wrong_secret)
+        # A corpid may have several apps: the key says which, where it opens one.
+        named = [
+            keeper
+            for keeper in request.app[EDGE].roster
+            if appid in {keeper.account.appid, keeper.account.name}
+            and (keeper.account.endpoint is Endpoint.WECOM) is (dialect is WECOM)
+            and client.may_use(keeper.account.name)
+        ]
+        if len(named) != 1 or "read" not in client.scopes:
+            raise Refusal(40013, "(token-broker: give each app a client of its own)" if len(named) > 1 else "")
+        return client, named[0]
 
     def _bound(self, handed: Handed | None, keeper: Keeper, now: float) -> None:
         is_same = handed is not None and handed.version == keeper.credential.version
@@ -138,6 +206,14 @@ async def _doubted(keeper: Keeper, patience_s: float) -> Served | Unavailable | 
     if isinstance(answer, Unavailable):
         return keeper.serve() or answer
     return answer[1]
+
+
+async def _said(answering: Awaitable[dict[str, Any]], dialect: Dialect) -> web.Response:
+    try:
+        answer = await answering
+    except Refusal as refusal:
+        answer = dialect.refusal(refusal)
+    return web.json_response(answer, headers=NO_STORE)
 
 
 async def _parameters(request: web.Request) -> dict[str, Any]:

@@ -130,6 +130,65 @@ _REFRESH: Final[Json] = {
 }
 
 
+_TICKET_FIELDS: Final[dict[str, Json]] = {
+    "app": _TEXT,
+    "appid": _TEXT,
+    "type": {"enum": ["jsapi", "wx_card"]},
+    "ticket": _TEXT,
+    **{name: _TOKEN_FIELDS[name] for name in ("expires_in", "expires_at", "version", "state")},
+}
+_NO_TICKET: Final[Json] = {**_REFUSALS, "404": _problem("`unknown-app`, `unknown-ticket`")}
+_GET_TICKET: Final[Json] = {
+    **_GET_TOKEN,
+    "operationId": "getTicket",
+    "summary": "The app's ticket of that type; with If-None-Match and wait, a watch for the next one.",
+    "parameters": [
+        _APP,
+        {"name": "type", "in": "path", "required": True, "schema": {"enum": ["jsapi", "wx_card"]}},
+        *_GET_TOKEN["parameters"][1:],
+    ],
+    "responses": {**_GET_TOKEN["responses"], **_NO_TICKET, "200": _token_answer(_ref("Ticket"))},
+}
+
+
+def _sign(operation: str, summary: str, asked: Json, answer: Json) -> Json:
+    return {
+        "operationId": operation,
+        "summary": summary,
+        "security": [{"bearer": []}, {"header": []}],
+        "parameters": [_APP],
+        "requestBody": {"required": True, **_content("application/json", {**asked, "additionalProperties": False})},
+        "responses": {
+            "200": {"description": "Signed.", **_content("application/json", answer)},
+            **_BODY,
+            **_NO_TICKET,
+            "422": _problem("`invalid-body`"),
+            "503": _NO_TOKEN,
+        },
+    }
+
+
+_VALUE: Final[Json] = {**_TEXT, "pattern": "^[!-~]{1,256}$"}
+_SIGN_PAGE: Final = _sign(
+    "signPage",
+    "What `wx.config` needs for a page.",
+    _object(
+        url={
+            **_TEXT,
+            "pattern": "^https?://[!-~]{1,4096}$",
+            "description": "The page's `location.href`; what follows a `#` does not count.",
+        }
+    ),
+    _object(appId=_TEXT, timestamp=_COUNT, nonceStr=_TEXT, signature=_TEXT),
+)
+_SIGN_CARD: Final = _sign(
+    "signCard",
+    "What a card's `cardExt` needs.",
+    _object(["card_id"], card_id=_VALUE, code=_VALUE, openid=_VALUE),
+    _object(["card_id", "nonce_str", "signature", "timestamp"], timestamp=_TEXT, nonce_str=_TEXT, signature=_TEXT, card_id=_TEXT),
+)
+
+
 def _get(operation: str, summary: str, kind: str, schema: Json, **more: Json) -> Json:
     good = {"description": "Good.", **_content(kind, schema)}
     return {"get": {"operationId": operation, "summary": summary, "responses": {"200": good, **_HOST, **more}}}
@@ -144,6 +203,9 @@ DOCUMENT: Final[Json] = {
         "/v1/tokens/{app}": {"get": _GET_TOKEN},
         "/v1/tokens/{app}/report": {"post": _REPORT},
         "/v1/tokens/{app}/refresh": {"post": _REFRESH},
+        "/v1/tickets/{app}/{type}": {"get": _GET_TICKET},
+        "/v1/tickets/{app}/jsapi/signature": {"post": _SIGN_PAGE},
+        "/v1/tickets/{app}/wx_card/signature": {"post": _SIGN_CARD},
         "/v1/status": _get("getStatus", "Every app without its token.", "application/json", _ref("Status")),
         "/livez": _get("livez", "Does it live?", "application/health+json", _ref("Health"), **{"503": _FAIL}),
         "/readyz": _get("readyz", "Has every app a token?", "application/health+json", _ref("Health"), **{"503": _FAIL}),
@@ -158,6 +220,7 @@ DOCUMENT: Final[Json] = {
         },
         "schemas": {
             "Token": _object(None, **_TOKEN_FIELDS),
+            "Ticket": _object(None, **_TICKET_FIELDS),
             "Reported": _object(None, **_TOKEN_FIELDS, outcome={"enum": [outcome.value for outcome in Outcome]}),
             "Report": {
                 **_object([], version=_TEXT, access_token=_TEXT, errcode={"enum": [40001, 40014, 42001]}),
@@ -190,6 +253,17 @@ DOCUMENT: Final[Json] = {
                 last_error=_nullable("object"),
                 second_issuer=_object(suspected={"type": "boolean"}, since=_nullable("string"), count=_COUNT),
                 store_error=_nullable("string"),
+                tickets={
+                    "type": "object",
+                    "description": "By type, those that were asked for within a day.",
+                    "additionalProperties": _object(
+                        state={"enum": [*(state.value for state in State), "unavailable"]},
+                        version=_nullable("string"),
+                        expires_in=_COUNT,
+                        next_refresh_in=_COUNT,
+                        last_error=_nullable("object"),
+                    ),
+                },
             ),
         },
     },

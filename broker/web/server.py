@@ -1,12 +1,11 @@
 """The aiohttp application: the gate in front, every error as a problem, every request counted."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from aiohttp import hdrs, web
 
 from broker.web import api, openapi, probes, status
-from broker.web.dropin import DropIn
 from broker.web.gate import CLIENT, Gate
 from broker.web.metrics import METRICS, Metrics, route_name
 from broker.web.problems import problem
@@ -17,8 +16,10 @@ LARGEST_BODY: Final = 64 * 1024
 OnCrash = Callable[[str, Exception], None]
 
 
-def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash, *, drop_in: bool = False) -> web.Application:
-    """Wire the routes. `on_crash` is told of a bug, with the route it happened on; `drop_in` adds WeChat's own paths."""
+def application(
+    edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash, more: Iterable[web.RouteDef] = ()
+) -> web.Application:
+    """Wire the routes, and `more` of them. `on_crash` is told of a bug, with the route it happened on."""
 
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -43,9 +44,7 @@ def application(edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash,
     app[api.EDGE], app[METRICS] = edge, metrics
     if edge.lane.enabled:
         app.on_response_prepare.append(edge.lane.keep)
-    routes = [*api.routes(), *probes.routes(), *status.routes(), web.get("/openapi.json", openapi.get_openapi)]
-    if drop_in:
-        routes += DropIn(gate).routes()
+    routes = [*api.routes(), *probes.routes(), *status.routes(), web.get("/openapi.json", openapi.get_openapi), *more]
     app.add_routes([web.route(one.method, one.path, one.handler, **one.kwargs, expect_handler=_expect) for one in routes])
     return app
 

@@ -114,7 +114,7 @@ async def _plot(edge: Edge, app: str) -> Plot | None:
     if kept is not None and kept[0] == key:
         return kept[1]
     try:
-        calls = await edge.history(wall - (HOURS + 1) * HOUR, keeper.account.appid)
+        calls = await edge.history(wall - (HOURS + 1) * HOUR, keeper.account)
     except StoreError:
         return None
     drawn = await asyncio.to_thread(plot, calls, wall)
