@@ -1,7 +1,7 @@
 """Several processes that share a store: one token, one ledger, and nobody's word is taken that is no longer in force."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -125,8 +125,13 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts(bench: Bench) -> Hosts:
-    return Hosts(bench)
+async def hosts(bench: Bench) -> AsyncIterator[Hosts]:
+    hosts = Hosts(bench)
+    yield hosts
+    for host in hosts.at:
+        host.roster.halt()
+        host.wechat.gate.set()
+    await hosts.landed()
 
 
 async def test_a_rotation_by_one_is_published_by_all_before_their_next_tick(hosts: Hosts) -> None:
