@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from hmac import compare_digest
 from typing import Final
 
 from broker.core.credential import Account, Credential, Policy
@@ -110,7 +109,7 @@ class Keeper:
             return False
         if version is not None:
             return version == self.credential.version
-        return token is not None and compare_digest(token.encode(), held.value.reveal().encode())
+        return token is not None and held.value.matches(token)
 
     def recognizes(self, token: str) -> bool:
         """Whether this is the token in force, or the one before while it may still live."""

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from hmac import compare_digest
 
 from broker.core.credential import NEVER, Account, Credential, Policy, Token, is_older, safe_end, scheduled_at
 from broker.core.ports import Clock
@@ -66,7 +65,7 @@ class Published:
         known = [self.credential.token] if self.credential.token else []
         if self._previous is not None and self._clock.now() < self._previous[1] + self.policy.overlap:
             known.append(self._previous[0])
-        return any(compare_digest(token.encode(), one.value.reveal().encode()) for one in known)
+        return any(one.value.matches(token) for one in known)
 
     def seconds_to_live(self) -> float:
         """Seconds the token may still be handed out; negative where it may not."""

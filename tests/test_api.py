@@ -462,3 +462,11 @@ def test_the_document_is_valid_enough_to_be_found_by_name() -> None:
     text = (Path(__file__).parent.parent / "broker/web/openapi.py").read_text()
     for code in ("host-not-allowed", "browser-request", "forwarded-request", "missing-request-header", "insufficient-scope"):
         assert code in text
+
+
+async def test_a_report_of_what_is_no_unicode_is_of_no_token_of_ours(daemon: Daemon) -> None:
+    await daemon.look()
+    headers = {**ME, "Content-Type": "application/json"}
+    answer = await daemon.http.post("/v1/tokens/main/report", data='{"access_token": "\\ud800"}', headers=headers)
+    assert (answer.status, (await answer.json())["outcome"]) == (200, "superseded")
+    assert daemon.crashes == []

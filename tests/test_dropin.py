@@ -190,3 +190,12 @@ async def test_a_token_that_stays_dead_costs_no_more_than_reports_may(daemon: Da
 async def test_clients_of_the_drop_in_paths_are_counted_too(daemon: Daemon) -> None:
     await ask(daemon)
     assert "orders" in await (await daemon.http.get("/")).text()
+
+
+@pytest.mark.parametrize("path", ["/cgi-bin/token", "/cgi-bin/gettoken", "/cgi-bin/ticket/getticket"])
+async def test_a_word_that_is_no_unicode_is_a_wrong_one_and_no_bug(daemon: Daemon, path: str) -> None:
+    names = ("appid", "secret", "corpid", "corpsecret", "access_token", "type")
+    body = '{"grant_type": "client_credential"' + "".join(f', "{name}": "\\ud800"' for name in names) + "}"
+    answer = await daemon.http.post(path, data=body)
+    assert (answer.status, (await answer.json())["errcode"]) in {(200, 40125), (200, 40001)}
+    assert daemon.crashes == []

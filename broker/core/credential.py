@@ -37,11 +37,15 @@ class Secret:
         """Return the string. Call it where the value leaves for its one destination, nowhere else."""
         return self._value
 
+    def matches(self, text: str) -> bool:
+        """Whether this is what somebody says, who may say anything; how long it takes tells nothing of where it differs."""
+        return hmac.compare_digest(self._value.encode(), text.encode("utf-8", "surrogatepass"))
+
     def __repr__(self) -> str:
         return "[secret]"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+        return isinstance(other, Secret) and self.matches(other._value)
 
     def __hash__(self) -> int:
         return hash(self._value)

@@ -150,7 +150,10 @@ def _digest(authorization: str) -> str:
 
 
 def _sha256(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    try:  # aiohttp has header bytes that are no UTF-8 escaped so; JSON may have what no bytes are
+        return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    except UnicodeEncodeError:
+        return ""
 
 
 def _by_unix_socket(request: web.Request) -> bool:
