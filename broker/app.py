@@ -18,7 +18,6 @@ from broker.config import ConfigError, Settings
 from broker.core.credential import RENEWED_AFTER, Endpoint
 from broker.core.ports import Witness
 from broker.emergency import EmergencyBudget
-from broker.flight import Tools
 from broker.listen import listeners
 from broker.reload import reloading
 from broker.roster import Roster
@@ -28,6 +27,7 @@ from broker.sealing import Plain, Sealed
 from broker.sqlite import SqliteStore
 from broker.systemd import NOBODY, Supervisor, Well
 from broker.tickets import Tickets
+from broker.tools import Tools
 from broker.web.api import Edge
 from broker.web.connections import Connections, most_connections
 from broker.web.door import accepting, answering, answers

@@ -15,8 +15,9 @@ from broker.core.ports import Claim, Reason, Verdict
 from broker.core.quota import Lane, Usage, usage
 from broker.core.reservation import claim_for
 from broker.core.serving import Code, Outcome, Served, Unavailable, seconds, why_not
-from broker.flight import Flight, Flights, Tools
+from broker.flight import Flight, Flights
 from broker.published import Published
+from broker.tools import Tools
 
 ELSEWHERE_S: Final = 1.0  # how long a report waits for what another process is doing about the same token
 _GAP: Final = "A token call was made less than min_gap ago, or WeChat itself asked for a pause."
@@ -164,11 +165,11 @@ class Keeper:
                 return self._unavailable()
         if self._stopping:
             return self._unavailable()
-        self._flights.denials.pop(Lane.ADMIN, None)
+        self._flights.books.denials.pop(Lane.ADMIN, None)
         flight = self._flights.launch(partial(self._flights.refresh, Claim(Lane.ADMIN, force=force)))
         if not await _until(asyncio.wait({flight}), deadline):
             return self._unavailable()
-        if (denial := self._flights.denials.get(Lane.ADMIN)) is not None:
+        if (denial := self._flights.books.denials.get(Lane.ADMIN)) is not None:
             why = why_not(self.credential, denial, None, denial.until - self._tools.clock.now())
             return why if denial.reason is Reason.QUOTA else replace(why, code=Code.REFRESH_THROTTLED, detail=_GAP)
         served = None if self.credential.failure else self.serve()
@@ -184,7 +185,7 @@ class Keeper:
     @property
     def store_error(self) -> str | None:
         """What the disk refuses, while it does."""
-        return self._flights.store_error
+        return self._flights.books.error
 
     def next_call_in(self) -> float:
         """Seconds until the next token call, as things stand; 0 where it is due."""
@@ -198,7 +199,7 @@ class Keeper:
         if self._stopping:
             return Unavailable(Code.STOPPING, "The broker is stopping; another one will answer in a moment.", 1)
         lane = claim_for(self.credential, self.account.endpoint, self._app.policy, self._tools.clock.now()).lane
-        return why_not(self.credential, self._flights.denials.get(lane), self.store_error, self.next_call_in())
+        return why_not(self.credential, self._flights.books.denials.get(lane), self.store_error, self.next_call_in())
 
 
 def _deadline(patience_s: float) -> float:

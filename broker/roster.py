@@ -9,8 +9,8 @@ from functools import partial
 
 from broker.core.credential import NEVER, Account, Policy
 from broker.core.ports import STEP_S, wall_offset
-from broker.flight import Tools
 from broker.keeper import Keeper
+from broker.tools import Tools
 
 
 class Roster:

@@ -12,9 +12,9 @@ from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.quota import DAY
 from broker.core.serving import Served
-from broker.flight import Tools
 from broker.keeper import Keeper
 from broker.roster import Roster
+from broker.tools import Tools
 
 REFUSED: Final = Failure(Kind.TRANSIENT, "WeChat refused the token that the ticket was asked for with")
 AT_ONCE: Final = 16

@@ -9,9 +9,9 @@ from pathlib import Path
 from broker.core.credential import Account, Endpoint, Policy, Secret
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Minted, Verdict
-from broker.flight import Tools
 from broker.keeper import Keeper
 from broker.sqlite import SqliteStore
+from broker.tools import Tools
 
 NOON = 1_790_000_000.0  # unix time of the tests' day; a Beijing afternoon
 CANARY = "c4n4ry"

@@ -24,7 +24,6 @@ from broker.core.errcodes import Failure
 from broker.core.ports import Change, Decide, Denied, Grant, Hear, Held, Minted, Node, Verdict, Versions
 from broker.core.quota import DAY, calls_per_day, day_began
 from broker.core.serving import Served, State, Unavailable
-from broker.flight import Tools
 from broker.keeper import Keeper
 from broker.roster import Roster
 from broker.sandbox.faults import parse
@@ -34,6 +33,7 @@ from broker.sandbox.state import STATE
 from broker.sandbox.state import State as Sandbox
 from broker.sandbox.tokens import Token
 from broker.sqlite import SqliteStore
+from broker.tools import Tools
 from broker.wechat import WeChat
 from tests.doubles import CANARY, NOON
 

@@ -238,7 +238,7 @@ async def test_a_second_issuer_is_named_and_a_first_sign_is_not_yet_one(daemon: 
 
 async def test_a_broken_store_is_said_and_the_page_goes_on(daemon: Daemon) -> None:
     (keeper,) = daemon.roster
-    keeper._flights._store_error = "database or disk is full"
+    keeper._flights.books.stand("database or disk is full")
 
     async def broken(_since: float, _appid: str) -> list[dict[str, object]]:
         raise StoreError("disk I/O error")
