@@ -309,7 +309,9 @@ def test_a_quota_that_wechat_calls_spent_is_believed_and_our_own_count_shown_bes
     assert state["quota"]["used_24h"] == 2
     assert state["quota"]["remaining"] == 1998
     assert "1998 calls that this broker did not make" in state["last_error"]["advice"]
-    assert (state["next_refresh_in"] - until_midnight() + 43200) % 86400 - 43200 == pytest.approx(0, abs=2)
+    assert state["next_refresh_in"] >= until_midnight() - 2  # or later, where the token it has is not due by then
+    without_a_token = town.state()["new-e45009"]["next_refresh_in"]
+    assert (without_a_token - until_midnight() + 43200) % 86400 - 43200 == pytest.approx(0, abs=2)
 
 
 def test_all_of_it_leaves_the_invariants_whole(town: Town) -> None:
