@@ -96,7 +96,15 @@ async def daemon(
         await roster.start()
         tickets = Tickets(roster, tools, upstream)
         store.watch(together(roster.hear, tickets.hear), roster.versions)
-        edge = Edge(roster, patience(settings), lane, visitors=visitors, history=store.history, tickets_of=tickets.of)
+        edge = Edge(
+            roster,
+            patience(settings),
+            lane,
+            visitors=visitors,
+            history=store.history,
+            tickets_of=tickets.of,
+            nodes=lambda: store.nodes,
+        )
         routes = TicketDesk(tickets).routes() + (DropIn(gate, tickets).routes() if settings.compat else [])
         runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash, routes)))
         for kept in (roster, tickets):  # those who wait for a call under way are answered by its end

@@ -61,7 +61,14 @@ def table(status: dict[str, Any]) -> str:
     rows = [COLUMNS, *(_row(app) for app in status["apps"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *(line for app in status["apps"] for line in _notes(app))])
+    notes = [line for app in status["apps"] for line in _notes(app)]
+    return "\n".join([*lines, *notes, *map(_node, status.get("nodes", []))])
+
+
+def _node(node: dict[str, Any]) -> str:
+    told = "never told of a change" if node["notified_ago"] is None else f"told of a change {node['notified_ago']} s ago"
+    versions = ", ".join(f"{app} {version or '-'}" for app, version in node["versions"].items())
+    return f"node {node['node']}: seen {node['seen_ago']} s ago, {told}, serves {versions}"
 
 
 def _row(app: dict[str, Any]) -> tuple[str, ...]:
@@ -77,7 +84,12 @@ def _notes(app: dict[str, Any]) -> list[str]:
         times, since = app["second_issuer"]["count"], app["second_issuer"]["since"]
         known = "another program calls the token endpoint with this secret" if app["second_issuer"]["suspected"] else "watching"
         notes.append(f"{app['app']}: {times} token(s) died before their time since {since}: {known}.")
-    return [*notes, f"{app['app']}: the store: {app['store_error']}"] if app["store_error"] else notes
+    if app["store_error"]:
+        notes.append(f"{app['app']}: the store: {app['store_error']}")
+    for kind, ticket in app.get("tickets", {}).items():
+        if (error := ticket["last_error"]) is not None:
+            notes.append(f"{app['app']}: {kind} ticket: {error['reason']}. {error['advice']}")
+    return notes
 
 
 def _duration(seconds: int) -> str:

@@ -259,7 +259,10 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
         ('[server]\nlisten = ["127.0.0.1:1", "127.0.0.1:1"]', "server.listen: 127.0.0.1:1 is listed twice"),
         ('[server]\nlisten = ["0.0.0.0:1"]', "server.listen: an address beyond loopback needs [clients]"),
         ('[server]\nallowed_hosts = ["a.example:80"]', "server.allowed_hosts[0]: is no host name"),
-        ('[apps.b]\nappid = "wx2"\nsecret = "x"\nendpoint = "classic"', "apps.b.endpoint: must be 'token', 'stable_token' or 'wecom'"),
+        (
+            '[apps.b]\nappid = "wx2"\nsecret = "x"\nendpoint = "classic"',
+            "apps.b.endpoint: must be 'token', 'stable_token' or 'wecom'",
+        ),
         ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 0', "apps.b.daily_quota: must be greater than or equal to 1"),
         ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 26', "apps.b.daily_quota: a day needs up to 27 calls, it is 26"),
         ('[apps.b]\nappid = "w x2"\nsecret = "x"', "apps.b.appid: an AppID looks like wx0123456789abcdef"),

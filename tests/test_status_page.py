@@ -10,9 +10,10 @@ from itertools import pairwise
 
 import pytest
 
+from broker import ask
 from broker.core.credential import Account, Rivalry
 from broker.core.errcodes import RULES, WECOM_RULES, Failure, Kind
-from broker.core.ports import StoreError
+from broker.core.ports import Node, StoreError
 from broker.core.quota import until_next_day
 from broker.languages import CHINESE, ENGLISH, span
 from broker.web.advice import ADVICE_ZH, WECOM_ADVICE_ZH, reason
@@ -21,7 +22,7 @@ from broker.web.plot import HEIGHT, HOUR, HOURS, WIDTHS, Bar, Plot, Result, plot
 from broker.web.status import APPS_A_PAGE, POLICY, VISITORS_SHOWN
 from broker.web.visitors import MOST, Visitors
 from broker.web.words import PAGE
-from tests.doubles import ACCOUNT, CANARY, DOWN, LOST, NOON, Bench
+from tests.doubles import ACCOUNT, APPID, CANARY, DOWN, LOST, NOON, Bench
 from tests.test_api import Daemon
 
 
@@ -422,3 +423,31 @@ async def test_visitors_are_bounded_in_memory_and_on_the_page(daemon: Daemon) ->
     html = await page(daemon)
     assert len(re.findall(r'<th scope="row">c\d+</th>', html)) == VISITORS_SHOWN
     assert f"and {MOST - VISITORS_SHOWN} more" in words(html)
+
+
+# --- who shares the store ---------------------------------------------------------------------------------------------
+
+
+def shared_by(daemon: Daemon, *nodes: Node) -> None:
+    object.__setattr__(daemon.edge, "nodes", lambda: nodes)
+
+
+async def test_who_shares_the_store_is_shown_with_what_they_serve(daemon: Daemon) -> None:
+    version = next(iter(daemon.roster)).credential.version
+    here = Node("here", 1000.0, None, {APPID: version})
+    shared_by(daemon, here, Node("there", 999.0, 880.0, {APPID: version}), Node("gone", 940.0, 100.0, {APPID: "k3f9-1"}))
+    said = (await (await daemon.get("/v1/status")).json())["nodes"]
+    assert said[2] == {"node": "gone", "seen_ago": 60, "notified_ago": 900, "versions": {"main": "k3f9-1"}}
+    assert [node["seen_ago"] for node in said] == [0, 1, 60]
+    text = words(await page(daemon))
+    assert "here just now never the same as this one" in text
+    assert "there just now 2 min ago the same as this one" in text
+    assert "gone 1 min ago 15 min ago another version of 1 app(s)" in text
+    assert "与本实例相同" in await page(daemon, language="zh")
+    table = ask.table(await (await daemon.get("/v1/status")).json())
+    assert "node gone: seen 60 s ago, told of a change 900 s ago, serves main k3f9-1" in table
+
+
+async def test_a_store_that_nobody_shares_shows_no_nodes(daemon: Daemon) -> None:
+    assert (await (await daemon.get("/v1/status")).json())["nodes"] == []
+    assert "share the store" not in await page(daemon)

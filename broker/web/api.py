@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -12,15 +12,14 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from broker import __version__
 from broker.core.credential import Account
-from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind
-from broker.core.quota import Usage
+from broker.core.errcodes import TOKEN_REFUSED
+from broker.core.ports import Node
 from broker.core.serving import Served, Unavailable
 from broker.keeper import Keeper
 from broker.roster import Roster
 from broker.web.express import AGAIN, Again, Lane
-from broker.web.gate import CLIENT, open_to_browsers
+from broker.web.gate import CLIENT
 from broker.web.plot import Plot
 from broker.web.problems import problem, unavailable
 from broker.web.visitors import Visitors
@@ -46,6 +45,7 @@ class Edge:
     visitors: Visitors = field(default_factory=lambda: Visitors(time.monotonic))
     history: History = _no_history
     tickets_of: Callable[[str], Mapping[str, Keeper]] = lambda _: {}  # by type, those an app has now
+    nodes: Callable[[], Sequence[Node]] = tuple  # who shares the store
     rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(default_factory=dict)  # by app, the last answer
     plots: dict[str, tuple[object, Plot]] = field(default_factory=dict)  # by app, the last drawn
 
@@ -74,7 +74,6 @@ def routes() -> list[web.RouteDef]:
         web.get("/v1/tokens/{app}", get_token),
         web.post("/v1/tokens/{app}/report", report_token),
         web.post("/v1/tokens/{app}/refresh", refresh_token),
-        web.get("/v1/status", get_status),
     ]
 
 
@@ -122,14 +121,6 @@ async def refresh_token(request: web.Request) -> web.Response:
     fields = await fields_of(request, {"force": bool}) if request.can_read_body else {}
     answer = await keeper.refresh(request.app[EDGE].patience_s, force=fields.get("force", False))
     return _token(request, keeper, answer) if isinstance(answer, Served) else unavailable(answer)
-
-
-@open_to_browsers
-async def get_status(request: web.Request) -> web.Response:
-    """Every app without its token."""
-    # On a thread: of a thousand apps it takes longer than anybody should have to wait for the loop.
-    body = await asyncio.to_thread(lambda: json.dumps(status(request.app[EDGE])))
-    return web.json_response(text=body, headers=NO_STORE)
 
 
 def iso(wall: float) -> str:
@@ -181,77 +172,6 @@ def _rendered(edge: Edge, keeper: Keeper, served: Served, more: Mapping[str, str
     }
     headers = {**NO_STORE, hdrs.ETAG: f'"{version}"', hdrs.CONTENT_TYPE: "application/json"}
     return json.dumps(body).encode(), CIMultiDict(headers)
-
-
-STARTED: Final = time.monotonic()
-
-
-def uptime() -> int:
-    """Whole seconds since the start."""
-    return int(time.monotonic() - STARTED)
-
-
-def status(edge: Edge) -> dict[str, Any]:
-    """What /v1/status, the command and the page show. No token, no secret."""
-    return {
-        "version": __version__,
-        "uptime": uptime(),
-        "stopping": edge.roster.stopping,
-        "apps": [app_status(edge, keeper) for keeper in edge.roster],
-    }
-
-
-def app_status(edge: Edge, keeper: Keeper) -> dict[str, Any]:
-    """One app, without its token."""
-    rivalry, spent = keeper.credential.rivalry, keeper.usage()
-    return {
-        "app": keeper.account.name,
-        "appid": keeper.account.appid,
-        "endpoint": keeper.account.endpoint.value,
-        **_held(keeper, spent),
-        "quota": {
-            "limit": spent.limit,
-            "used_today": spent.today,
-            "used_24h": spent.last_24h,
-            "remaining": spent.remaining,
-        },
-        "second_issuer": {
-            "suspected": rivalry.suspected,
-            "since": None if rivalry.since is None else iso(rivalry.since),
-            "count": rivalry.count,
-        },
-        "store_error": keeper.store_error,
-        "tickets": {kind: _held(ticket, ticket.usage()) for kind, ticket in edge.tickets_of(keeper.account.name).items()},
-    }
-
-
-def _held(keeper: Keeper, spent: Usage) -> dict[str, Any]:
-    """How a token, or a ticket, stands."""
-    credential, served = keeper.credential, keeper.serve()
-    failure = credential.failure
-    return {
-        "state": served.state.value if served else "unavailable",
-        "version": credential.version,
-        "expires_in": served.expires_in if served else 0,
-        "next_refresh_in": max(0, round(keeper.next_call_in())),
-        "last_error": failure
-        and {
-            "class": failure.kind.value,
-            "errcode": failure.errcode,
-            "reason": failure.reason,
-            "advice": failure.advice + _drift(failure, spent),
-            "ip": failure.ip,
-            "rid": failure.rid,
-            "at": iso(failure.wall),
-        },
-    }
-
-
-def _drift(failure: Failure, spent: Usage) -> str:
-    """How far WeChat's count is ahead of ours, where it says that the quota is spent."""
-    if failure.kind is not Kind.QUOTA or not spent.remaining:
-        return ""
-    return f" The ledger knows of {spent.last_24h}: WeChat counts at least {spent.remaining} calls that this broker did not make."
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from broker.core.credential import Doubt, Token
 from broker.keeper import Keeper
 from broker.languages import span
 from broker.web.advice import advice, reason
-from broker.web.api import Edge, app_status, iso
+from broker.web.api import Edge, iso
+from broker.web.standing import app_status
 from broker.web.words import PAGE
 
 TONES: Final = {"fresh": "good", "stale": "good", "suspect": "warn", "unavailable": "bad"}

@@ -239,7 +239,17 @@ DOCUMENT: Final[Json] = {
             ),
             "Health": _object(["status"], status={"enum": ["pass", "warn", "fail"]}, output=_TEXT, checks={"type": "object"}),
             "Status": _object(
-                version=_TEXT, uptime=_COUNT, stopping={"type": "boolean"}, apps={"type": "array", "items": _ref("AppStatus")}
+                version=_TEXT,
+                uptime=_COUNT,
+                stopping={"type": "boolean"},
+                apps={"type": "array", "items": _ref("AppStatus")},
+                nodes={"type": "array", "items": _ref("Node"), "description": "Who shares the store; nobody shares a file."},
+            ),
+            "Node": _object(
+                node=_TEXT,
+                seen_ago={**_COUNT, "description": "Seconds, by the store's clock."},
+                notified_ago=_nullable("integer"),
+                versions={"type": "object", "additionalProperties": _nullable("string"), "description": "By app."},
             ),
             "AppStatus": _object(
                 app=_TEXT,

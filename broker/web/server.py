@@ -5,7 +5,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from broker.web import api, openapi, probes, status
+from broker.web import api, openapi, probes, standing, status
 from broker.web.gate import CLIENT, Gate
 from broker.web.metrics import METRICS, Metrics, route_name
 from broker.web.problems import problem
@@ -44,7 +44,8 @@ def application(
     app[api.EDGE], app[METRICS] = edge, metrics
     if edge.lane.enabled:
         app.on_response_prepare.append(edge.lane.keep)
-    routes = [*api.routes(), *probes.routes(), *status.routes(), web.get("/openapi.json", openapi.get_openapi), *more]
+    ours = (api, standing, probes, status)
+    routes = [*(one for room in ours for one in room.routes()), web.get("/openapi.json", openapi.get_openapi), *more]
     app.add_routes([web.route(one.method, one.path, one.handler, **one.kwargs, expect_handler=_expect) for one in routes])
     return app
 

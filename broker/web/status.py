@@ -11,15 +11,17 @@ from broker import __version__
 from broker.core.ports import StoreError
 from broker.languages import language, span
 from broker.pages import Pages
-from broker.web.api import EDGE, Edge, iso, uptime
+from broker.web.api import EDGE, Edge, iso
 from broker.web.cards import cards, stamp
 from broker.web.gate import LOCAL, SOCKET, open_to_browsers
 from broker.web.plot import HEIGHT, HOUR, HOURS, LANES, STEP, WIDTHS, Plot, Result, plot
+from broker.web.standing import nodes, uptime
 from broker.web.words import PAGE
 
 PAGES: Final = Pages(Path(__file__).parent)
 APPS_A_PAGE: Final = 12
 VISITORS_SHOWN: Final = 50
+GONE_S: Final = 10  # a node that was not seen for so long has missed several heartbeats
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -76,6 +78,7 @@ async def get_page(request: web.Request) -> web.Response:
         "version": __version__,
         "uptime": span(uptime(), spoken),
         "visitors": _visitors(edge, spoken),
+        "nodes": _nodes(edge, spoken),
         "visitors_more": max(0, len(edge.visitors) - VISITORS_SHOWN),
         "grid": GRID,
         "stamp": lambda wall: stamp(iso(wall)),
@@ -120,6 +123,28 @@ async def _plot(edge: Edge, app: str) -> Plot | None:
     drawn = await asyncio.to_thread(plot, calls, wall)
     edge.plots[app] = key, drawn
     return drawn
+
+
+def _nodes(edge: Edge, spoken: str) -> list[dict[str, Any]]:
+    """Who shares the store: how long ago they were seen and notified, and how many apps they serve another version of."""
+    words, every = PAGE[spoken], nodes(edge)
+    ours = {keeper.account.name: keeper.credential.version for keeper in edge.roster}
+
+    def ago(seconds: int | None) -> str:
+        if seconds is None:
+            return words["never"]
+        return words["ago"].format(age=span(seconds, spoken)) if seconds >= GONE_S else words["just_now"]
+
+    return [
+        {
+            "name": node["node"],
+            "seen": ago(node["seen_ago"]),
+            "is_gone": node["seen_ago"] >= GONE_S,
+            "notified": ago(node["notified_ago"]),
+            "others": sum(node["versions"][app] != version for app, version in ours.items()),
+        }
+        for node in every
+    ]
 
 
 def _visitors(edge: Edge, spoken: str) -> list[dict[str, str]]:
