@@ -441,8 +441,8 @@ async def test_who_shares_the_store_is_shown_with_what_they_serve(daemon: Daemon
     assert [node["seen_ago"] for node in said] == [0, 1, 60]
     text = words(await page(daemon))
     assert "here just now never the same as this one" in text
-    assert "there just now 2 min ago the same as this one" in text
-    assert "gone 1 min ago 15 min ago another version of 1 app(s)" in text
+    assert "there just now 2 min 0 s ago the same as this one" in text
+    assert "gone 1 min 0 s ago 15 min 0 s ago another version of 1 app(s)" in text
     assert "与本实例相同" in await page(daemon, language="zh")
     table = ask.table(await (await daemon.get("/v1/status")).json())
     assert "node gone: seen 60 s ago, told of a change 900 s ago, serves main k3f9-1" in table
