@@ -13,6 +13,7 @@ from aiohttp import web
 
 from broker import __version__, log
 from broker.address import is_loopback
+from broker.anchor import BootClock
 from broker.clock import SystemClock
 from broker.config import ConfigError, Settings
 from broker.core.credential import RENEWED_AFTER, Endpoint
@@ -21,7 +22,6 @@ from broker.emergency import EmergencyBudget
 from broker.listen import listeners
 from broker.reload import reloading
 from broker.roster import Roster
-from broker.rows import BootClock
 from broker.schedule import every
 from broker.sealing import Plain, Sealed
 from broker.sqlite import SqliteStore

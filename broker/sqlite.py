@@ -4,21 +4,20 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from broker.anchor import Anchor, BootClock, carried_by, revived
 from broker.core.credential import Account, Credential, reserved
 from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Hear, Held, StoreError, Versions
 from broker.core.quota import DAY, Lane
-from broker.rows import Anchor, BootClock, account_row, carried_by, credential_of, entries_of
+from broker.rows import ASSUMED, KEPT_DAYS, account_row, assumed_cost, entries_of, key_of
 from broker.sealing import Plain, Seal
 from broker.storefile import DAMAGED, StoreFile
 
 T = TypeVar("T")
 
-KEPT_DAYS: Final = 8  # the status page plots two days, people look back a week
-LEAST_LEFT: Final = 30  # calls left of a day when the ledger is lost: what the schedule needs
-ASSUMED: Final = "assumed"
 KEY: Final = "appid = :appid and endpoint = :endpoint"
 CARRY: Final = f"update calls set boot_id = :here, boot_at = boot_at + :shift where {KEY} and boot_id = :there"  # noqa: S608 -- of constants
 CARRY_REST: Final = f"update calls set boot_id = :here, boot_at = min(0, wall_at - :offset) where {KEY} and boot_id <> :here"  # noqa: S608
@@ -121,12 +120,12 @@ class SqliteStore:
 
         Once: read again, it would be translated again, and with a wall clock that stands before it, it would never age.
         """
-        key, table = _key(account), self._file.db.table("accounts")
+        key, table = key_of(account), self._file.db.table("accounts")
         for row in list(table.rows_where(KEY, key)):
             there = Anchor.of(row)
             shift = {"here": here.boot_id, "there": there.boot_id, "shift": carried_by(there, here)}
             self._file.db.execute(CARRY, {**key, **shift})
-            self._write(account, credential_of(row, self._file.epoch, here, self._seal), here)
+            self._write(account, revived(row, self._file.epoch, here, self._seal), here)
         self._file.db.execute(CARRY_REST, {**key, "here": here.boot_id, "offset": here.offset})
 
     def _reserve(self, account: Account, decide: Decide) -> Grant | Denied:
@@ -165,38 +164,34 @@ class SqliteStore:
         return changed, True
 
     def _held(self, account: Account, here: Anchor) -> Held:
-        rows = list(self._file.db.table("accounts").rows_where(KEY, _key(account)))
+        rows = list(self._file.db.table("accounts").rows_where(KEY, key_of(account)))
         epoch = self._file.epoch
-        credential = credential_of(rows[0], epoch, here, self._seal) if rows else Credential(epoch=epoch)
+        credential = revived(rows[0], epoch, here, self._seal) if rows else Credential(epoch=epoch)
         return Held(credential, entries_of(self._calls(account)))
 
     def _calls(self, account: Account) -> list[dict[str, Any]]:
         # Only the newest `daily_quota` calls can matter: where all of them lie in the window, it is full.
         table = self._file.db.table("calls")
-        return list(table.rows_where(KEY, _key(account), order_by="id desc", limit=account.daily_quota))
+        return list(table.rows_where(KEY, key_of(account), order_by="id desc", limit=account.daily_quota))
 
     def _assume(self, account: Account, here: Anchor) -> None:
-        """Enter the calls that a lost ledger may have held, once; what is left is what the schedule needs, or a quarter."""
+        """Enter the calls that a lost ledger may have held, once."""
         missing, since = self._file.unaccounted()
-        most = account.daily_quota - max(account.daily_quota // 4, min(account.daily_quota, LEAST_LEFT))
+        cost = assumed_cost(missing, account.daily_quota)
         done = f"{KEY} and outcome = '{ASSUMED}' and id > :since"
         table = self._file.db.table("calls")
-        if missing and most > 0 and not table.count_where(done, {**_key(account), "since": since}):
-            self._add_call(account, Claim(Lane.SCHEDULED), here, cost=min(missing, most), outcome=ASSUMED)
+        if cost and not table.count_where(done, {**key_of(account), "since": since}):
+            self._add_call(account, Claim(Lane.SCHEDULED), here, cost=cost, outcome=ASSUMED)
 
     def _drop_old_calls(self, account: Account, here: Anchor) -> None:
-        stale = {**_key(account), "before": here.boot_at - KEPT_DAYS * DAY}
+        stale = {**key_of(account), "before": here.boot_at - KEPT_DAYS * DAY}
         self._file.db.table("calls").delete_where(f"{KEY} and boot_at < :before", stale)
 
     def _add_call(self, account: Account, claim: Claim, here: Anchor, cost: int = 1, outcome: str | None = None) -> int:
-        row = {**_key(account), "lane": claim.lane.value, "forced": int(claim.force), "cost": cost, "outcome": outcome}
+        row = {**key_of(account), "lane": claim.lane.value, "forced": int(claim.force), "cost": cost, "outcome": outcome}
         anchor = {"boot_id": here.boot_id, "boot_at": here.boot_at, "wall_at": here.wall_at}
         return int(self._file.db.table("calls").insert({**row, **anchor}, pk="id").last_pk or 0)
 
     def _write(self, account: Account, credential: Credential, here: Anchor) -> None:
-        row = account_row(credential, _key(account), here, self._seal)
+        row = {**account_row(credential, key_of(account), self._seal), **asdict(here)}
         self._file.db.table("accounts").upsert(row, pk=("appid", "endpoint"))
-
-
-def _key(account: Account) -> dict[str, str]:
-    return {"appid": account.id, "endpoint": account.endpoint.value}

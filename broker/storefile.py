@@ -15,6 +15,7 @@ from typing import Final
 from sqlite_utils import Database
 
 from broker import epoch
+from broker.anchor import ANCHOR_COLUMNS
 from broker.core.ports import StoreRefused
 from broker.ownership import Ownership, lock_path, network_file_system, planted
 from broker.rows import ACCOUNT_COLUMNS, CALL_COLUMNS
@@ -28,9 +29,9 @@ _SQL_TYPES: Final = {int: "integer", float: "real", str: "text"}
 def _first_schema(db: Database) -> None:
     db.table("meta").create({"key": str, "value": str}, pk="key", strict=True)
     db.table("meta").insert({"key": "epoch", "value": epoch.drawn()})
-    db.table("accounts").create(ACCOUNT_COLUMNS, pk=("appid", "endpoint"), strict=True)
+    db.table("accounts").create({**ACCOUNT_COLUMNS, **ANCHOR_COLUMNS}, pk=("appid", "endpoint"), strict=True)
     # AUTOINCREMENT, which sqlite-utils has no word for: a number once used names that call for ever, it is a version.
-    columns = ", ".join(f"{name} {_SQL_TYPES[kind]}" for name, kind in CALL_COLUMNS.items() if name != "id")
+    columns = ", ".join(f"{name} {_SQL_TYPES[kind]}" for name, kind in {**CALL_COLUMNS, **ANCHOR_COLUMNS}.items() if name != "id")
     db.execute(f"create table calls (id integer primary key autoincrement, {columns}) strict")
     db.table("calls").create_index(["appid", "endpoint", "id"])
 
