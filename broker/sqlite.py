@@ -80,7 +80,7 @@ class SqliteStore:
 
     async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
         """See :class:`broker.core.ports.Store`."""
-        mine, key = f"{KEY} and wall_at >= :since", {**_key(account), "since": since}
+        mine, key = f"{KEY} and wall_at >= :since", {**key_of(account), "since": since}
         return await self._run(lambda: list(self._file.db.table("calls").rows_where(mine, key, order_by="id")))
 
     async def close(self) -> None:

@@ -89,7 +89,7 @@ class Link:
     """Where the database is, and the connections to it."""
 
     def __init__(self, url: str) -> None:
-        params = {**_DEFAULTS, **conninfo_to_dict(url)}
+        params: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(url)}
         self._where = make_conninfo(**params)
         hosts = str(params.get("host", "")).count(",") + 1
         self._patience_s = CONNECT_S * hosts + 1.0

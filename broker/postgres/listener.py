@@ -82,12 +82,13 @@ class Listener:
                 self.trouble = str(store_error(error))
             except (StoreBusy, StoreError) as error:
                 self.trouble = str(error)
+            except Exception as error:  # noqa: BLE001 -- the daemon outlives its bugs
+                self.trouble = f"the listener failed: {type(error).__name__}"
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
     async def _begin(self, session: Session) -> None:
         """LISTEN first, then look: what changes between the two is heard."""
-        session.connection.add_notify_handler(self._notified)
         async with session.bounded(ANSWERS_WITHIN_S):
             await session.run(f"listen {CHANNEL}")
             await self._take_name(session)
@@ -130,9 +131,9 @@ class Listener:
                 self._hear(row["appid"])
 
     async def _listen(self, session: Session) -> None:
-        """Wait for a heartbeat's time, while the handler hears."""
-        async for _ in session.connection.notifies(timeout=HEARTBEAT_S):
-            pass
+        """Hear for a heartbeat's time; what came between is kept for us (psycopg 3.2.4)."""
+        async for said in session.connection.notifies(timeout=HEARTBEAT_S):
+            self._notified(said)
 
     def _notified(self, said: psycopg.Notify) -> None:
         note = Note.read(said.payload)
