@@ -11,19 +11,19 @@ from typing import Final, ParamSpec
 
 from aiohttp import web
 
-from broker import __version__, log
+from broker import __version__, log, storefile
 from broker.address import is_loopback
 from broker.anchor import BootClock
 from broker.clock import SystemClock
-from broker.config import ConfigError, Settings
+from broker.config import ConfigError, Settings, StoreSettings
 from broker.core.credential import RENEWED_AFTER, Endpoint
-from broker.core.ports import Witness
+from broker.core.ports import Store, Witness
 from broker.emergency import EmergencyBudget
 from broker.listen import listeners
 from broker.reload import reloading
 from broker.roster import Roster
 from broker.schedule import every
-from broker.sealing import Plain, Sealed
+from broker.sealing import Plain, Seal, Sealed
 from broker.sqlite import SqliteStore
 from broker.systemd import NOBODY, Supervisor, Well
 from broker.tickets import Tickets
@@ -198,12 +198,40 @@ def _witness(metrics: Metrics) -> Witness:
 
 
 @asynccontextmanager
-async def _store(settings: Settings, clock: BootClock) -> AsyncIterator[SqliteStore]:
+async def _store(settings: Settings, clock: BootClock) -> AsyncIterator[Store]:
     key = settings.store.encryption_key
-    store = await SqliteStore.open(settings.store.path, clock, Sealed(key.reveal()) if key else Plain())
-    if store.set_aside:
-        log.tell("store-set-aside", path=store.set_aside)
+    seal = Sealed(key.reveal()) if key else Plain()
+    store = await _opened(settings.store, clock, seal)
     try:
         yield store
     finally:
         await store.close()
+
+
+async def _opened(settings: StoreSettings, clock: BootClock, seal: Seal) -> Store:
+    if settings.path is None:
+        _need_psycopg()
+        from broker.postgres.store import PostgresStore  # noqa: PLC0415 -- an extra, loaded where it is used
+
+        return await PostgresStore.open(settings.url, clock, seal, settings.node)
+    store = await SqliteStore.open(settings.path, clock, seal)
+    if store.set_aside:
+        log.tell("store-set-aside", path=store.set_aside)
+    return store
+
+
+async def inspect(settings: StoreSettings) -> list[str]:
+    """What is wrong with the store, all of it, without changing or owning it; empty where it is good or not there yet."""
+    if settings.path is None:
+        _need_psycopg()
+        from broker.postgres.inspection import inspect  # noqa: PLC0415 -- the same
+
+        return await inspect(settings.url)
+    return storefile.inspect(settings.path)
+
+
+def _need_psycopg() -> None:
+    try:
+        import psycopg  # noqa: F401, PLC0415 -- the same
+    except ImportError:  # it is there, but not the C library it needs
+        raise ConfigError(["store.url: psycopg cannot be loaded: pip install 'wechat-token-broker[postgres]'"]) from None

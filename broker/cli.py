@@ -72,17 +72,17 @@ def serve(config: Path | None) -> None:
 @CONFIG
 def check(config: Path | None) -> None:
     """Read configuration, secrets, permissions and store; call nobody; say all that is wrong."""
+    from broker.app import inspect
     from broker.config import ConfigError, load
-    from broker.storefile import inspect
 
     try:
         settings = load(config)
+        found = asyncio.run(inspect(settings.store))
     except ConfigError as error:
         stop(MISCONFIGURED, *error.errors)
-    found = inspect(settings.store.path)
     if found:
         stop(MISCONFIGURED, *(f"store.url: {complaint}" for complaint in found))
-    click.echo(f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store: {settings.store.path}.")
+    click.echo(f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store: {settings.store.path or 'PostgreSQL'}.")
 
 
 @main.command()

@@ -6,6 +6,7 @@ of an app. What may be written where is in tables.py, how it is read in document
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from broker.guarded_files import Refused, find_secret, read_secret
 from broker.tables import App, Avatars, Client, Document, Store
 
 SHORTEST_KEY: Final = 16  # characters of store.encryption_key_file
+LONGEST_NODE: Final = 64
 
 __all__ = ["Address", "AvatarsSettings", "ClientSettings", "ConfigError", "Settings", "load", "load_avatars", "load_server"]
 
@@ -40,11 +42,15 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where state is kept, as an absolute path; tokens are sealed with `encryption_key` where there is one."""
+    """Where state is kept: an absolute path, or, where that is None, a shared database, in which we are called `node`.
+
+    Tokens are sealed with `encryption_key` where there is one.
+    """
 
     url: str
-    path: Path
+    path: Path | None
     encryption_key: Secret | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +220,11 @@ def _store(table: Store, environ: Mapping[str, str], reader: _Reader) -> StoreSe
             reader.problems.add(where, "needs the package cryptography: pip install 'wechat-token-broker[encryption]'")
         elif key is not None and len(key.reveal()) < SHORTEST_KEY:
             reader.problems.add(where, f"a key has at least {SHORTEST_KEY} characters: openssl rand -base64 32")
-    return StoreSettings(url, Path(url.removeprefix("sqlite://")), key)
+    if url.startswith("sqlite:"):
+        return StoreSettings(url, Path(url.removeprefix("sqlite://")), key)
+    if find_spec("psycopg") is None:
+        reader.problems.add(("store", "url"), "needs the package psycopg: pip install 'wechat-token-broker[postgres]'")
+    return StoreSettings(url, None, key, table.node or socket.gethostname()[:LONGEST_NODE])
 
 
 def _apps(document: Document, names: Names, policy: Policy, reader: _Reader) -> dict[str, Account]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic_settings import NoDecode
@@ -92,10 +93,23 @@ Broker = Annotated[str, AfterValidator(parse_broker), AfterValidator(_plain)]
 
 
 def _store_url(url: str) -> str:
+    if re.match(r"postgres(ql)?://", url):
+        return _postgres_url(url)
     path = url.removeprefix("sqlite:///")
     if path == url or path.endswith("/") or not re.fullmatch(r"/?[^/?#:\x00-\x1f\x7f][^?#:\x00-\x1f\x7f]*", path):
-        raise ValueError('must be "sqlite:///" and an absolute path: sqlite:///var/lib/token-broker/broker.db')
+        cure = "sqlite:///var/lib/token-broker/broker.db; or postgresql://role@host/database"
+        raise ValueError(f'must be "sqlite:///" and an absolute path: {cure}')
     return f"sqlite://{PurePosixPath('/', path)}"
+
+
+def _postgres_url(url: str) -> str:
+    """As libpq reads it. No password: the configuration is shown, copied and read by more than a passfile is."""
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError("holds blanks or control characters")
+    there = urlsplit(url)
+    if ":" in there.netloc.rpartition("@")[0] or {"password", "sslpassword"} & {name for name, _ in parse_qsl(there.query)}:
+        raise ValueError("holds a password: put it into a passfile, mode 600 (PGPASSFILE, or ?passfile=/path in the URL)")
+    return url
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
@@ -119,6 +133,7 @@ class Store(Table):
     """[store]."""
 
     url: Annotated[str, AfterValidator(_store_url)] | None = None
+    node: Name | None = None
     encryption_key_file: FilePath | None = None
 
 

@@ -137,12 +137,14 @@ class Cluster:
                 return
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """SIGINT: at once, in order; SIGQUIT: as a crash of PostgreSQL; SIGKILL: as the machine's, the whole session."""
+        """SIGINT: at once, in order; SIGQUIT: as a crash of PostgreSQL; SIGKILL: as the machine's, with all its processes."""
         process, self._process = self._process, None
         if process is None:
             return
         if how is signal.SIGKILL:
-            _kill_session(process.pid)
+            for pid in (process.pid, *_children(process.pid)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         else:
             process.send_signal(how)
         process.wait(PATIENCE_S)
@@ -156,6 +158,16 @@ class Cluster:
         for name, value in settings.items():
             self.sql(f"alter system set {name} = '{value}'")
         self.sql("select pg_reload_conf()")
+
+    @property
+    def pid(self) -> int:
+        """The server's main process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def pids(self) -> list[int]:
+        """All processes of the server (each calls setsid, so they are known by their parent)."""
+        return [self.pid, *_children(self.pid)]
 
     def promote(self) -> None:
         """Make a standby a primary; returns when it takes writes."""
@@ -189,12 +201,13 @@ class Cluster:
             return cursor.fetchall() if cursor.description else []
 
 
-def _kill_session(session: int) -> None:
+def _children(parent: int) -> list[int]:
+    found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError):
-            fields = entry.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                os.kill(int(entry.parent.name), signal.SIGKILL)
+            if int(entry.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(entry.parent.name))
+    return found
 
 
 @contextmanager

@@ -618,6 +618,7 @@ TEXT_KEYS = [
     "server.listen",
     "server.allowed_hosts",
     "store.url",
+    "store.node",
     "wechat.api_base",
     "wechat.timeout",
     "policy.tick",

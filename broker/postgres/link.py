@@ -16,7 +16,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 
-from broker.core.ports import StoreBusy, StoreError
+from broker.core.ports import StoreBusy, StoreError, StoreRefused
 from broker.postgres.faults import store_error
 
 T = TypeVar("T")
@@ -63,6 +63,7 @@ class Session:
 
     connection: psycopg.AsyncConnection[DictRow]
     pid: int = 0
+    is_cut: bool = False
     warnings: list[str] = field(default_factory=list)
 
     async def run(self, statement: str, row: Any = ()) -> list[DictRow]:
@@ -72,24 +73,32 @@ class Session:
 
     def cut(self) -> None:
         """Make whatever waits for the server fail at once, however deaf the network is."""
+        self.is_cut = True
         with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.connection.fileno())) as sock:
             sock.shutdown(socket.SHUT_RDWR)
 
     @asynccontextmanager
     async def bounded(self, seconds: float) -> AsyncIterator[None]:
-        """Cut the connection where it takes longer."""
+        """Cut the connection where it takes longer. Raises TimeoutError then."""
         timer = asyncio.get_running_loop().call_later(seconds, self.cut)
         try:
             yield
+        except (psycopg.Error, OSError):
+            if self.is_cut:
+                raise TimeoutError from None
+            raise
         finally:
             timer.cancel()
 
 
 class Link:
-    """Where the database is, and the connections to it."""
+    """Where the database is, and the connections to it. Raises StoreRefused where the URL names none."""
 
     def __init__(self, url: str) -> None:
-        params: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(url)}
+        try:
+            params: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(url)}
+        except psycopg.ProgrammingError:
+            raise StoreRefused("store.url is not one that PostgreSQL's libpq understands") from None
         self._where = make_conninfo(**params)
         hosts = str(params.get("host", "")).count(",") + 1
         self._patience_s = CONNECT_S * hosts + 1.0

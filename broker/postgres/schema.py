@@ -39,7 +39,7 @@ async def _migrate(session: Session, found: int) -> None:
         try:
             await session.run((files(__package__) / migration).read_text())
         except psycopg.errors.InsufficientPrivilege:
-            raise StoreRefused(_uncreated(migration)) from None
+            raise StoreRefused(uncreated(migration)) from None
 
 
 async def version(session: Session) -> int:
@@ -107,7 +107,8 @@ def newer(found: int) -> str:
     )
 
 
-def _uncreated(migration: str) -> str:
+def uncreated(migration: str) -> str:
+    """What is said where the tables are missing and the role may not make them."""
     return (
         f"the tables of the schema token_broker are missing and this role may not create them: as the database's owner, run "
         f"psql -v ON_ERROR_STOP=1 --single-transaction -f {files(__package__) / migration}"
