@@ -8,7 +8,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
@@ -206,6 +206,13 @@ async def test_what_a_synchronous_standby_did_not_confirm_is_not_taken_for_durab
                 with pytest.raises(StoreError, match="in time"):
                     await reserved(store)
                 assert monotonic() - began < FEW_SECONDS
+                other = asyncio.create_task(store.amend(replace(ACCOUNT, appid="wx2"), lambda held, _: replace(held, failures=1)))
+                waiting = "wait_event = 'SyncRep' and application_name = 'token-broker n'"
+                while not other.done():  # an administrator who wants the commits to go on
+                    primary.sql(f"select pg_cancel_backend(pid) from pg_stat_activity where {waiting}")
+                    await asyncio.sleep(0.02)
+                with pytest.raises(StoreError, match="not confirm"):
+                    await other
             finally:
                 for pid in (*stopped, standby.pid):
                     os.kill(pid, signal.SIGCONT)

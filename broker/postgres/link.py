@@ -184,8 +184,8 @@ async def _begin(session: Session) -> None:
 
 
 async def _commit(session: Session) -> None:
-    """Commit, for good. A synchronous standby that does not confirm in time is only a warning to PostgreSQL, not to us."""
+    """Commit, for good. A synchronous standby that does not confirm in time is only a warning to PostgreSQL."""
     session.warnings.clear()
     await session.run("commit")
     if "WARNING" in session.warnings:
-        raise psycopg.OperationalError("timeout: the standby did not confirm")
+        raise StoreError("PostgreSQL: the synchronous standby did not confirm what was committed")

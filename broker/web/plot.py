@@ -76,7 +76,7 @@ class Plot:
 
 def result_of(outcome: str | None) -> Result:
     """What the ledger's word for an outcome means; None is a call without one."""
-    word = (outcome or "lost").removeprefix("emergency ")
+    word = (outcome or "lost").removeprefix("emergency ").removeprefix("deposed ")
     return {"minted": Result.MINTED, "lost": Result.SILENT}.get(word, Result.FAILED)
 
 
