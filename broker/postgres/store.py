@@ -26,7 +26,7 @@ from broker.core.ports import (
     Versions,
 )
 from broker.postgres import schema
-from broker.postgres.books import Books
+from broker.postgres.account_rows import AccountRows
 from broker.postgres.faults import store_error
 from broker.postgres.link import Link, Session
 from broker.postgres.listener import Listener
@@ -78,7 +78,7 @@ class PostgresStore:
 
     async def load(self, account: Account) -> Held:
         """See :class:`broker.core.ports.Store`. It writes only what a loss demands; written twice or not, that is found again."""
-        return await self._run(account, lambda books: books.load())
+        return await self._run(account, lambda rows: rows.load())
 
     async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         """See :class:`broker.core.ports.Store`.
@@ -86,7 +86,7 @@ class PostgresStore:
         Where nobody knows, no call is made: what may stand there as an open reservation is a call that counts as spent,
         and is closed as an orphan by whoever meets it when its time is over.
         """
-        granted = await self._run(account, lambda books: books.reserve(decide))
+        granted = await self._run(account, lambda rows: rows.reserve(decide))
         if isinstance(granted, Grant):
             # Only now: a number that was rolled back was never handed out, and will be another call's.
             named = {"appid": account.id, "endpoint": account.endpoint.value, "epoch": granted.credential.epoch}
@@ -99,7 +99,7 @@ class PostgresStore:
         Where nobody knows, the caller settles again: the ledger's row tells whether it was settled, and then nothing is
         changed a second time.
         """
-        return await self._run(account, lambda books: books.settle(grant, outcome, change))
+        return await self._run(account, lambda rows: rows.settle(grant, outcome, change))
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """See :class:`broker.core.ports.Store`.
@@ -107,11 +107,11 @@ class PostgresStore:
         Where nobody knows, the caller goes by its memory until it reads anew, which the counter of changes makes it do;
         `change` looks at what is held, so that doing it again does nothing twice.
         """
-        return await self._run(account, lambda books: books.amend(change))
+        return await self._run(account, lambda rows: rows.amend(change))
 
     async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
         """See :class:`broker.core.ports.Store`. It only reads."""
-        return await self._run(account, lambda books: books.history(since))
+        return await self._run(account, lambda rows: rows.history(since))
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""
@@ -120,21 +120,21 @@ class PostgresStore:
             await asyncio.wait(self._tasks)
         await self._link.close()
 
-    async def _run(self, account: Account, work: Callable[[Books], Awaitable[T]]) -> T:
+    async def _run(self, account: Account, work: Callable[[AccountRows], Awaitable[T]]) -> T:
         """Work in a transaction; whoever stops waiting for it does not stop it half-way."""
         task = asyncio.create_task(self._transaction(account, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _transaction(self, account: Account, work: Callable[[Books], Awaitable[T]]) -> T:
+    async def _transaction(self, account: Account, work: Callable[[AccountRows], Awaitable[T]]) -> T:
         changes = 0
 
         async def kept(session: Session) -> T:
             nonlocal changes
-            books = Books(session, account, self._clock, self._seal, self._losses, self._listener.name, self._sender)
-            done = await work(books)
-            changes = books.changes
+            rows = AccountRows(session, account, self._clock, self._seal, self._losses, self._listener.name, self._sender)
+            done = await work(rows)
+            changes = rows.changes
             return done
 
         try:

@@ -33,7 +33,7 @@ _HISTORY: Final = f"""select id, lane, forced, cost, outcome, at as wall_at, nod
  where {_KEY} and at >= %(since)s order by at, id"""  # noqa: S608
 
 
-class Books:
+class AccountRows:
     """To be used once, in a transaction. `changes` is the row's counter after what was changed; 0 where nothing was."""
 
     def __init__(
