@@ -11,20 +11,17 @@ from typing import Final, ParamSpec
 
 from aiohttp import web
 
-from broker import __version__, log, storefile
+from broker import __version__, log, stores
 from broker.address import is_loopback
-from broker.anchor import BootClock
 from broker.clock import SystemClock
-from broker.config import ConfigError, Settings, StoreSettings
+from broker.config import ConfigError, Settings
 from broker.core.credential import RENEWED_AFTER, Endpoint
-from broker.core.ports import Store, Witness
+from broker.core.ports import Witness
 from broker.emergency import EmergencyBudget
 from broker.listen import listeners
 from broker.reload import reloading
 from broker.roster import Roster
 from broker.schedule import every
-from broker.sealing import Plain, Seal, Sealed
-from broker.sqlite import SqliteStore
 from broker.systemd import NOBODY, Supervisor, Well
 from broker.tickets import Tickets
 from broker.tools import Tools
@@ -72,7 +69,7 @@ async def daemon(
     """The running daemon, as its addresses. It reads its configuration again each time `hung_up` is set."""
     metrics, clock = Metrics(), SystemClock(os.environ.get(BOOT_ID))
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(_store(settings, clock))
+        store = await stack.enter_async_context(stores.store(settings.store, clock))
         # Before the first look: a daemon that cannot serve must not spend a call.
         bound = await stack.enter_async_context(listeners(settings.server.listen, supervisor.sockets))
         gate = Gate({}, [])
@@ -195,43 +192,3 @@ def _witness(metrics: Metrics) -> Witness:
         log.witness(event, app, **facts)
 
     return both
-
-
-@asynccontextmanager
-async def _store(settings: Settings, clock: BootClock) -> AsyncIterator[Store]:
-    key = settings.store.encryption_key
-    seal = Sealed(key.reveal()) if key else Plain()
-    store = await _opened(settings.store, clock, seal)
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def _opened(settings: StoreSettings, clock: BootClock, seal: Seal) -> Store:
-    if settings.path is None:
-        _need_psycopg()
-        from broker.postgres.store import PostgresStore  # noqa: PLC0415 -- an extra, loaded where it is used
-
-        return await PostgresStore.open(settings.url, clock, seal, settings.node)
-    store = await SqliteStore.open(settings.path, clock, seal)
-    if store.set_aside:
-        log.tell("store-set-aside", path=store.set_aside)
-    return store
-
-
-async def inspect(settings: StoreSettings) -> list[str]:
-    """What is wrong with the store, all of it, without changing or owning it; empty where it is good or not there yet."""
-    if settings.path is None:
-        _need_psycopg()
-        from broker.postgres.inspection import inspect  # noqa: PLC0415 -- the same
-
-        return await inspect(settings.url)
-    return storefile.inspect(settings.path)
-
-
-def _need_psycopg() -> None:
-    try:
-        import psycopg  # noqa: F401, PLC0415 -- the same
-    except ImportError:  # it is there, but not the C library it needs
-        raise ConfigError(["store.url: psycopg cannot be loaded: pip install 'wechat-token-broker[postgres]'"]) from None

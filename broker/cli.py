@@ -72,8 +72,8 @@ def serve(config: Path | None) -> None:
 @CONFIG
 def check(config: Path | None) -> None:
     """Read configuration, secrets, permissions and store; call nobody; say all that is wrong."""
-    from broker.app import inspect
     from broker.config import ConfigError, load
+    from broker.stores import inspect
 
     try:
         settings = load(config)
@@ -83,6 +83,33 @@ def check(config: Path | None) -> None:
     if found:
         stop(MISCONFIGURED, *(f"store.url: {complaint}" for complaint in found))
     click.echo(f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store: {settings.store.path or 'PostgreSQL'}.")
+
+
+@main.command()
+@click.option("--from", "source", required=True, metavar="URL", help="The store to leave: sqlite:///… or postgresql://…")
+@click.option("--to", "target", required=True, metavar="URL", help="The store to move into; it must be empty.")
+@CONFIG
+def migrate(source: str, target: str, config: Path | None) -> None:
+    """Move tokens and ledger to another store, while no broker runs on either. Done again, it does nothing."""
+    from broker.clock import SystemClock
+    from broker.config import ConfigError, load_stores
+    from broker.core.ports import StoreBusy, StoreError, StoreRefused
+    from broker.stores import move
+
+    try:
+        leaving, moving_in = load_stores(config, source, target)
+        accounts, calls = asyncio.run(move(leaving, moving_in, SystemClock()))
+    except StoreBusy as busy:
+        stop(BUSY, f"{busy}. Stop the brokers that use it first.")
+    except StoreRefused as refused:
+        stop(MISCONFIGURED, str(refused))
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    except (StoreError, OSError) as failure:
+        stop(FAILED, str(failure))
+    click.echo(
+        f"moved: {accounts} account(s), {calls} call(s). Put the new store.url into the configuration; the old store is history."
+    )
 
 
 @main.command()

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from pydantic import ValidationError
+
 from broker.address import Address
 from broker.core.credential import JITTER, LIFETIME, Account, Endpoint, Policy, Secret
 from broker.core.quota import calls_per_day
@@ -141,6 +143,25 @@ def load_server(path: Path | None = None, environ: Mapping[str, str] = os.enviro
     settings = _server(*read_document(path or default_path(environ), environ, problems, only="server"), problems)
     problems.raise_any()
     return settings
+
+
+def load_stores(path: Path | None, *urls: str, environ: Mapping[str, str] = os.environ) -> list[StoreSettings]:
+    """Stores by their URLs, with what [store] says beside: its key, where a configuration is named or in its usual place.
+
+    Raises ConfigError.
+    """
+    problems, is_named = Problems(), path is not None
+    path = path or default_path(environ)
+    document = read_document(path, environ, problems, only="store")[0] if is_named or path.exists() else Document()
+    found = []
+    for name, url in zip(("--from", "--to"), urls, strict=True):
+        try:
+            table = Store.model_validate({**document.store.model_dump(), "url": url})
+            found.append(_store(table, environ, _Reader(path.parent, environ, problems)))
+        except ValidationError as error:
+            problems.add((name,), error.errors()[0]["msg"].removeprefix("Value error, "))
+    problems.raise_any()
+    return found
 
 
 def load_avatars(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> AvatarsSettings:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from broker.core.credential import NEVER, Account, Credential, Doubt, Rivalry, Secret, Suspicion, Token
+from broker.core.credential import NEVER, Account, Credential, Doubt, Endpoint, Rivalry, Secret, Suspicion, Token
 from broker.core.errcodes import Failure, Kind
 from broker.core.quota import Entry, Lane
 from broker.sealing import Seal
@@ -48,6 +48,7 @@ CALL_COLUMNS: Final[dict[str, type]] = {
 }
 KEPT_DAYS: Final = 8  # the status page plots two days, people look back a week
 LEAST_LEFT: Final = 30  # calls left of a day when the ledger is lost: what the schedule needs
+EVERY_CALL: Final = 10_000_000  # a quota that leaves out no call
 ASSUMED: Final = "assumed"  # the outcome of calls that a lost ledger may have held
 _INSTANTS: Final = ("requested_at", "expires_at", "doubt_since", "safe_until", "called_at", "not_before", "checked_at")
 
@@ -55,6 +56,12 @@ _INSTANTS: Final = ("requested_at", "expires_at", "doubt_since", "safe_until", "
 def key_of(account: Account) -> dict[str, str]:
     """What names an account's rows."""
     return {"appid": account.id, "endpoint": account.endpoint.value}
+
+
+def account_of(row: Row) -> Account:
+    """Whose row it is, as far as a row tells: neither its secret, nor what it may spend."""
+    appid, _, name = row["appid"].partition("/")  # as Account.id puts it together
+    return Account(name or appid, appid, Secret(""), Endpoint(row["endpoint"]), EVERY_CALL)
 
 
 def account_row(credential: Credential, key: Row, seal: Seal, shift: float = 0.0) -> dict[str, Any]:

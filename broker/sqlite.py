@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +12,8 @@ from broker.anchor import Anchor, BootClock, carried_by, revived
 from broker.core.credential import Account, Credential, reserved
 from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Hear, Held, StoreError, Versions
 from broker.core.quota import DAY, Lane
-from broker.rows import ASSUMED, KEPT_DAYS, account_row, assumed_cost, entries_of, key_of
+from broker.moving import Estate, renumbered
+from broker.rows import ASSUMED, KEPT_DAYS, account_of, account_row, assumed_cost, entries_of, key_of
 from broker.sealing import Plain, Seal
 from broker.storefile import DAMAGED, StoreFile
 
@@ -82,6 +83,16 @@ class SqliteStore:
         """See :class:`broker.core.ports.Store`."""
         mine, key = f"{KEY} and wall_at >= :since", {**key_of(account), "since": since}
         return await self._run(lambda: list(self._file.db.table("calls").rows_where(mine, key, order_by="id")))
+
+    async def accounts(self) -> list[tuple[Account, bool]]:
+        """See :class:`broker.moving.Movable`."""
+        return await self._run(
+            lambda: [(account_of(row), row["token"] is not None) for row in self._file.db.table("accounts").rows]
+        )
+
+    async def inherit(self, estates: Sequence[Estate]) -> None:
+        """See :class:`broker.moving.Movable`."""
+        await self._run(self._inherit, estates)
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""
@@ -190,6 +201,20 @@ class SqliteStore:
     def _add_call(self, account: Account, claim: Claim, here: Anchor, cost: int = 1, outcome: str | None = None) -> int:
         row = {**key_of(account), "lane": claim.lane.value, "forced": int(claim.force), "cost": cost, "outcome": outcome}
         anchor = {"boot_id": here.boot_id, "boot_at": here.boot_at, "wall_at": here.wall_at}
+        return int(self._file.db.table("calls").insert({**row, **anchor}, pk="id").last_pk or 0)
+
+    def _inherit(self, estates: Sequence[Estate]) -> None:
+        with self._file.transaction():
+            here, newest = Anchor.drop(self._clock), 0
+            for estate in estates:
+                numbers = {call["id"]: self._add_past_call(estate.account, call, here) for call in estate.calls}
+                self._write(estate.account, renumbered(estate.credential, numbers), here)
+                newest = max([newest, *numbers.values()])
+        self._file.remember(newest)
+
+    def _add_past_call(self, account: Account, call: Mapping[str, Any], here: Anchor) -> int:
+        row = {**key_of(account), **{name: call[name] for name in ("lane", "forced", "cost", "outcome")}}
+        anchor = {"boot_id": here.boot_id, "boot_at": call["wall_at"] - here.offset, "wall_at": call["wall_at"]}
         return int(self._file.db.table("calls").insert({**row, **anchor}, pk="id").last_pk or 0)
 
     def _write(self, account: Account, credential: Credential, here: Anchor) -> None:

@@ -54,7 +54,6 @@ _SET: Final = ", ".join(f"set_config('{name}', '{value}', false)" for name, valu
 # A database may be set to lose what it has just committed; a reservation must stay.
 _DURABLE: Final = """set_config('synchronous_commit', case when current_setting('synchronous_commit')
  in ('off', 'local', 'remote_write') then 'on' else current_setting('synchronous_commit') end, false)"""
-_PREPARE: Final = f"select pg_backend_pid() as pid, {_SET}, {_DURABLE}, pg_try_advisory_lock_shared({LOCKS}, {RUNS}) as is_free"
 
 
 @dataclass
@@ -92,9 +91,12 @@ class Session:
 
 
 class Link:
-    """Where the database is, and the connections to it. Raises StoreRefused where the URL names none."""
+    """Where the database is, and the connections to it; `alone`: one, and no broker may run meanwhile.
 
-    def __init__(self, url: str) -> None:
+    Raises StoreRefused where the URL names none.
+    """
+
+    def __init__(self, url: str, *, alone: bool = False) -> None:
         try:
             params: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(url)}
         except psycopg.ProgrammingError:
@@ -103,14 +105,15 @@ class Link:
         hosts = str(params.get("host", "")).count(",") + 1
         self._patience_s = CONNECT_S * hosts + 1.0
         self._idle: list[Session] = []
-        self._slots = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._slots = asyncio.Semaphore(1 if alone else MOST_CONNECTIONS)
+        self._prepare = _prepare("" if alone else "_shared")
 
     async def connect(self, name: str) -> Session:
         """A new connection as `name`, made ready. Raises psycopg.Error, TimeoutError, StoreBusy."""
         session = await self.bare(name)
         try:
             async with session.bounded(DEADLINE_S):
-                (row,) = await session.run(_PREPARE)
+                (row,) = await session.run(self._prepare)
         except BaseException:
             await session.connection.close()
             raise
@@ -129,7 +132,7 @@ class Link:
         connection.add_notice_handler(lambda said: session.warnings.append(said.severity_nonlocalized or ""))
         return session
 
-    async def transaction(self, name: str, work: Callable[[Session], Awaitable[T]]) -> T:
+    async def transaction(self, name: str, work: Callable[[Session], Awaitable[T]], deadline_s: float = DEADLINE_S) -> T:
         """Do it in one READ COMMITTED transaction. Raises StoreError: then nothing is committed, or nobody knows.
 
         What each caller makes of "nobody knows" (the link was cut during COMMIT) is written at the store's methods.
@@ -142,7 +145,7 @@ class Link:
         try:
             session = await self._begun(name)
             try:
-                async with session.bounded(DEADLINE_S):
+                async with session.bounded(deadline_s):
                     done = await work(session)
                     await _commit(session)
             except BaseException:
@@ -153,7 +156,7 @@ class Link:
         except StoreBusy as error:
             raise StoreError(str(error)) from None
         else:
-            self._idle.append(session)
+            self.keep(session)
             return done
         finally:
             self._slots.release()
@@ -172,10 +175,18 @@ class Link:
         await _begin(session)
         return session
 
+    def keep(self, session: Session) -> None:
+        """Have a session used by whoever needs one next."""
+        self._idle.append(session)
+
     async def close(self) -> None:
         """Let go of what is not in use."""
         while self._idle:
             await self._idle.pop().connection.close()
+
+
+def _prepare(shared: str) -> str:
+    return f"select pg_backend_pid() as pid, {_SET}, {_DURABLE}, pg_try_advisory_lock{shared}({LOCKS}, {RUNS}) as is_free"
 
 
 async def _begin(session: Session) -> None:

@@ -6,7 +6,8 @@ says why that is safe.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -25,12 +26,14 @@ from broker.core.ports import (
     StoreError,
     Versions,
 )
-from broker.postgres import schema
+from broker.moving import Estate
+from broker.postgres import removal, schema
 from broker.postgres.account_rows import AccountRows
 from broker.postgres.faults import store_error
 from broker.postgres.link import Link, Session
 from broker.postgres.listener import Listener
 from broker.postgres.losses import Losses
+from broker.rows import account_of
 from broker.sealing import Plain, Seal
 
 T = TypeVar("T")
@@ -41,8 +44,8 @@ class PostgresStore:
 
     sole_owner = False
 
-    def __init__(self, url: str, clock: Clock, seal: Seal, node: str) -> None:
-        self._link = Link(url)
+    def __init__(self, url: str, clock: Clock, seal: Seal, node: str, *, alone: bool = False) -> None:
+        self._link = Link(url, alone=alone)
         self._clock = clock
         self._seal = seal
         self._sender = secrets.token_hex(8)
@@ -51,12 +54,17 @@ class PostgresStore:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @classmethod
-    async def open(cls, url: str, clock: Clock, seal: Seal | None = None, node: str = "broker") -> "PostgresStore":
-        """Reach the database, create or migrate the tables. Raises StoreRefused, StoreBusy, StoreError."""
-        store = cls(url, clock, seal or Plain(), node)
+    async def open(
+        cls, url: str, clock: Clock, seal: Seal | None = None, node: str = "broker", *, alone: bool = False
+    ) -> "PostgresStore":
+        """Reach the database, create or migrate the tables; `alone`: have it for us, while no broker runs.
+
+        Raises StoreRefused, StoreBusy, StoreError.
+        """
+        store = cls(url, clock, seal or Plain(), node, alone=alone)
         try:
             await schema.refuse_pooling(store._link, node)
-            await (await store._link.connect(node)).connection.close()  # StoreBusy is said here
+            store._link.keep(await store._link.connect(node))  # StoreBusy is said here
             await schema.ensure(store._link, node)
         except (psycopg.Error, OSError) as error:
             raise store_error(error) from None
@@ -112,6 +120,16 @@ class PostgresStore:
     async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
         """See :class:`broker.core.ports.Store`. It only reads."""
         return await self._run(account, lambda rows: rows.history(since))
+
+    async def accounts(self) -> list[tuple[Account, bool]]:
+        """See :class:`broker.moving.Movable`."""
+        rows = await self._link.transaction(self._listener.name, removal.accounts)
+        return [(account_of(row), row["token"] is not None) for row in rows]
+
+    async def inherit(self, estates: Sequence[Estate]) -> None:
+        """See :class:`broker.moving.Movable`."""
+        work = partial(removal.inherit, estates, self._clock, self._seal, self._listener.name)
+        await self._link.transaction(self._listener.name, work, removal.DEADLINE_S)
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""
