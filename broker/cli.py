@@ -97,7 +97,7 @@ def migrate(source: str, target: str, config: Path | None) -> None:
     from broker.stores import move
 
     try:
-        leaving, moving_in = load_stores(config, source, target)
+        leaving, moving_in = load_stores(config, (source, target))
         accounts, calls = asyncio.run(move(leaving, moving_in, SystemClock()))
     except StoreBusy as busy:
         stop(BUSY, f"{busy}. Stop the brokers that use it first.")

@@ -145,7 +145,7 @@ def load_server(path: Path | None = None, environ: Mapping[str, str] = os.enviro
     return settings
 
 
-def load_stores(path: Path | None, *urls: str, environ: Mapping[str, str] = os.environ) -> list[StoreSettings]:
+def load_stores(path: Path | None, urls: tuple[str, str], environ: Mapping[str, str] = os.environ) -> list[StoreSettings]:
     """Stores by their URLs, with what [store] says beside: its key, where a configuration is named or in its usual place.
 
     Raises ConfigError.
@@ -160,6 +160,12 @@ def load_stores(path: Path | None, *urls: str, environ: Mapping[str, str] = os.e
             found.append(_store(table, environ, _Reader(path.parent, environ, problems)))
         except ValidationError as error:
             problems.add((name,), error.errors()[0]["msg"].removeprefix("Value error, "))
+    if len(found) == len(urls):
+        source, target = found
+        if source.path is not None and not source.path.exists():
+            problems.add(("--from",), f"there is no such file: {source.path}")
+        if source.url == target.url:
+            problems.add(("--to",), "is the store to leave")
     problems.raise_any()
     return found
 

@@ -66,8 +66,11 @@ class PostgresStore:
             await schema.refuse_pooling(store._link, node)
             store._link.keep(await store._link.connect(node))  # StoreBusy is said here
             await schema.ensure(store._link, node)
-        except (psycopg.Error, OSError) as error:
-            raise store_error(error) from None
+        except BaseException as error:
+            await store._link.close()
+            if isinstance(error, psycopg.Error | OSError):
+                raise store_error(error) from None
+            raise
         return store
 
     @property
