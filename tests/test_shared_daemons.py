@@ -1,5 +1,6 @@
 """Real daemons on several hosts, as it were, that share one database: one token, one ledger, one budget."""
 
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster
+from tests.cluster import Cluster, cluster
 from tests.doubles import CANARY
 from tests.processes import House, Process, run, until
 
@@ -150,3 +151,26 @@ def test_a_database_that_is_not_there_is_said_in_a_sentence_without_its_address(
     assert "refuses the connection" in done.stderr
     assert "127.0.0.1" not in done.stderr
     assert "somebody" not in done.stderr
+
+
+def test_while_the_database_is_away_memory_serves_and_says_so_and_nobody_is_called(tmp_path: Path) -> None:
+    with cluster() as own, brokers(tmp_path, own.dsn(own.database()), 2, policy="min_gap = 0.1") as hosts:
+        until(lambda: all(house.get("/v1/tokens/main")[0] == 200 for house, _ in hosts), "all serve")
+        own.stop(signal.SIGQUIT)
+        until(lambda: all("PostgreSQL" in str(house.get("/health")[1]) for house, _ in hosts), "the trouble is told")
+        for house, _ in hosts:
+            held = house.get("/v1/tokens/main")
+            assert held[0] == 200
+            _, answer = house.post("/v1/tokens/main/refresh")
+            assert answer.get("version", held[1]["version"]) == held[1]["version"], answer
+        assert len(hosts[0][0].calls()) == 1
+        own.start()
+        until(lambda: not any("PostgreSQL" in str(house.get("/health")[1]) for house, _ in hosts), "all is well again")
+
+        def refreshed() -> bool:
+            status, answer = hosts[0][0].post("/v1/tokens/main/refresh")
+            return status == 200 and answer["version"] != held[1]["version"]
+
+        until(refreshed, "a refresh is possible")
+        version = hosts[0][0].get("/v1/tokens/main")[1]["version"]
+        until(lambda: hosts[1][0].get("/v1/tokens/main")[1]["version"] == version, "which all hear of")

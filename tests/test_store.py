@@ -1,4 +1,7 @@
-"""The store: what is committed stays, for one owner, and means the same after a reboot."""
+"""The store in a file: what is committed stays, for one owner, and means the same after a reboot.
+
+What every store owes is in test_store_contract.py.
+"""
 
 import asyncio
 import os
@@ -10,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.credential import NEVER, Doubt
-from broker.core.ports import Claim, Denial, Denied, Grant, Reason, StoreBusy, StoreError, StoreRefused
+from broker.core.credential import Doubt
+from broker.core.ports import Claim, StoreBusy, StoreError, StoreRefused
 from broker.core.quota import Lane
 from broker.sqlite import SqliteStore
 from broker.storefile import MIGRATIONS
-from tests.doubles import ACCOUNT, APPID, LOST, Bench, looked, value_of
+from tests.doubles import ACCOUNT, LOST, Bench, looked, value_of
 
 CLAIM = Claim(Lane.SCHEDULED)
 
@@ -26,13 +29,6 @@ async def test_what_is_settled_is_there_for_the_next_process(bench: Bench) -> No
     restarted = await bench.restarted()
     assert restarted.credential == keeper.credential
     assert restarted.usage() == keeper.usage()
-
-
-async def test_a_denied_reservation_writes_nothing(bench: Bench) -> None:
-    store = await bench.open()
-    denied = await store.reserve(ACCOUNT, lambda *_: Denial(Reason.QUOTA, 5.0))
-    assert isinstance(denied, Denied)
-    assert await bench.rows() == []
 
 
 async def test_a_reservation_is_on_disk_before_the_call_is_made(bench: Bench) -> None:
@@ -50,18 +46,6 @@ async def test_commits_reach_the_disk_and_readers_do_not_block_writers(bench: Be
     store = await bench.open()
     assert store._file.db.execute("pragma synchronous").fetchone() == (2,)
     assert store._file.db.execute("pragma journal_mode").fetchone() == ("wal",)
-
-
-async def test_call_numbers_are_never_used_twice(bench: Bench) -> None:
-    store = await bench.open()
-    first = await store.reserve(ACCOUNT, lambda *_: CLAIM)
-    await bench.close()
-    with sqlite3.connect(bench.path) as other:
-        other.execute("delete from calls")
-    second = await (await bench.open()).reserve(ACCOUNT, lambda *_: CLAIM)
-    assert isinstance(first, Grant)
-    assert isinstance(second, Grant)
-    assert second.call > first.call
 
 
 async def test_after_a_reboot_ages_go_by_the_wall(bench: Bench) -> None:
@@ -320,10 +304,3 @@ async def test_the_event_loop_does_not_wait_for_a_locked_database(bench: Bench) 
     await keeper.landed()
     await looked(keeper)
     assert bench.wechat.calls == 1
-
-
-async def test_instants_that_never_were_stay_so(bench: Bench) -> None:
-    held = await (await bench.open()).load(ACCOUNT)
-    assert (held.credential.called_at, held.credential.not_before, held.credential.checked_at) == (NEVER, NEVER, NEVER)
-    assert held.credential.version is None
-    assert ACCOUNT.appid == APPID

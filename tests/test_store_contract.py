@@ -181,6 +181,7 @@ async def test_a_denied_reservation_writes_nothing_and_says_what_is_held(shop: S
     assert isinstance(denied, Denied)
     assert denied.credential.version
     assert len(denied.entries) == 1
+    assert shop.sql("select count(*) from token_broker.calls") == [(1,)]
     assert shop.sql("select * from token_broker.accounts") == before
 
 
