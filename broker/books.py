@@ -8,7 +8,7 @@ from broker.core import credential as core
 from broker.core.credential import NEVER, Credential, fingerprint
 from broker.core.errcodes import Failure
 from broker.core.outcome import Judge
-from broker.core.ports import STEP_S, Change, Decide, Denial, Denied, Grant, Minted, StoreError, wall_offset
+from broker.core.ports import STEP_S, Change, Claim, Decide, Denial, Denied, Grant, Minted, Reason, StoreError, wall_offset
 from broker.core.quota import Entry, Lane
 from broker.published import Published
 from broker.tools import Tools
@@ -92,13 +92,30 @@ class Books:
         await self.give_back(held.credential, memory)
 
     async def give_back(self, stored: Credential, memory: Credential) -> None:
-        """Where the store lost the token that we hold, let it have it again."""
-        if core.is_older(stored, memory):
+        """Where the store lost the token that we hold, let it have it again.
+
+        In a shared store others may do so too, with other tokens: there a number of its own is reserved for each.
+        """
+        if not core.is_older(stored, memory):
+            return
+        if not self.is_shared or stored.epoch == memory.epoch:
             await self.amend(lambda held, _: core.transplanted(held, memory))
+            return
+
+        def decide(held: Credential, _: Sequence[Entry], now: float) -> Claim | Denial:
+            if held.reserved_call is not None or not core.is_older(held, memory):
+                return Denial(Reason.FASTER, now)
+            return Claim(Lane.SCHEDULED)
+
+        grant = await self.reserve(decide)
+        if isinstance(grant, Grant):
+            call = grant.call
+            await self.settle(grant, "given back", lambda held, _: core.transplanted(held, memory, call))
 
     def note_check(self, found: Credential, memory: Credential) -> None:
         """Remember that another process has begun to verify, if it has; what comes of it is heard only if it is bad."""
-        began = found.version == memory.version and found.checked_at > memory.checked_at
+        # An instant read again may differ by what it took to read it.
+        began = found.version == memory.version and found.checked_at > memory.checked_at + 1
         self.checked_elsewhere_until = found.checked_at + VERIFIES_WITHIN_S if began else NEVER
 
     async def reserve(self, decide: Decide) -> Grant | Denied:

@@ -165,6 +165,7 @@ class Keeper:
                 return self._unavailable()
         if self._stopping:
             return self._unavailable()
+        before = self.credential.version
         self._flights.books.denials.pop(Lane.ADMIN, None)
         flight = self._flights.launch(partial(self._flights.refresh, Claim(Lane.ADMIN, force=force)))
         if not await _until(asyncio.wait({flight}), deadline):
@@ -172,6 +173,8 @@ class Keeper:
         if (denial := self._flights.books.denials.get(Lane.ADMIN)) is not None:
             why = why_not(self.credential, denial, None, denial.until - self._tools.clock.now())
             return why if denial.reason is Reason.QUOTA else replace(why, code=Code.REFRESH_THROTTLED, detail=_GAP)
+        if self.store_error is not None and self.credential.version == before:
+            return self._unavailable()
         served = None if self.credential.failure else self.serve()
         return served or self._unavailable()
 

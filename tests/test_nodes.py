@@ -341,3 +341,38 @@ async def test_an_open_reservation_at_start_is_another_hosts_until_its_lease_is_
     assert late.keeper.credential.reserved_call is not None
     assert late.keeper.credential.suspicion is None
     assert late.keeper.credential.called_at > NEVER
+
+
+async def test_tokens_given_back_into_a_new_epoch_by_two_hosts_never_share_a_version(hosts: Hosts) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    await looked(a.keeper)
+    await hosts.landed()
+    hosts.bench.clock.pass_(4000)
+    a.store.everyone = []
+    await looked(a.keeper)  # only a knows of a2
+    store = await hosts.bench.open()
+    await store.amend(ACCOUNT, lambda *_: Credential())
+    store._file.epoch = "zzzz"  # a standby that knew of nothing
+    seen: dict[str | None, str | None] = {}
+    for host in (b, a, b):
+        host.roster.hear(None)
+        await hosts.landed()
+        for one in (a, b):
+            version, value = one.keeper.credential.version, value_of(one.keeper)
+            assert seen.setdefault(version, value) == value, "a version means one token"
+    a.store.everyone = b.store.everyone
+    b.roster.hear(None)
+    await hosts.landed()
+    assert value_of(a.keeper) == value_of(b.keeper) == "a2"
+    assert a.wechat.calls + b.wechat.calls == 2
+
+
+async def test_an_order_that_could_not_be_recorded_is_not_answered_with_the_old_token(hosts: Hosts) -> None:
+    a = await hosts.another()
+    await looked(a.keeper)
+    hosts.bench.clock.pass_(100)
+    a.store.is_away = True
+    answer = await a.keeper.refresh(5)
+    assert isinstance(answer, Unavailable)
+    assert answer.code is Code.STORE_UNAVAILABLE
+    assert a.wechat.calls == 1

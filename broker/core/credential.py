@@ -353,12 +353,16 @@ def is_older(one: Credential, other: Credential) -> bool:
     return one.token.requested_at < other.token.requested_at
 
 
-def transplanted(stored: Credential, memory: Credential) -> Credential | None:
-    """What a store that lost our token should hold; None where it holds one as new."""
+def transplanted(stored: Credential, memory: Credential, number: int = 0) -> Credential | None:
+    """What a store that lost our token should hold; None where it holds one as new.
+
+    `number` is what the token's call is called in another epoch than it was made in.
+    """
     if memory.token is None or not is_older(stored, memory):
         return None
-    call = memory.token.call if memory.epoch == stored.epoch else 0
-    return replace(memory, epoch=stored.epoch, token=replace(memory.token, call=call), reserved_call=None)
+    call = memory.token.call if memory.epoch == stored.epoch else number
+    token, called_at = replace(memory.token, call=call), max(stored.called_at, memory.called_at)
+    return replace(memory, epoch=stored.epoch, token=token, called_at=called_at, reserved_call=None)
 
 
 def of_unknown_age(credential: Credential, now: float) -> Credential:
