@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.doubles import APPID, CANARY
@@ -214,6 +215,20 @@ def test_the_daemon_lives_with_all_that_the_unit_forbids(confined: Confined) -> 
     assert (house_store.stat().st_uid, house_store.stat().st_gid) == (USER, GROUP)
     with sqlite3.connect(house_store) as db:  # what %b handed in, since /proc did not say
         assert db.execute("select boot_id from accounts").fetchall() == [(BOOT_ID,)]
+
+
+def test_a_shared_database_is_reached_from_there_too(confined: Confined, database: str) -> None:
+    house, config = confined.house, confined.places[CONFIGURATION] / "config.toml"
+    config.write_text(config.read_text().replace("[store]\n", f'[store]\nurl = "{database}"\nnode = "confined"\n'))
+    with confined.serving() as (first, pid):
+        until(lambda: house.get("/v1/tokens/main")[0] == 200, "a token")
+        until(lambda: house.get("/v1/status")[1]["nodes"], "it is among the nodes")
+        os.kill(pid, signal.SIGTERM)
+        assert first.wait(PATIENCE_S) == 0, (house.home / "daemon.log").read_text()
+    assert not (confined.places[STATE] / "broker.db").exists()
+    assert "Error" not in (house.home / "daemon.log").read_text()
+    with psycopg.connect(database) as db:
+        assert db.execute("select node, outcome from token_broker.calls").fetchall() == [("confined", "minted")]
 
 
 def assert_confined(pid: int) -> None:
