@@ -451,3 +451,13 @@ async def test_who_shares_the_store_is_shown_with_what_they_serve(daemon: Daemon
 async def test_a_store_that_nobody_shares_shows_no_nodes(daemon: Daemon) -> None:
     assert (await (await daemon.get("/v1/status")).json())["nodes"] == []
     assert "share the store" not in await page(daemon)
+
+
+async def test_tickets_are_shown_without_their_value(daemon: Daemon) -> None:
+    await daemon.get("/v1/tickets/main/jsapi")
+    daemon.bench.wechat.ticket_answers.append(DOWN)
+    await daemon.get("/v1/tickets/main/wx_card")
+    html = await page(daemon)
+    assert CANARY not in html
+    assert "Ticket jsapi valid, 2 h 0 min left" in words(html)
+    assert "Ticket wx_card none cannot connect" in words(html)

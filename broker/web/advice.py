@@ -69,6 +69,8 @@ REASONS_ZH: Final[Mapping[str, str]] = {
     r"not an answer of WeChat's: (.*)": r"应答不是微信的格式（\1）",
     r"the broker was stopped during a token call": "服务在调用令牌接口时被停止",
     r"the broker was stopped during an emergency": "服务在紧急调用时被停止",
+    r"there is no token to ask for a ticket with": "没有可用于获取票据的令牌",
+    r"WeChat refused the token that the ticket was asked for with": "微信拒绝了用于获取票据的令牌",
     r"errcode (.*)": r"错误码 \1",
 }
 

@@ -46,8 +46,15 @@ def card(edge: Edge, keeper: Keeper, spoken: str) -> dict[str, Any]:
         "rivals_said": words["second_issuer_said" if rivals["suspected"] else "second_issuer_sign"].format(
             count=rivals["count"], since=stamp(rivals["since"] or "")
         ),
+        "tickets_said": [_ticket(kind, ticket, spoken) for kind, ticket in said["tickets"].items()],
         "store_said": words["store_error_said"].format(error=said["store_error"]),
     }
+
+
+def _ticket(kind: str, said: Mapping[str, Any], spoken: str) -> dict[str, str]:
+    words, error, left = PAGE[spoken], said["last_error"], said["expires_in"]
+    state = words["fresh_ticket" if left else "no_ticket"].format(age=span(left, spoken))
+    return {"type": kind, "said": state, "why": reason(error["reason"], spoken) if error else ""}
 
 
 def stamp(moment: str) -> str:
