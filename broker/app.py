@@ -19,6 +19,7 @@ from broker.core.credential import RENEWED_AFTER, Endpoint
 from broker.core.ports import Witness
 from broker.emergency import EmergencyBudget
 from broker.listen import listeners
+from broker.outgoing import MOST_CONNECTIONS, outgoing
 from broker.reload import reloading
 from broker.roster import Roster
 from broker.schedule import every
@@ -26,12 +27,16 @@ from broker.systemd import NOBODY, Supervisor, Well
 from broker.tickets import Tickets
 from broker.tools import Tools
 from broker.web.api import Edge
+from broker.web.callers import Callers
 from broker.web.connections import Connections, most_connections
 from broker.web.door import accepting, answering, answers
 from broker.web.dropin import DropIn
 from broker.web.express import Lane, Tell
 from broker.web.gate import Client, Gate
+from broker.web.handles import Handles
+from broker.web.limits import Limits
 from broker.web.metrics import Metrics
+from broker.web.proxy import Proxy
 from broker.web.server import application
 from broker.web.tickets import TicketDesk
 from broker.web.visitors import Visitors
@@ -77,7 +82,8 @@ async def daemon(
         wechat = settings.wechat
         upstream = await stack.enter_async_context(WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base))
         visitors = Visitors(clock.now)
-        lane = Lane(Connections(most_connections(), clock.now), _count(metrics, visitors), enabled=settings.server.express_lane)
+        most = most_connections(MOST_CONNECTIONS if settings.proxy.enabled else 0)
+        lane = Lane(Connections(most, clock.now), _count(metrics, visitors), enabled=settings.server.express_lane)
         tools = Tools(
             store=store,
             upstream=upstream,
@@ -102,7 +108,12 @@ async def daemon(
             tickets_of=tickets.of,
             nodes=lambda: store.nodes,
         )
-        routes = TicketDesk(tickets).routes() + (DropIn(gate, tickets).routes() if settings.compat else [])
+        handles = Handles(gate, roster) if settings.proxy.enabled else None
+        routes = TicketDesk(tickets).routes() + (DropIn(gate, tickets, handles).routes() if settings.compat else [])
+        if handles is not None:  # behind the drop-in's, whose paths it never passes on
+            out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
+            callers, limits = Callers(gate, roster, handles), Limits(settings.proxy, clock.now)
+            routes += Proxy(settings.proxy, callers, limits, out, upstream.base, metrics.proxied).routes()
         runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash, routes)))
         for kept in (roster, tickets):  # those who wait for a call under way are answered by its end
             stack.push_async_callback(kept.landed)

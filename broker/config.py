@@ -22,7 +22,7 @@ from broker.core.credential import JITTER, LIFETIME, Account, Endpoint, Policy, 
 from broker.core.quota import calls_per_day
 from broker.document import SECRET_PREFIX, ConfigError, Key, Names, Problems, env_name, read_document, suggestion
 from broker.guarded_files import Refused, find_secret, read_secret
-from broker.tables import App, Avatars, Client, Document, Store
+from broker.tables import App, Avatars, Client, Document, Proxy, Store
 
 SHORTEST_KEY: Final = 16  # characters of store.encryption_key_file
 LONGEST_NODE: Final = 64
@@ -105,6 +105,7 @@ class Settings:
     clients: Mapping[str, ClientSettings]
     avatars: AvatarsSettings | None
     compat: bool = False  # whether WeChat's own token paths are answered
+    proxy: Proxy = field(default_factory=Proxy)
 
 
 def default_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -129,6 +130,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         clients=MappingProxyType(_clients(document, names, reader)),
         avatars=_avatars(document.avatars, document, names, reader) if document.avatars else None,
         compat=document.compat.enabled,
+        proxy=document.proxy,
     )
     problems.raise_any()
     return settings

@@ -60,6 +60,7 @@ def needs_restart(running: Settings, read: Settings) -> list[str]:
         "server.listen": (running.server.listen, read.server.listen),
         "server.express_lane": (running.server.express_lane, read.server.express_lane),
         "compat": (running.compat, read.compat),
+        "proxy": (running.proxy, read.proxy),
         "store": (running.store, read.store),
         "wechat": (running.wechat, read.wechat),
         "apps": (running.apps, read.apps),

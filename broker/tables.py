@@ -92,6 +92,20 @@ ApiBase = Annotated[str, AfterValidator(lambda url: parse_origin(url, plain_http
 Broker = Annotated[str, AfterValidator(parse_broker), AfterValidator(_plain)]
 
 
+OURS: Final = {"v1", "static", "sns"}  # our own paths, and one that takes other tokens
+
+
+def _prefix(prefix: str) -> str:
+    if prefix.split("/")[1] in OURS:
+        raise ValueError("must not be a path of the broker's own, nor /sns/, which takes tokens of users")
+    return prefix
+
+
+Prefix = Annotated[
+    str, _named(r"/(?:[A-Za-z0-9_-]+/)+", "must look like /cgi-bin/: names between slashes"), AfterValidator(_prefix)
+]
+
+
 def _store_url(url: str) -> str:
     if re.match(r"postgres(ql)?://", url):
         return _postgres_url(url)
@@ -156,6 +170,27 @@ class Compat(Table):
     enabled: Flag = False
 
 
+class Proxy(Table):
+    """[proxy]: the largest bodies are bytes of requests; `rate` is requests a second of one client."""
+
+    enabled: Flag = False
+    prefixes: Annotated[tuple[Prefix, ...], Field(min_length=1)] = (
+        "/cgi-bin/",
+        "/wxa/",
+        "/customservice/",
+        "/card/",
+        "/datacube/",
+    )
+    max_concurrency: Annotated[Whole, Field(ge=1, le=200)] = 64
+    rate: Annotated[Number, Field(gt=0, le=1_000_000)] = 100
+    burst: Annotated[Whole, Field(ge=1, le=1_000_000)] = 200
+    max_body: Annotated[Whole, Field(ge=0, le=16 * 1024**3)] = 100 * 1024**2
+    max_retry_body: Annotated[Whole, Field(ge=0, le=64 * 1024**2)] = 1024**2
+    connect_timeout: Annotated[Number, Field(gt=0, le=300)] = 10
+    idle_timeout: Annotated[Number, Field(gt=0, le=3600)] = 30
+    total_timeout: Annotated[Number, Field(gt=0, le=86400)] = 3600
+
+
 class PolicyTable(Table):
     """[policy]: the fields of :class:`Policy`."""
 
@@ -193,7 +228,7 @@ class Client(Table):
     key_sha256: Sha256 | None = None
     key_file: FilePath | None = None
     apps: tuple[str, ...] | None = None
-    scopes: tuple[Literal["read", "report", "admin"], ...] = ("read", "report")
+    scopes: tuple[Literal["read", "report", "admin", "proxy"], ...] = ("read", "report")
 
 
 class Avatars(Table):
@@ -216,6 +251,7 @@ class Document(Table):
     wecom: WeCom = WeCom()
     policy: PolicyTable = PolicyTable()
     compat: Compat = Compat()
+    proxy: Proxy = Proxy()
     apps: dict[Name, App] = {}
     clients: dict[Name, Client] = {}
     avatars: Avatars | None = None
@@ -228,6 +264,7 @@ TABLES: Final[Mapping[str, type[Table]]] = {
     "wecom": WeCom,
     "policy": PolicyTable,
     "compat": Compat,
+    "proxy": Proxy,
     "apps": App,
     "clients": Client,
     "avatars": Avatars,

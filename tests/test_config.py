@@ -97,7 +97,7 @@ def test_the_example_shows_every_key_with_its_default(write: Callable[..., Path]
     for name in ("orders", "avatars", "store"):
         write(f"{name}-0123456789abcdef", name=f"{name}.key")
     full = load(write(shown_text), {})
-    for section in ("server", "wechat", "policy", "apps"):
+    for section in ("server", "wechat", "policy", "proxy", "apps"):
         assert getattr(full, section) == getattr(bare, section)
     assert (full.store.url, full.store.path) == (bare.store.url, bare.store.path)
     assert full.avatars == read(f'{APP}[avatars]\nkey_file = "./avatars.key"').avatars
@@ -263,6 +263,13 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
             '[apps.b]\nappid = "wx2"\nsecret = "x"\nendpoint = "classic"',
             "apps.b.endpoint: must be 'token', 'stable_token' or 'wecom'",
         ),
+        ('[proxy]\nprefixes = ["/a/", "/sns/"]', "proxy.prefixes[1]: must not be a path of the broker's own, nor /sns/"),
+        ('[proxy]\nprefixes = ["/a/", "/v1/"]', "proxy.prefixes[1]: must not be a path of the broker's own"),
+        ('[proxy]\nprefixes = ["/a/", "/"]', "proxy.prefixes[1]: must look like /cgi-bin/"),
+        ('[proxy]\nprefixes = ["/a/", "/cgi-bin/../"]', "proxy.prefixes[1]: must look like /cgi-bin/"),
+        ("[proxy]\nprefixes = []", "proxy.prefixes: "),
+        ("[proxy]\nrate = 0", "proxy.rate: must be greater than 0"),
+        ("[proxy]\nmax_concurrency = 0", "proxy.max_concurrency: must be greater than or equal to 1"),
         ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 0', "apps.b.daily_quota: must be greater than or equal to 1"),
         ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 26', "apps.b.daily_quota: a day needs up to 27 calls, it is 26"),
         ('[apps.b]\nappid = "w x2"\nsecret = "x"', "apps.b.appid: an AppID looks like wx0123456789abcdef"),
@@ -518,7 +525,7 @@ key_sha256 = "{"c" * 64}"
 key_file = "./orders.key"
 """)
     assert errors == (
-        "clients.a.scopes[0]: must be 'read', 'report' or 'admin'",
+        "clients.a.scopes[0]: must be 'read', 'report', 'admin' or 'proxy'",
         'clients.a.apps[0]: names no app; did you mean "main"?; there is main',
         "clients.b: has the same key as clients.a: give each its own",
         "clients.c.key_sha256: exactly one of this and key_file is needed",

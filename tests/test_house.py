@@ -20,6 +20,7 @@ LAYERS = [
         "epoch",
         "moving",
         "wechat",
+        "outgoing",
         "schedule",
         "systemd",
         "address",

@@ -29,9 +29,9 @@ BACKLOG: Final = 1024
 AT_ONCE: Final = 8
 
 
-def most_connections() -> int:
-    """How many connections the limit on open files allows, so that a refresh always finds a descriptor."""
-    return max(16, min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES))
+def most_connections(others: int = 0) -> int:
+    """How many connections the limit on open files allows beside `others`, so that a refresh always finds a descriptor."""
+    return max(16, min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES - others))
 
 
 class Connections:

@@ -23,6 +23,7 @@ from broker.keeper import Keeper
 from broker.tickets import Tickets
 from broker.web.api import BODY_DEADLINE_S, EDGE, NO_STORE
 from broker.web.gate import CLIENT, Client, Gate, authenticates
+from broker.web.handles import Handles
 
 PATHS: Final = ("/{slashes:/*}cgi-bin/token", "/{slashes:/*}cgi-bin/stable_token")
 WECOM_PATH: Final = "/{slashes:/*}cgi-bin/gettoken"
@@ -91,11 +92,12 @@ class Handed:
 
 
 class DropIn:
-    """The handlers, and what they remember of each client and app."""
+    """The handlers, and what they remember of each client and app. With `handles`, clients of the proxy get one for a token."""
 
-    def __init__(self, gate: Gate, tickets: Tickets) -> None:
+    def __init__(self, gate: Gate, tickets: Tickets, handles: Handles | None = None) -> None:
         self._gate = gate
         self._tickets = tickets
+        self._handles = handles
         self._handed: dict[tuple[str, str], Handed] = {}
 
     def routes(self) -> list[web.RouteDef]:
@@ -131,14 +133,16 @@ class DropIn:
         if not isinstance(served, Served):
             raise Refusal(45009 if served.code is Code.QUOTA_EXHAUSTED else -1, f"(token-broker: {served.detail})")
         self._note(client, keeper, edge.lane.now())
-        return {**dialect.good, "access_token": served.token.value.reveal(), "expires_in": served.expires_in}
+        handle = self._handles.of(client, keeper) if self._handles else None
+        return {**dialect.good, "access_token": handle or served.token.value.reveal(), "expires_in": served.expires_in}
 
     async def _ticket(self, request: web.Request) -> dict[str, Any]:
         said, edge = await _parameters(request), request.app[EDGE]
         token = str(said.get("access_token") or "")
         if not token:
             raise Refusal(41001)
-        tokens = next((keeper for keeper in edge.roster if keeper.recognizes(token)), None)
+        held = self._handles.open(token) if self._handles else None
+        tokens = held[1] if held else next((keeper for keeper in edge.roster if keeper.recognizes(token)), None)
         if tokens is None:
             raise Refusal(40001)
         kind = str(said.get("type") or "")
@@ -171,7 +175,8 @@ class DropIn:
             and (keeper.account.endpoint is Endpoint.WECOM) is (dialect is WECOM)
             and client.may_use(keeper.account.name)
         ]
-        if len(named) != 1 or "read" not in client.scopes:
+        scopes = {"read", "proxy"} if self._handles else {"read"}
+        if len(named) != 1 or not scopes & client.scopes:
             raise Refusal(40013, "(token-broker: give each app a client of its own)" if len(named) > 1 else "")
         return client, named[0]
 

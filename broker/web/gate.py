@@ -20,7 +20,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H", bound=Handler)
 M = TypeVar("M", bound=Callable[..., Awaitable[web.StreamResponse]])
 
-SCOPES: Final = frozenset({"read", "report", "admin"})
+SCOPES: Final = frozenset({"read", "report", "admin", "proxy"})
 ANYBODY: Final = "*"
 REQUEST_HEADER: Final = "X-Token-Broker"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
@@ -86,10 +86,10 @@ class Gate:
             return self._foreign(request) or _not_a_program(request)
         # What passed once passes again: the whole header block is the key, and who may pass depends on nothing else but
         # the kind of socket. Services send the same few blocks for ever, and looking at them costs as much as the answer.
-        block = (request.raw_headers, _by_unix_socket(request)) if self.keys else request.raw_headers
+        block = (request.raw_headers, by_unix_socket(request)) if self.keys else request.raw_headers
         client = self._passed.get(block)
         if client is None:
-            if (why_not := self._foreign(request) or _not_a_program(request) or self._identify(request)) is not None:
+            if (why_not := self._foreign(request) or _not_a_program(request) or self.identify(request)) is not None:
                 return why_not
             client = request[CLIENT]
             if len(self._passed) >= MOST_BLOCKS:
@@ -116,7 +116,8 @@ class Gate:
                 self._known_hosts[host] = known
         return known
 
-    def _identify(self, request: web.Request) -> web.Response | None:
+    def identify(self, request: web.Request) -> web.Response | None:
+        """The refusal, or None after noting who the client is, by its key or by the header that only programs send."""
         given = request.headers.getall(hdrs.AUTHORIZATION, [])
         if given and self.keys:
             client = self.keys.get(_digest(given[0])) if len(given) == 1 else None
@@ -124,7 +125,7 @@ class Gate:
                 return problem(401, "invalid-key", "No client has this key.", WWW_Authenticate='Bearer error="invalid_token"')
             request[CLIENT] = client
             return None
-        local = not self.keys or _by_unix_socket(request)
+        local = not self.keys or by_unix_socket(request)
         if not local:
             return problem(401, "missing-key", "Send `Authorization: Bearer KEY`.", WWW_Authenticate="Bearer")
         if request.headers.get(REQUEST_HEADER) != "1":
@@ -156,7 +157,8 @@ def _sha256(key: str) -> str:
         return ""
 
 
-def _by_unix_socket(request: web.Request) -> bool:
+def by_unix_socket(request: web.Request) -> bool:
+    """Whether the peer came by the Unix socket, whose group decides who may."""
     sock = request.transport.get_extra_info("socket") if request.transport is not None else None
     return sock is not None and sock.family == socket.AF_UNIX
 

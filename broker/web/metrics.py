@@ -32,6 +32,9 @@ class Metrics(Collector):
         self._checks = Counter(
             "token_broker_verifications", "Verifications of a held token.", ["app", "verdict"], registry=self.registry
         )
+        self._proxied = Counter(
+            "token_broker_proxied_requests", "Calls passed on to WeChat, or not.", ["app", "outcome"], registry=self.registry
+        )
         self._crashes = Counter("token_broker_crashes", "Bugs survived; please report them.", app, registry=self.registry)
         self.registry.register(self)
 
@@ -44,6 +47,10 @@ class Metrics(Collector):
             self._checks.labels(app, facts["verdict"]).inc()
         elif event == "crashed":
             self._crashes.labels(app).inc()
+
+    def proxied(self, app: str, outcome: str) -> None:
+        """Count a call of the proxy's."""
+        self._proxied.labels(app, outcome).inc()
 
     def request(self, resource: web.AbstractResource | None, status: int, number: int = 1) -> None:
         """Count answered requests to a route, or to none."""

@@ -1,0 +1,31 @@
+"""The way out for proxied calls: a pool of connections of its own, and a client that changes nothing on the way.
+
+A request goes over the wire once, whatever becomes of it; redirects, cookies and compression are the caller's business.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import aiohttp
+from aiohttp import hdrs
+
+MOST_CONNECTIONS: Final = 256  # over all apps
+KEPT_S: Final = 10.0  # an idle connection is closed before WeChat would: a request on one it has closed would be lost
+LEFT_ALONE: Final = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)  # else aiohttp adds its own
+
+
+@asynccontextmanager
+async def outgoing(connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client for proxied calls; `connect_timeout_s` is for a place in the pool and a connection, all else is its user's."""
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=KEPT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_s),
+        auto_decompress=False,
+        skip_auto_headers=LEFT_ALONE,
+    )
+    # As in wechat.py: aiohttp would repeat a request by itself where the server drops the connection.
+    session._retry_connection = False  # noqa: SLF001
+    async with session:
+        yield session

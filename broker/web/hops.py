@@ -1,0 +1,77 @@
+"""Headers on their way through the proxy: what concerns one connection, or who asks us, ends here."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from aiohttp import hdrs
+from multidict import CIMultiDict, CIMultiDictProxy
+
+HOP_BY_HOP: Final = {
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+# Host is WeChat's; Expect was answered by us. Servers that heed a path or a method in a header would call something else
+# than was looked at.
+OURS: Final = HOP_BY_HOP | {
+    "host",
+    "expect",
+    "cookie",
+    "cookie2",
+    "authorization",
+    "accept-encoding",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+}
+THEIRS: Final = HOP_BY_HOP | {"set-cookie", "set-cookie2", "alt-svc"}
+OUR_PREFIX: Final = "x-token-broker"
+READABLE: Final = {"gzip", "deflate", "identity"}  # what relay.py can look into
+_SENDABLE: Final = re.compile(r"[\t\x20-\x7e\x80-\ud7ff\ue000-\U0010ffff]*")  # neither control characters nor half ones
+
+Headers = CIMultiDictProxy[str]
+
+
+def onward(headers: Headers) -> CIMultiDict[str]:
+    """The headers of a request, for WeChat."""
+    passed = _kept(headers, OURS)
+    passed[hdrs.ACCEPT_ENCODING] = _codings(headers.getall(hdrs.ACCEPT_ENCODING, []))
+    return passed
+
+
+def back(headers: Headers, token: str) -> CIMultiDict[str]:
+    """The headers of an answer, for the client; none that quotes the token, as a redirect may."""
+    passed = _kept(headers, THEIRS)
+    for name in [name for name, value in passed.items() if token in value]:
+        passed.popall(name, None)
+    return passed
+
+
+def _kept(headers: Headers, left: Iterable[str]) -> CIMultiDict[str]:
+    ended = {*left, *(name.strip().lower() for value in headers.getall(hdrs.CONNECTION, []) for name in value.split(","))}
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers.items()
+        if (lowered := name.lower()) not in ended and not lowered.startswith(OUR_PREFIX) and _SENDABLE.fullmatch(value)
+    )
+
+
+def _codings(accepted: Iterable[str]) -> str:
+    """Those of the client's codings that a refusal of WeChat's can be read in."""
+    words = [word.strip() for value in accepted for word in value.split(",")]
+    return ", ".join(word for word in words if word.partition(";")[0].strip().lower() in READABLE) or "identity"
+
+
+def length(headers: Mapping[str, str]) -> int | None:
+    """The Content-Length; None where there is none, or one that is no number."""
+    said = headers.get(hdrs.CONTENT_LENGTH, "")
+    return int(said) if said.isascii() and said.isdigit() else None

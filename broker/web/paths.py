@@ -1,0 +1,57 @@
+"""Which URLs are passed on to WeChat, and how: a plain path that is no token call, and the query as it came."""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import quote, unquote_plus
+
+# These hand out tokens and tickets, each call counted: they are the drop-in's (dropin.py) or nobody's.
+TOKEN_PATHS: Final = ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/gettoken", "/cgi-bin/ticket/getticket")
+OTHER_TOKENS: Final = "/sns/"
+PARAMETER: Final = "access_token"
+# WeChat's interfaces are named so, all of them. Whatever else servers may take for the same path (%74oken, ./token,
+# x/../token, token;x, token/, Token) does not get as far as being compared.
+_PLAIN: Final = re.compile(r"/+((?:[A-Za-z0-9_-]+/)+[A-Za-z0-9_-]+)")
+_VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
+
+
+def pattern(prefixes: Iterable[str]) -> str:
+    """A route for everything under the prefixes, and /sns/: with any number of slashes before it, as SDKs send."""
+    names = "|".join(re.escape(prefix.strip("/")) for prefix in (*prefixes, OTHER_TOKENS))
+    return "/{proxied:/*(?:" + names + ")/.*}"
+
+
+def plain(raw: str) -> str | None:
+    """The path as it is passed on, with one slash before it; None where it has anything unusual in it."""
+    found = _PLAIN.fullmatch(raw)
+    return f"/{found[1]}" if found else None
+
+
+def is_token_path(path: str) -> bool:
+    """Whether a plain path may be a token call, to whoever reads it: in any case, or with more behind it."""
+    lowered = path.lower()
+    return any(lowered == known or lowered.startswith(f"{known}/") for known in TOKEN_PATHS)
+
+
+def presented(query: str) -> list[str]:
+    """The values of access_token in a raw query; the name may be escaped."""
+    parts = (part.partition("=") for part in query.split("&"))
+    return [unquote_plus(value) for name, _, value in parts if unquote_plus(name) == PARAMETER]
+
+
+def with_token(query: str, token: str) -> str:
+    """The same query, byte by byte, with this token in the place of the other, or behind the rest where there is none."""
+    said = f"{PARAMETER}={quote(token, safe='')}"
+    parts = query.split("&") if query else []
+    if not any(_is_token(part) for part in parts):
+        return "&".join([*parts, said])
+    return "&".join(said if _is_token(part) else part for part in parts)
+
+
+def visible(query: str) -> str:
+    """A query as it may stand in a request line: bytes that may not are escaped, the others stay as they are."""
+    return query if query.isascii() and query.isprintable() and "#" not in query else quote(query, _VISIBLE, errors="replace")
+
+
+def _is_token(part: str) -> bool:
+    return unquote_plus(part.partition("=")[0]) == PARAMETER
