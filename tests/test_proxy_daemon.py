@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -158,6 +160,44 @@ def test_a_handle_works_after_a_restart_and_neither_it_nor_the_token_is_in_the_l
     log = (house.home / "daemon.log").read_text()
     assert handle not in log
     assert KEY not in log
+
+
+WECHATPY = """
+import io, sys, wechatpy
+broker, appid = sys.argv[1:]
+secret = sys.stdin.readline().strip()
+
+class Client(wechatpy.WeChatClient):
+    API_BASE_URL = broker + "/cgi-bin/"
+
+    def fetch_access_token(self):
+        params = {"grant_type": "client_credential", "appid": self.appid, "secret": self.secret}
+        return self._fetch_access_token(self.API_BASE_URL + "token", params)
+
+client = Client(appid, secret)
+print(client.user.get_followers()["total"], flush=True)
+sys.stdin.readline()
+print(client.user.get_followers()["total"])
+media = client.media.upload("image", ("a.png", io.BytesIO(bytes(10_000_000)), "image/png"))
+print(len(client.media.download(media["media_id"]).content))
+"""
+
+
+def test_wechatpy_calls_through_the_broker_by_its_address_alone(house: House) -> None:
+    with house.serving():
+        command = [sys.executable, "-c", WECHATPY, house.daemon, APPID]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as sdk:
+            assert sdk.stdin
+            assert sdk.stdout
+            sdk.stdin.write(f"{KEY}\n")
+            sdk.stdin.flush()
+            assert sdk.stdout.readline() == "24\n"
+            house.control("/kill", {"appid": APPID})
+            out, err = sdk.communicate("go on\n", timeout=60)
+        assert out.split() == ["24", "10000000"], err
+        assert len(house.calls()) == 2
+        invariants.check(house)
 
 
 @pytest.mark.parametrize("kind", ["silence", "drip", "endless_headers"])

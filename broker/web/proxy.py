@@ -116,8 +116,11 @@ class Proxy:
     async def _exchange(self, call: Call) -> web.StreamResponse:
         """One try, and another where WeChat refuses the token."""
         patience_s = call.request.app[EDGE].patience_s
-        call.pace(patience_s)
-        served = call.keeper.serve() or await call.keeper.get(0, patience_s)
+        served: Served | Unavailable | None = call.keeper.serve()
+        if served is None:
+            call.pace(patience_s)
+            served = await call.keeper.get(0, patience_s)
+            call.pace()
         if isinstance(served, Unavailable):
             call.outcome = "no-token"
             raise Refusal(-1, f"(token-broker: {served.detail})")
@@ -127,6 +130,7 @@ class Proxy:
                 return await _given(call, answer, seen, served, "passed")
         call.pace(patience_s)
         reported = await call.keeper.report(patience_s, version=served.credential.version)
+        call.pace()
         if isinstance(reported, Unavailable) or not call.upload.can_be_sent_again:
             return await _given(call, answer, seen, served, "token-refused")
         served = reported[1]

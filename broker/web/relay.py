@@ -51,7 +51,7 @@ class Pace:
     def __call__(self, beyond_s: float = 0.0) -> None:
         """A byte moved; what comes next may take `beyond_s` longer than a byte may."""
         now = self._loop.time()
-        if self._is_on and not self._limit.expired() and (beyond_s or now - self._moved_at > GRAIN * self._idle_s):
+        if self._is_on and not self._limit.expired() and (beyond_s or abs(now - self._moved_at) > GRAIN * self._idle_s):
             self._moved_at = now + beyond_s
             self._limit.reschedule(min(self._moved_at + self._idle_s, self._end))
 

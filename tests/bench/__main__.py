@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from tests.bench import client, crowds, followers, footprint, many, requests, rivals, simulated
+from tests.bench import client, crowds, followers, footprint, many, proxied, requests, rivals, simulated
 from tests.bench.table import Row, markdown
 
 GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
     "requests": lambda home, brief: requests.rows(home, brief=brief),
     "rivals": lambda home, brief: rivals.rows(home, brief=brief),
+    "proxy": lambda home, brief: proxied.rows(home, brief=brief),
     "cold-start": lambda home, _: requests.cold_start(home),
     "start-up": lambda home, brief: footprint.start_up(home, brief=brief),
     "memory": lambda home, brief: footprint.memory(home, brief=brief),
