@@ -124,6 +124,31 @@ async def test_ten_megabytes_go_up_unchanged(broker: Proxied) -> None:
     assert hashlib.sha256(seen.body).digest() == hashlib.sha256(body).digest()
 
 
+async def test_a_packed_body_is_refused_since_aiohttp_would_unpack_it(broker: Proxied) -> None:
+    packed = gzip.compress(b"{}")
+    headers = {**ME, "Content-Encoding": "gzip", "Content-Length": str(len(packed))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    reader, writer = await asyncio.open_connection("127.0.0.1", broker.http.port)
+    writer.write(f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode() + packed)
+    assert b'"errcode": 47001' in await reader.read()
+    assert broker.wechat.seen == []
+    writer.close()
+
+
+async def test_who_expects_to_be_asked_for_its_body_is_asked_by_us(broker: Proxied) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", broker.http.port)
+    head = (
+        f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nExpect: 100-continue\r\nContent-Length: 200000\r\n\r\n"
+    )
+    writer.write(head.encode())
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"x" * 200_000)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    (seen,) = broker.wechat.seen
+    assert (len(seen.body), seen.all("Expect")) == (200_000, [])
+    writer.close()
+
+
 async def test_calls_share_connections_and_each_is_sent_once(broker: Proxied) -> None:
     for _ in range(20):
         assert (await broker.get(GET)).status == 200
@@ -209,8 +234,9 @@ async def test_other_statuses_pass(broker: Proxied, status: str) -> None:
 )
 async def test_an_answer_that_ends_early_is_cut_and_not_taken_for_whole(broker: Proxied, said: bytes) -> None:
     broker.wechat.answers[GET] = raw(said)
-    with pytest.raises(aiohttp.ClientError):
-        await (await broker.get(GET)).read()
+    async with asyncio.timeout(10):
+        with pytest.raises(aiohttp.ClientError):
+            await (await broker.get(GET)).read()
     assert broker.outcomes == [("main", "cut")]
 
 

@@ -297,6 +297,7 @@ def test_each_part_that_cannot_change_is_found(house: House) -> None:
     assert needs_restart(settings, replace(settings, server=replace(settings.server, listen=()))) == ["server.listen"]
     assert needs_restart(settings, replace(settings, server=replace(settings.server, allowed_hosts=("x",)))) == []
     assert needs_restart(settings, replace(settings, wechat=replace(settings.wechat, timeout=1))) == ["wechat"]
+    assert needs_restart(settings, replace(settings, proxy=settings.proxy.model_copy(update={"rate": 7.0}))) == ["proxy"]
     assert needs_restart(settings, replace(settings, store=replace(settings.store, path=Path("/else")))) == ["store"]
     other = {"main": replace(settings.apps["main"], secret=Secret("another"))}
     assert needs_restart(settings, replace(settings, apps=other)) == ["apps"]

@@ -198,7 +198,13 @@ _FAIL: Final[Json] = {"description": "It fails; the body says why.", **_content(
 
 DOCUMENT: Final[Json] = {
     "openapi": "3.1.0",
-    "info": {"title": "token-broker", "version": __version__, "summary": "One live WeChat access token per app."},
+    "info": {
+        "title": "token-broker",
+        "version": __version__,
+        "summary": "One live WeChat access token per app.",
+        "description": "Where it is configured, WeChat's own token paths are answered ([compat]), and calls to WeChat's other "
+        "interfaces are passed on ([proxy]); both are described by WeChat, not here.",
+    },
     "paths": {
         "/v1/tokens/{app}": {"get": _GET_TOKEN},
         "/v1/tokens/{app}/report": {"post": _REPORT},

@@ -33,6 +33,7 @@ DIALECT: Final = replace(WECHAT, words={**WORDS, 48001: "api unauthorized"})
 OTHERS: Final = "(token-broker: /sns/ takes tokens of users, not of apps, and is not proxied: call WeChat itself)"
 ITS_OWN: Final = "(token-broker: a token path is never passed on; [compat] enabled = true answers it here)"
 UNUSUAL: Final = "(token-broker: this path has more in it than letters, digits, - and _ between single slashes)"
+PACKED: Final = "(token-broker: send the body as it is, without Content-Encoding)"  # aiohttp would unpack it on its way
 AWAY: Final = "(token-broker: WeChat could not be reached, or did not answer in time)"
 
 Base = Callable[[Account], URL]
@@ -77,6 +78,8 @@ class Proxy:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path, query = _target(request)
+        if request.body_exists and request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+            raise Refusal(47001, PACKED)
         tokens = paths.presented(query)
         if len(tokens) > 1:
             raise Refusal(47001, "(token-broker: access_token is given twice)")
