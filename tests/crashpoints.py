@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from sqlite_utils import Database
 
-from broker import app, cli, config, listen, reload, roster, sandbox, sqlite, storefile
+from broker import app, cli, config, listen, reload, roster, sandbox, sqlite, storefile, stores
 from broker.core.credential import Account, Credential, Policy, Secret
 from broker.core.errcodes import Failure
 from broker.core.outcome import Judge
@@ -223,9 +223,9 @@ def _traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
 Part = tuple[ModuleType, str, object]
 WIRINGS: Final[Mapping[str, Sequence[Part]]] = {
     "plain": [],
-    "mortal": [(app, "SqliteStore", MortalStore), (app, "WeChat", MortalWeChat), (sqlite, "StoreFile", MortalFile)],
-    "backwards": [(app, "SqliteStore", BackwardsStore)],
-    "hammering": [(app, "SqliteStore", HammeringStore)],
+    "mortal": [(stores, "SqliteStore", MortalStore), (app, "WeChat", MortalWeChat), (sqlite, "StoreFile", MortalFile)],
+    "backwards": [(stores, "SqliteStore", BackwardsStore)],
+    "hammering": [(stores, "SqliteStore", HammeringStore)],
     "stumbling": [(roster, "Keeper", StumblingKeeper)],
     "migrating": [(storefile, "MIGRATIONS", (*storefile.MIGRATIONS, *MIGRATIONS)), (sqlite3, "connect", _traced)],
 }
@@ -239,6 +239,7 @@ def _live(order: dict[str, Any]) -> int:
     time.tzset()
     FATE.life = Life(**order["life"])
     for module, name, part in WIRINGS[FATE.life.wiring]:
+        getattr(module, name)  # a wire that hangs in the air would make a test pass that tests nothing
         setattr(module, name, part)
     try:
         cli.main(order["command"], standalone_mode=False)

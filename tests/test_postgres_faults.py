@@ -8,7 +8,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -22,6 +22,7 @@ from broker.postgres.link import LOCKS, RUNS
 from broker.postgres.store import PostgresStore
 from tests.cluster import OWNER, Cluster, _user, cluster, free_port, home_of_cluster, standby_of
 from tests.doubles import ACCOUNT, ToldClock
+from tests.relay import Relay, relay_to
 
 CLAIM = Claim(Lane.SCHEDULED)
 FEW_SECONDS = 9.0
@@ -50,56 +51,6 @@ async def until(true: Callable[[], bool], seconds: float) -> None:
 
 
 # --- a link that can be cut -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Relay:
-    """A TCP relay to PostgreSQL. `silent`: connections stay, and carry nothing. `cut_after`: instead of the answer to this."""
-
-    target: int
-    port: int = 0
-    silent: bool = False
-    cut_after: bytes = b""
-    writers: set[asyncio.StreamWriter] = field(default_factory=set)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        self.writers |= {writer, there_writer}
-        asked: list[bytes] = []
-        pumps = self._pump(reader, there_writer, asked), self._pump(there_reader, writer, asked, answers=True)
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*pumps)
-
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[bytes], *, answers: bool = False
-    ) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65536):
-                if answers and self.cut_after and asked and self.cut_after in asked[-1].lower():
-                    self.cut()  # it was done, and nobody is told
-                    return
-                asked.extend([] if answers else [data])
-                if not self.silent:
-                    writer.write(data)
-                    await writer.drain()
-        writer.close()
-
-    def cut(self) -> None:
-        for writer in self.writers:
-            writer.transport.abort()
-        self.writers.clear()
-
-
-@asynccontextmanager
-async def relay_to(target: int) -> AsyncIterator[Relay]:
-    relay = Relay(target)
-    server = await asyncio.start_server(relay.serve, "127.0.0.1", 0)
-    relay.port = server.sockets[0].getsockname()[1]
-    try:
-        yield relay
-    finally:
-        relay.cut()
-        server.close()
 
 
 def through(relay: Relay, database: str) -> str:
@@ -137,13 +88,13 @@ async def test_a_link_that_went_silent_is_given_up_within_seconds_and_found_agai
         heard: list[str | None] = []
         store.watch(heard.append, dict)
         await reserved(store)
-        relay.silent = True
+        relay.fall_silent()
         began = monotonic()
         with pytest.raises(StoreError):
             await reserved(store)
         assert monotonic() - began < FEW_SECONDS
         await until(lambda: store.trouble is not None, 2 * FEW_SECONDS)
-        relay.silent = False
+        relay.heal()
         await until(lambda: store.trouble is None, 5)
         assert heard[-1] is None
         await reserved(store)
