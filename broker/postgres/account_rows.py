@@ -4,13 +4,14 @@ The account's row is locked first; only then a second statement reads the ledger
 what was committed when it began: read together with the lock, the ledger would be as it was before the wait for it.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from broker import epoch
 from broker.core.credential import Account, Credential, reserved
 from broker.core.ports import Change, Claim, Clock, Decide, Denial, Denied, Grant, Held
-from broker.core.quota import DAY, Lane
+from broker.core.quota import DAY, Entry, Lane
 from broker.postgres.link import Session
 from broker.postgres.losses import Loss, Losses
 from broker.postgres.moment import Moment
@@ -35,6 +36,8 @@ _HISTORY: Final = f"""select id, lane, forced, cost, outcome, at as wall_at, nod
 
 class AccountRows:
     """To be used once, in a transaction. `changes` is the row's counter after what was changed; 0 where nothing was."""
+
+    moment = Moment  # which asks the database; a simulated day has another
 
     def __init__(
         self, session: Session, account: Account, clock: Clock, seal: Seal, losses: Losses, node: str, sender: str
@@ -96,7 +99,7 @@ class AccountRows:
 
     async def history(self, since: float) -> list[dict[str, Any]]:
         """Calls since a wall time of the caller's, with `wall_at` on the caller's wall."""
-        self._moment = await Moment.take(self._session, self._clock)
+        self._moment = await self.moment.take(self._session, self._clock)
         ahead = self._clock.wall() - self._moment.db
         rows = await self._session.run(_HISTORY, {**self._key, "since": since - ahead})
         return [{**row, "wall_at": row["wall_at"] + ahead} for row in rows]
@@ -116,7 +119,7 @@ class AccountRows:
 
     async def _open_read(self, row: dict[str, Any]) -> None:
         self._row = row
-        self._moment = await Moment.take(self._session, self._clock)  # after the wait for the lock
+        self._moment = await self.moment.take(self._session, self._clock)  # after the wait for the lock
         if self._losses.found(row) is None:
             self._losses.remember(row)
 
@@ -126,7 +129,7 @@ class AccountRows:
     async def _held(self) -> Held:
         return Held(self._credential(), await self._entries(self._row["called_at"]))
 
-    async def _entries(self, called_at: float | None) -> Any:
+    async def _entries(self, called_at: float | None) -> Sequence[Entry]:
         asked = {"day_ago": self._moment.db - DAY, "called_at": called_at, "most": self._account.daily_quota}
         rows = await self._session.run(_LEDGER, {**self._key, **asked})
         return entries_of([{**row, "boot_at": row["at"] + self._moment.reading, "wall_at": row["at"]} for row in rows])
