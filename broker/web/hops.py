@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
+from urllib.parse import unquote
 
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -49,11 +50,17 @@ def onward(headers: Headers) -> CIMultiDict[str]:
 
 
 def back(headers: Headers, token: str) -> CIMultiDict[str]:
-    """The headers of an answer, for the client; none that quotes the token, as a redirect may."""
+    """The headers of an answer, for the client; none that quotes the token, escaped or not, as a redirect may."""
     passed = _kept(headers, THEIRS)
-    for name in [name for name, value in passed.items() if token in value]:
+    for name in [name for name, value in passed.items() if token in value or token in unquote(value)]:
         passed.popall(name, None)
     return passed
+
+
+def is_packed(headers: Headers) -> bool:
+    """Whether a request's body is in a coding besides chunks: aiohttp undoes some of them, and cannot make them again."""
+    transfer = {value.strip().lower() for value in headers.getall(hdrs.TRANSFER_ENCODING, [])}
+    return headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity" or not transfer <= {"chunked"}
 
 
 def _kept(headers: Headers, left: Iterable[str]) -> CIMultiDict[str]:

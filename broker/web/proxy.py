@@ -78,7 +78,7 @@ class Proxy:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path, query = _target(request)
-        if request.body_exists and request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        if request.body_exists and hops.is_packed(request.headers):
             raise Refusal(47001, PACKED)
         tokens = paths.presented(query)
         if len(tokens) > 1:
