@@ -1,58 +1,29 @@
-"""Real SDKs, each in a process of its own, against a real daemon and sandbox by the drop-in paths."""
+"""WeChat's SDKs, as deploy/sdk/README.md points them at the broker: real packages, a real daemon, the sandbox (wechat.md §6)."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
+import hashlib
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import invariants
-from tests.doubles import APPID
-from tests.processes import House, until
+from tests.doubles import APPID, CANARY
+from tests.processes import House
+from tests.sdks.recipes import KEY, PAGE, Recipe, marked
+from tests.sdks.running import running
 
-KEY = "the-key-of-the-sdk"  # on a command line, where no canary may be
+RECIPES = marked()
+PROXIED = [recipe for recipe in RECIPES if recipe.way == "proxy"]
+WAYS = [recipe for recipe in RECIPES if recipe.way != "proxy"]
+FOLLOWERS = 24
+CROWD = 50
+REPORTS_A_DAY = 3  # in these tests: what a token that stays dead may cost
+WRONG = "a-key-that-nobody-has"
+SIZE = 10_000_000
+Count = Callable[[Recipe, str, House], int]
 
-WECHATPY = """
-import json, sys, threading
-import wechatpy
-broker, sandbox, appid, secret, task = sys.argv[1:5] + [sys.argv[5]]
-
-class Client(wechatpy.WeChatClient):
-    API_BASE_URL = sandbox + "/cgi-bin/"
-    fetched = 0
-
-    def fetch_access_token(self):
-        type(self).fetched += 1
-        params = {"grant_type": "client_credential", "appid": self.appid, "secret": self.secret}
-        return self._fetch_access_token(broker + "/cgi-bin/token", params)
-
-said = {}
-def call(client):
-    try:
-        return client.user.get_followers()["total"]
-    except wechatpy.WeChatException as error:
-        return {"errcode": error.errcode, "errmsg": error.errmsg}
-    except RecursionError:
-        return "endless"
-
-if task == "crowd":
-    clients = [Client(appid, secret) for _ in range(50)]
-    found = []
-    threads = [threading.Thread(target=lambda one=one: found.append(call(one))) for one in clients]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
-    said = {"answers": found}
-else:
-    client = Client(appid, secret)
-    said["first"] = call(client)
-    for line in sys.stdin:
-        said["then"] = call(client)
-        break
-print(json.dumps({**said, "fetched": Client.fetched}))
-"""
+each = pytest.mark.parametrize("recipe", WAYS, ids=str)
 
 
 @pytest.fixture
@@ -62,58 +33,93 @@ def house(tmp_path: Path) -> Iterator[House]:
         key = tmp_path / "sdk.key"
         key.write_text(KEY)
         key.chmod(0o600)
-        clients = f'[compat]\nenabled = true\n[clients.sdk]\nkey_file = "{key}"\n'
-        house.configure(policy="min_gap = 0.02\nverify_gap = 0.02\n", more=clients)
-        yield house
+        more = f'[compat]\nenabled = true\n[clients.sdk]\nkey_file = "{key}"\nscopes = ["read", "report"]\n'
+        house.configure(policy=f"min_gap = 0.02\nverify_gap = 0.02\nreport_quota = {REPORTS_A_DAY}\n", more=more)
+        with house.serving():
+            yield house
+            invariants.check(house)
+        for log in tmp_path.glob("*.log"):
+            assert KEY not in log.read_text()
 
 
-def wechatpy(house: House, task: str, *, between: str = "", key: str = KEY) -> Any:
-    """Run the SDK; `between` its two calls that happens in the sandbox. What it said."""
-    command = [sys.executable, "-c", WECHATPY, house.daemon, house.sandbox, APPID, key, task]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sdk:
-        if between:
-            until(lambda: house.control("")["accounts"].get(APPID, {}).get("quota_used", {}).get("user/get"), "the first call")
-            house.control(between, {"appid": APPID})
-        out, err = sdk.communicate("go\n", timeout=60)
-    assert sdk.returncode == 0, err
-    return json.loads(out)
+@pytest.fixture(scope="module")
+def count() -> Iterator[Count]:
+    """Count the token calls of a case; printed as a table at the end, to be seen with `-s`."""
+    figures: dict[str, dict[str, int]] = {}
+
+    def note(recipe: Recipe, case: str, house: House) -> int:
+        calls = len(house.calls())
+        figures.setdefault(str(recipe), {})[case] = calls
+        return calls
+
+    yield note
+    cases = list(dict.fromkeys(case for said in figures.values() for case in said))
+    print("\n" + " | ".join(["token calls".ljust(24), *cases]))
+    for name, said in figures.items():
+        print(" | ".join([name.ljust(24), *(str(said.get(case, "-")).rjust(len(case)) for case in cases)]))
 
 
-def test_wechatpy_calls_with_the_brokers_token(house: House) -> None:
-    with house.serving():
-        assert wechatpy(house, "calls") == {"first": 24, "then": 24, "fetched": 1}
-        assert len(house.calls()) == 1
-        invariants.check(house)
+@each
+def test_the_first_call_costs_one_token_call_and_the_second_none(recipe: Recipe, house: House, count: Count) -> None:
+    with running(recipe, house) as sdk:
+        assert [sdk.do("call"), sdk.do("call")] == [FOLLOWERS] * 2
+    assert count(recipe, "two calls", house) == 1
 
 
-def test_fifty_clients_of_wechatpy_at_a_cold_start_cost_one_token_call(house: House) -> None:
-    with house.serving():
-        assert wechatpy(house, "crowd") == {"answers": [24] * 50, "fetched": 50}
-        assert len(house.calls()) == 1
-        invariants.check(house)
+@each
+def test_fifty_services_at_a_cold_start_cost_one_token_call(recipe: Recipe, house: House, count: Count) -> None:
+    with running(recipe, house) as sdk:
+        assert sdk.do("crowd", CROWD) == [FOLLOWERS] * CROWD
+    assert count(recipe, "fifty at once", house) == 1
 
 
-def test_wechatpy_goes_on_after_somebody_else_killed_the_token(house: House) -> None:
-    with house.serving():
-        assert wechatpy(house, "calls", between="/kill") == {"first": 24, "then": 24, "fetched": 2}
-        assert len(house.calls()) == 2
-        invariants.check(house)
+@each
+def test_the_next_call_after_somebody_killed_the_token_succeeds_with_one_refresh(
+    recipe: Recipe, house: House, count: Count
+) -> None:
+    with running(recipe, house) as sdk:
+        assert sdk.do("call") == FOLLOWERS
+        house.control("/kill", {"appid": APPID})
+        assert [sdk.do("call"), sdk.do("call")] == [FOLLOWERS] * 2
+    assert count(recipe, "killed", house) == 2
 
 
-def test_a_token_that_stays_dead_ends_in_an_error_and_not_in_a_recursion(house: House) -> None:
+@each
+def test_a_call_that_is_refused_though_the_token_lives_ends_in_an_error_and_costs_nothing(
+    recipe: Recipe, house: House, count: Count
+) -> None:
     house.control("/faults", {"kind": "errcode", "errcode": 40001, "path": "/cgi-bin/user/get", "times": None})
-    with house.serving():
-        said = wechatpy(house, "calls")
-        assert said["first"]["errcode"] == 45011
-        assert said["fetched"] <= 102
-        assert len(house.calls()) == 1  # WeChat itself said that the token lives
-        invariants.check(house)
+    with running(recipe, house) as sdk:
+        said = sdk.do("call")
+    assert said["errcode"] in {40001, 45011}, said
+    assert_clean(said["text"])
+    assert count(recipe, "refused", house) == 1  # WeChat itself said that the token lives
 
 
-def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(house: House) -> None:
-    with house.serving():
-        said = wechatpy(house, "calls", key="wrong-but-long-enough")
-        assert said["first"]["errcode"] == 40125
-        assert "invalid appsecret" in said["first"]["errmsg"]
-        assert "wrong-but-long-enough" not in said["first"]["errmsg"]
-        assert house.calls() == [] or len(house.calls()) == 1  # the schedule's own
+@each
+def test_a_token_that_stays_dead_ends_in_an_error_and_costs_no_more_than_reports_may(
+    recipe: Recipe, house: House, count: Count
+) -> None:
+    for path in ("/cgi-bin/user/get", "/cgi-bin/get_api_domain_ip"):
+        house.control("/faults", {"kind": "errcode", "errcode": 40001, "path": path, "times": None})
+    with running(recipe, house) as sdk:
+        said = sdk.do("call")
+    assert said["errcode"] in {40001, 45011, 45009}, said
+    assert_clean(said["text"])
+    assert count(recipe, "stays dead", house) <= 1 + REPORTS_A_DAY
+    assert [row["lane"] for row in house.ledger()][1:] == ["report"] * (len(house.ledger()) - 1)
+
+
+@each
+def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(recipe: Recipe, house: House) -> None:
+    with running(recipe, house, key=WRONG) as sdk:
+        said = sdk.do("call")
+    assert said["errcode"] == 40125
+    assert "invalid appsecret" in said["text"]
+    assert said["kind"] in {"WeChatClientException", "ClientException", "WeChatAPIError"}
+    assert_clean(said["text"])
+
+
+def assert_clean(text: str) -> None:
+    for secret in (CANARY, KEY, WRONG):
+        assert secret not in text

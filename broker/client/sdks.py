@@ -1,0 +1,153 @@
+"""WeChat's SDKs for Python on the broker: they keep neither token nor secret, and report a refused token, once a call.
+
+What the broker says comes in the SDK's own exception, with WeChat's number and words; no text holds a token or key.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from broker.client.adapters import requests_auth
+from broker.client.protocol import BrokerError
+from broker.client.sync import TokenClient
+
+if TYPE_CHECKING:
+    import werobot.client
+
+INVALID_CREDENTIAL: Final = 40001
+SYSTEM_ERROR: Final = (-1, "system error")
+WORDS: Final = {
+    "missing-key": (40125, "invalid appsecret"),
+    "invalid-key": (40125, "invalid appsecret"),
+    "unknown-app": (40013, "invalid appid"),
+    "insufficient-scope": (48001, "api unauthorized"),
+    "quota-exhausted": (45009, "reach max api daily quota limit"),
+    "report-throttled": (45011, "api minute-quota reach limit, must slower, retry next minute"),
+}
+TICKETS: Final = {"_jsapi_ticket": "jsapi", "_jsapi_card_ticket": "wx_card"}  # how wechatpy's keys end, and the type
+
+
+@contextmanager
+def _in_wechats_words(exception: Callable[[int, str], Exception]) -> Iterator[None]:
+    try:
+        yield
+    except BrokerError as error:
+        errcode, words = WORDS.get(error.code, SYSTEM_ERROR)
+        raise exception(errcode, f"{words} (token-broker: {error.detail})") from error
+
+
+class _Call(threading.local):
+    """Of one thread's call to WeChat: the token it was given, how often that was refused, whether it is to be sent again."""
+
+    token = ""
+    refusals = 0
+    again = False
+
+
+class WechatpySession:
+    """A `SessionStorage` of wechatpy's, whose token and tickets are the broker's; the rest is kept in memory.
+
+    The client's `fetch_access_token` is to be :meth:`refused`: wechatpy calls it when WeChat refused the token, and then
+    sends the request again, without end while the token stays dead. Here the second refusal of a request is an exception.
+    """
+
+    def __init__(self, tokens: TokenClient) -> None:
+        self._tokens = tokens
+        self._kept: dict[str, Any] = {}
+        self._call = _Call()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Give a value of the broker's or of our own; raises wechatpy's WeChatClientException."""
+        if key.endswith("_access_token") and not key.endswith("component_access_token"):
+            return self._token()
+        for ending, kind in TICKETS.items():
+            if key.endswith((ending, f"{ending}_expires_at")):
+                return self._ticket(kind, key, default)
+        return self._kept.get(key, default)
+
+    def set(self, key: str, value: Any, ttl: float | None = None) -> None:  # noqa: ARG002 -- wechatpy's own storage in memory does the same
+        """Keep what is not the broker's; of that nobody asks for ours."""
+        if value is not None:
+            self._kept[key] = value
+
+    def delete(self, key: str) -> None:
+        """Forget it."""
+        self._kept.pop(key, None)
+
+    def refused(self) -> dict[str, Any]:
+        """Report the token of this thread's request. The answer is WeChat's to a token call.
+
+        Raises WeChatClientException where sending the request again cannot help.
+        """
+        call = self._call
+        call.refusals += 1
+        is_hopeless = call.refusals > 1 or not self._reported(call.token)
+        if is_hopeless:
+            raise _wechatpy_error(INVALID_CREDENTIAL, "invalid credential, access_token is invalid or not latest")
+        call.again = True
+        with _in_wechats_words(_wechatpy_error):
+            token = self._tokens.token()
+        return {"access_token": token.value, "expires_in": token.expires_in}
+
+    def _reported(self, token: str) -> bool:
+        with _in_wechats_words(_wechatpy_error):
+            return not token or self._tokens.refused(token, INVALID_CREDENTIAL)
+
+    def _token(self) -> str:
+        call = self._call
+        if not call.again:  # this is another request, not the same sent again
+            call.refusals = 0
+        call.again = False
+        with _in_wechats_words(_wechatpy_error):
+            call.token = self._tokens.get()
+        return call.token
+
+    def _ticket(self, kind: str, key: str, default: Any) -> Any:
+        try:
+            with _in_wechats_words(_wechatpy_error):
+                ticket = self._tokens.ticket(kind)
+        except Exception as error:
+            if isinstance(error.__cause__, BrokerError) and error.__cause__.code == "unknown-ticket":
+                return self._kept.get(key, default)  # WeCom's, which the broker does not keep
+            raise
+        return int(time.time()) + ticket.expires_in if key.endswith("_expires_at") else ticket.value
+
+
+def _wechatpy_error(errcode: int, words: str) -> Exception:
+    from wechatpy.exceptions import WeChatClientException  # noqa: PLC0415 -- only who uses it needs it
+
+    error: Exception = WeChatClientException(errcode, words)
+    return error
+
+
+def werobot_client(tokens: TokenClient, config: Mapping[str, Any] | None = None) -> "werobot.client.Client":
+    """Give WeRoBot a client that reports a refused token and tries once more: `robot.client = werobot_client(tokens)`.
+
+    By itself WeRoBot goes on with a refused token until its end. `config` is the robot's, where it has anything to say.
+    """
+    import requests  # noqa: PLC0415 -- only who uses it needs it
+    import werobot.client  # noqa: PLC0415 -- the same
+
+    auth = requests_auth(tokens)
+
+    def refusal(errcode: int, words: str) -> Exception:
+        error: Exception = werobot.client.ClientException(f"{errcode}: {words}")
+        return error
+
+    class Client(werobot.client.Client):  # type: ignore[misc]  # it ships no types
+        def get_access_token(self) -> str:
+            with _in_wechats_words(refusal):
+                return tokens.get()
+
+        def request(self, method: str, url: str, **sending: Any) -> Any:
+            with _in_wechats_words(refusal):
+                return super().request(method, url, **{"auth": auth, **sending})
+
+        def download_media(self, media_id: str) -> requests.Response:
+            with _in_wechats_words(refusal):
+                url = "https://api.weixin.qq.com/cgi-bin/media/get"
+                return requests.get(url, params={"media_id": media_id}, auth=auth, timeout=60)
+
+    return Client(config or {})

@@ -1,0 +1,61 @@
+"""An SDK's process, told what to do."""
+
+import json
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.processes import House
+from tests.sdks.recipes import KEY, Recipe
+
+HERE = Path(__file__).parent
+PATIENCE_S = 60.0  # a crowd, or ten megabytes through two processes
+HARNESS = {"python": [sys.executable, str(HERE / "in_python.py")], "js": ["node", str(HERE / "in_node.js")]}
+
+
+@dataclass
+class Sdk:
+    """The process."""
+
+    popen: "subprocess.Popen[str]"
+    log: Path
+
+    def do(self, *deed: str | int) -> Any:
+        """Tell it `call`, `crowd MANY`, `upload PATH` or `download ID`; what came of it, an error as an object with `errcode`."""
+        assert self.popen.stdin
+        assert self.popen.stdout
+        self.popen.stdin.write(json.dumps(deed) + "\n")
+        self.popen.stdin.flush()
+        ready, _, _ = select.select([self.popen.stdout], [], [], PATIENCE_S)
+        assert ready, f"{deed} not done within {PATIENCE_S} s"
+        line = self.popen.stdout.readline()
+        assert line, self.log.read_text()
+        return json.loads(line)
+
+
+@contextmanager
+def running(recipe: Recipe, house: House, *, key: str = KEY) -> Iterator[Sdk]:
+    """An SDK built by a recipe, for the house's daemon; what it asks WeChat itself comes to the sandbox."""
+    code = house.home / f"{recipe.sdk}-{recipe.way}.{recipe.language}"
+    code.write_text(recipe.at(house.daemon, key))
+    elsewhere = [] if recipe.way == "proxy" else [house.sandbox]
+    log = house.home / "sdk.log"
+    with (
+        log.open("a") as stderr,
+        subprocess.Popen(
+            [*HARNESS[recipe.language], str(code), *elsewhere],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        ) as popen,
+    ):
+        try:
+            yield Sdk(popen, log)
+        finally:
+            popen.kill()
