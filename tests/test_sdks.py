@@ -1,15 +1,17 @@
 """WeChat's SDKs, as deploy/sdk/README.md points them at the broker: real packages, a real daemon, the sandbox (wechat.md §6)."""
 
-import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import invariants
 from tests.doubles import APPID, CANARY
-from tests.processes import House
+from tests.processes import House, ask
 from tests.sdks.recipes import KEY, PAGE, Recipe, marked
 from tests.sdks.running import running
 
@@ -21,6 +23,8 @@ CROWD = 50
 REPORTS_A_DAY = 3  # in these tests: what a token that stays dead may cost
 WRONG = "a-key-that-nobody-has"
 SIZE = 10_000_000
+REFUSED = {"kind": "errcode", "errcode": 40001, "path": "/cgi-bin/user/get", "times": None}
+EXCEPTIONS = {"WeChatClientException", "ClientException", "WeChatAPIError"}  # the SDKs' own
 Count = Callable[[Recipe, str, House], int]
 
 each = pytest.mark.parametrize("recipe", WAYS, ids=str)
@@ -88,11 +92,12 @@ def test_the_next_call_after_somebody_killed_the_token_succeeds_with_one_refresh
 def test_a_call_that_is_refused_though_the_token_lives_ends_in_an_error_and_costs_nothing(
     recipe: Recipe, house: House, count: Count
 ) -> None:
-    house.control("/faults", {"kind": "errcode", "errcode": 40001, "path": "/cgi-bin/user/get", "times": None})
     with running(recipe, house) as sdk:
-        said = sdk.do("call")
-    assert said["errcode"] in {40001, 45011}, said
-    assert_clean(said["text"])
+        assert sdk.do("call") == FOLLOWERS
+        house.control("/faults", REFUSED)
+        assert_refused(sdk.do("call"))
+        ask("DELETE", f"{house.sandbox}/sandbox/faults")
+        assert sdk.do("call") == FOLLOWERS
     assert count(recipe, "refused", house) == 1  # WeChat itself said that the token lives
 
 
@@ -100,13 +105,13 @@ def test_a_call_that_is_refused_though_the_token_lives_ends_in_an_error_and_cost
 def test_a_token_that_stays_dead_ends_in_an_error_and_costs_no_more_than_reports_may(
     recipe: Recipe, house: House, count: Count
 ) -> None:
-    for path in ("/cgi-bin/user/get", "/cgi-bin/get_api_domain_ip"):
-        house.control("/faults", {"kind": "errcode", "errcode": 40001, "path": path, "times": None})
     with running(recipe, house) as sdk:
-        said = sdk.do("call")
-    assert said["errcode"] in {40001, 45011, 45009}, said
-    assert_clean(said["text"])
-    assert count(recipe, "stays dead", house) <= 1 + REPORTS_A_DAY
+        assert sdk.do("call") == FOLLOWERS
+        house.control("/faults", REFUSED)
+        house.control("/faults", {**REFUSED, "path": "/cgi-bin/get_api_domain_ip"})
+        for _ in range(2 * REPORTS_A_DAY):
+            assert_refused(sdk.do("call"))
+    assert 1 < count(recipe, "stays dead", house) <= 1 + REPORTS_A_DAY
     assert [row["lane"] for row in house.ledger()][1:] == ["report"] * (len(house.ledger()) - 1)
 
 
@@ -116,7 +121,55 @@ def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(recipe: Recipe, 
         said = sdk.do("call")
     assert said["errcode"] == 40125
     assert "invalid appsecret" in said["text"]
-    assert said["kind"] in {"WeChatClientException", "ClientException", "WeChatAPIError"}
+    assert said["kind"] in EXCEPTIONS
+    assert_clean(said["text"])
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in WAYS if recipe.sdk == "wechatpy"], ids=str)
+def test_wechatpys_ticket_by_adapter_is_the_brokers(recipe: Recipe, house: House) -> None:
+    with running(recipe, house) as sdk:
+        ticket = sdk.do("ticket")
+        house.control("/kill", {"appid": APPID})
+        assert [sdk.do("call"), sdk.do("ticket")] == [FOLLOWERS, ticket]
+    kept = house.get("/v1/tickets/main/jsapi", Authorization=f"Bearer {KEY}")[1]["ticket"]
+    assert kept == ticket
+    assert len(house.calls()) == 2
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+NAMES = (
+    "wechatpy|WeRoBot|co-wechat-api|wechat-api|EasyWeChat|WxJava|silenceper/wechat|PowerWeChat|chanxuehong/wechat|Senparc.Weixin"
+)
+SECTIONS = re.findall(r"^### (.+)\n((?:(?!^##).*\n)+)", PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_page_has_a_recipe_for_each_sdk() -> None:
+    assert sorted(name for name, _ in SECTIONS) == sorted(NAMES.split("|"))
+    assert all("```" in text for _, text in SECTIONS)
+
+
+@pytest.mark.parametrize(("name", "text"), SECTIONS, ids=NAMES.split("|"))
+def test_a_recipe_says_whether_it_is_run_and_tells_the_truth(name: str, text: str) -> None:
+    said = re.search(r"Run by tests: (.+?)\.\s", text)
+    run = set(re.findall(r"`([^`]+)`", said[1])) if said else set()
+    assert run == {str(recipe) for recipe in RECIPES if recipe.sdk == name.lower()}
+    assert bool(run) != ("Read, not run: `" in text)
+    if run:
+        assert re.findall(r"^```(\w+)$", text, re.MULTILINE) == [recipe.language for recipe in RECIPES if str(recipe) in run]
+
+
+def test_the_versions_on_the_page_are_those_that_run() -> None:
+    text, lock = PAGE.read_text(), json.loads((PAGE.parents[2] / "tests" / "package-lock.json").read_text())["packages"]
+    for name in ("co-wechat-api", "wechat-api"):
+        assert f"{name}) {lock[f'node_modules/{name}']['version']}." in text
+    for name in ("wechatpy", "WeRoBot"):
+        assert f"{name}) {metadata.version(name)}." in text
+
+
+def assert_refused(said: Any) -> None:
+    assert said["errcode"] in {40001, 45011, -1}, said  # WeChat's, a client that loops, no token that WeChat would take
+    assert said["kind"] in EXCEPTIONS
     assert_clean(said["text"])
 
 

@@ -37,6 +37,7 @@ class AsyncTokenClient:
         self._key = Key(key, key_file)
         self._memory = Memory()
         self._tickets: dict[str, Memory] = {}
+        self._asking_tickets = asyncio.Lock()
         self._session = session
         self._owns_session = session is None
         self._asking: asyncio.Task[Token] | None = None
@@ -92,16 +93,17 @@ class AsyncTokenClient:
 
     async def ticket(self, kind: str = "jsapi") -> Token:
         """The ticket of a type, `jsapi` or `wx_card`, from memory while it lives; none changes before its end."""
-        memory = self._tickets.setdefault(kind, Memory())
-        if (ticket := memory.good(0, protocol.NEAR_EXPIRY_S)) is not None:
-            return ticket
-        try:
-            await self._ask("GET", protocol.ticket_path(self._app, kind), into=memory)
-        except BrokerUnavailable:
-            if (ticket := memory.good(0)) is not None:
-                return ticket  # the broker is away, the copy is good
-            raise
-        return memory.taken()
+        async with self._asking_tickets:  # of many callers at a cold start, one asks
+            memory = self._tickets.setdefault(kind, Memory())
+            if (ticket := memory.good(0, protocol.NEAR_EXPIRY_S)) is not None:
+                return ticket
+            try:
+                await self._ask("GET", protocol.ticket_path(self._app, kind), into=memory)
+            except BrokerUnavailable:
+                if (ticket := memory.good(0)) is not None:
+                    return ticket  # the broker is away, the copy is good
+                raise
+            return memory.taken()
 
     async def report(self, token: str, errcode: int | None = None) -> str:
         """Say that WeChat refused this token: `superseded`, `refreshed` or `verified`; memory takes the token to go on with."""

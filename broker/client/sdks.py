@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.client.adapters import requests_auth
 from broker.client.protocol import BrokerError
 from broker.client.sync import TokenClient
 
@@ -123,12 +122,14 @@ def _wechatpy_error(errcode: int, words: str) -> Exception:
 
 
 def werobot_client(tokens: TokenClient, config: Mapping[str, Any] | None = None) -> "werobot.client.Client":
-    """Give WeRoBot a client that reports a refused token and tries once more: `robot.client = werobot_client(tokens)`.
+    """WeRoBot with the token of the broker, a refused one reported and the request sent once more; see deploy/sdk/README.md.
 
     By itself WeRoBot goes on with a refused token until its end. `config` is the robot's, where it has anything to say.
     """
     import requests  # noqa: PLC0415 -- only who uses it needs it
     import werobot.client  # noqa: PLC0415 -- the same
+
+    from broker.client.adapters import requests_auth  # noqa: PLC0415 -- the same
 
     auth = requests_auth(tokens)
 

@@ -16,7 +16,7 @@ import requests
 
 WECHAT: Final = "https://api.weixin.qq.com"
 RECIPE: Final = Path(sys.argv[1]).read_text()
-SANDBOX: Final = sys.argv[2] if len(sys.argv) > 2 else None  # noqa: PLR2004 -- a second argument
+SANDBOX: Final = sys.argv[2] if len(sys.argv) > 2 else None
 
 
 def built() -> Any:
@@ -79,11 +79,11 @@ def told(do: Callable[..., Any], *arguments: Any) -> Any:
     """What came of it; of an exception its errcode and all that a log would hold of it."""
     try:
         return do(*arguments)
+    except RecursionError:
+        return {"errcode": None, "kind": "RecursionError", "text": ""}
     except Exception as error:  # noqa: BLE001 -- whatever the SDK raises
         errcode = getattr(error, "errcode", None) or int(str(error).partition(":")[0])
         return {"errcode": errcode, "kind": type(error).__name__, "text": traceback.format_exc()}
-    except RecursionError:
-        return {"errcode": None, "kind": "RecursionError", "text": ""}
 
 
 def main() -> None:
