@@ -1,5 +1,6 @@
 """WeChat's SDKs, as deploy/sdk/README.md points them at the broker: real packages, a real daemon, the sandbox (wechat.md §6)."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -17,28 +18,43 @@ from tests.sdks.running import running
 
 RECIPES = marked()
 PROXIED = [recipe for recipe in RECIPES if recipe.way == "proxy"]
-WAYS = [recipe for recipe in RECIPES if recipe.way != "proxy"]
 FOLLOWERS = 24
 CROWD = 50
 REPORTS_A_DAY = 3  # in these tests: what a token that stays dead may cost
-WRONG = "a-key-that-nobody-has"
+WRONG, OPS = "a-key-that-nobody-has", "the-key-of-who-looks-on"
 SIZE = 10_000_000
+POLICY = f"min_gap = 0.02\nverify_gap = 0.02\nreport_quota = {REPORTS_A_DAY}\n"
+CLIENTS = """
+[compat]
+enabled = true
+
+[proxy]
+enabled = true
+
+[clients.sdk]
+key_file = "{key}"
+scopes = {scopes}
+
+[clients.ops]
+key_sha256 = "{ops}"
+"""
 REFUSED = {"kind": "errcode", "errcode": 40001, "path": "/cgi-bin/user/get", "times": None}
 EXCEPTIONS = {"WeChatClientException", "ClientException", "WeChatAPIError"}  # the SDKs' own
 Count = Callable[[Recipe, str, House], int]
 
-each = pytest.mark.parametrize("recipe", WAYS, ids=str)
+each = pytest.mark.parametrize("recipe", RECIPES, ids=str)
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
+    """A broker with one client, who may use the proxy if that is how the recipe goes."""
+    scopes = '["proxy"]' if request.getfixturevalue("recipe") in PROXIED else '["read", "report"]'
     house = House(tmp_path)
     with house.sandboxed():
         key = tmp_path / "sdk.key"
         key.write_text(KEY)
         key.chmod(0o600)
-        more = f'[compat]\nenabled = true\n[clients.sdk]\nkey_file = "{key}"\nscopes = ["read", "report"]\n'
-        house.configure(policy=f"min_gap = 0.02\nverify_gap = 0.02\nreport_quota = {REPORTS_A_DAY}\n", more=more)
+        house.configure(policy=POLICY, more=CLIENTS.format(key=key, scopes=scopes, ops=hashlib.sha256(OPS.encode()).hexdigest()))
         with house.serving():
             yield house
             invariants.check(house)
@@ -125,13 +141,25 @@ def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(recipe: Recipe, 
     assert_clean(said["text"])
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in WAYS if recipe.sdk == "wechatpy"], ids=str)
-def test_wechatpys_ticket_by_adapter_is_the_brokers(recipe: Recipe, house: House) -> None:
+@pytest.mark.parametrize("recipe", PROXIED, ids=str)
+def test_ten_megabytes_go_up_and_down_through_the_proxy(recipe: Recipe, house: House, count: Count, tmp_path: Path) -> None:
+    content = (bytes(range(251)) * (SIZE // 251 + 1))[:SIZE]  # what the sandbox gives back, too
+    (tmp_path / "picture.png").write_bytes(content)
+    as_sent = {"size": SIZE, "sha256": hashlib.sha256(content).hexdigest()}
+    with running(recipe, house) as sdk:
+        media_id = sdk.do("upload", str(tmp_path / "picture.png"))
+        assert sdk.do("download", media_id) == as_sent
+    assert house.control("")["media"] == {media_id: {"type": "image", **as_sent}}
+    assert count(recipe, "10 MB", house) == 1
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.sdk == "wechatpy"], ids=str)
+def test_wechatpys_ticket_lives_on_when_the_token_dies(recipe: Recipe, house: House) -> None:
     with running(recipe, house) as sdk:
         ticket = sdk.do("ticket")
         house.control("/kill", {"appid": APPID})
         assert [sdk.do("call"), sdk.do("ticket")] == [FOLLOWERS, ticket]
-    kept = house.get("/v1/tickets/main/jsapi", Authorization=f"Bearer {KEY}")[1]["ticket"]
+    kept = house.get("/v1/tickets/main/jsapi", Authorization=f"Bearer {OPS}")[1]["ticket"]
     assert kept == ticket
     assert len(house.calls()) == 2
 
