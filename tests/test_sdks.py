@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from broker.config import load
 from tests import invariants
 from tests.doubles import APPID, CANARY
 from tests.processes import House, ask
@@ -185,6 +186,19 @@ def test_a_recipe_says_whether_it_is_run_and_tells_the_truth(name: str, text: st
     assert bool(run) != ("Read, not run: `" in text)
     if run:
         assert re.findall(r"^```(\w+)$", text, re.MULTILINE) == [recipe.language for recipe in RECIPES if str(recipe) in run]
+
+
+def test_the_configuration_on_the_page_is_accepted(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    for name in ("main.secret", "orders.key"):
+        (tmp_path / name).write_text(KEY)
+        (tmp_path / name).chmod(0o600)
+    app = f'[apps.main]\nappid = "{APPID}"\nsecret_file = "{tmp_path}/main.secret"\n'
+    config = tmp_path / "config.toml"
+    config.write_text(app + shown.replace("/etc/token-broker", str(tmp_path)))
+    settings = load(config, {})
+    assert settings.compat
+    assert settings.proxy.enabled
 
 
 def test_the_versions_on_the_page_are_those_that_run() -> None:

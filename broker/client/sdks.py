@@ -5,7 +5,7 @@ What the broker says comes in the SDK's own exception, with WeChat's number and 
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -121,10 +121,10 @@ def _wechatpy_error(errcode: int, words: str) -> Exception:
     return error
 
 
-def werobot_client(tokens: TokenClient, config: Mapping[str, Any] | None = None) -> "werobot.client.Client":
+def werobot_client(tokens: TokenClient) -> "werobot.client.Client":
     """WeRoBot with the token of the broker, a refused one reported and the request sent once more; see deploy/sdk/README.md.
 
-    By itself WeRoBot goes on with a refused token until its end. `config` is the robot's, where it has anything to say.
+    By itself WeRoBot goes on with a refused token until its end. A robot takes it as its class's attribute `client`.
     """
     import requests  # noqa: PLC0415 -- only who uses it needs it
     import werobot.client  # noqa: PLC0415 -- the same
@@ -151,4 +151,4 @@ def werobot_client(tokens: TokenClient, config: Mapping[str, Any] | None = None)
                 url = "https://api.weixin.qq.com/cgi-bin/media/get"
                 return requests.get(url, params={"media_id": media_id}, auth=auth, timeout=60)
 
-    return Client(config or {})
+    return Client({})

@@ -23,7 +23,10 @@ def built() -> Any:
     """A client as the recipe makes it."""
     rooms: dict[str, Any] = {}
     exec(compile(RECIPE, "recipe", "exec"), rooms)  # noqa: S102 -- the page's own code, that is the point
-    return rooms["client"]
+    client = rooms["client"]
+    if "Robot" in rooms:
+        assert rooms["Robot"]().client is client
+    return client
 
 
 def redirect() -> None:
