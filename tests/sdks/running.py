@@ -27,12 +27,20 @@ class Sdk:
 
     def do(self, *deed: str | int) -> Any:
         """Tell it `call`, `crowd MANY`, `upload PATH` or `download ID`; what came of it, an error as an object with `errcode`."""
+        self.tell(*deed)
+        return self.hear()
+
+    def tell(self, *deed: str | int) -> None:
+        """Have it begin."""
         assert self.popen.stdin
-        assert self.popen.stdout
         self.popen.stdin.write(json.dumps(deed) + "\n")
         self.popen.stdin.flush()
+
+    def hear(self) -> Any:
+        """What came of it."""
+        assert self.popen.stdout
         ready, _, _ = select.select([self.popen.stdout], [], [], PATIENCE_S)
-        assert ready, f"{deed} not done within {PATIENCE_S} s"
+        assert ready, f"not done within {PATIENCE_S} s"
         line = self.popen.stdout.readline()
         assert line, self.log.read_text()
         return json.loads(line)
