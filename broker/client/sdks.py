@@ -66,8 +66,8 @@ class WechatpySession:
                 return self._ticket(kind, key, default)
         return self._kept.get(key, default)
 
-    def set(self, key: str, value: Any, ttl: float | None = None) -> None:  # noqa: ARG002 -- wechatpy's own storage in memory does the same
-        """Keep what is not the broker's; of that nobody asks for ours."""
+    def set(self, key: str, value: Any, ttl: float | None = None) -> None:  # noqa: ARG002 -- wechatpy's own does not look at it
+        """Keep a value. A token or ticket is never read back: those come from the broker."""
         if value is not None:
             self._kept[key] = value
 
