@@ -1,9 +1,7 @@
-"""The adapters for SDKs, piece by piece: whose request was refused, and what they say in WeChat's words."""
+"""The adapters for SDKs, piece by piece: what is the broker's, and what they say in WeChat's words."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from wechatpy.exceptions import WeChatClientException
@@ -11,10 +9,9 @@ from wechatpy.exceptions import WeChatClientException
 from broker.client import TokenClient
 from broker.client.sdks import WechatpySession
 from tests.doubles import APPID, CANARY
-from tests.processes import House, ask, until
+from tests.processes import House
 
 TOKEN = f"{APPID}_access_token"
-MIN_GAP_S = 0.02
 CORP = f"""
 [apps.corp]
 appid = "ww0123456789abcdef"
@@ -27,7 +24,7 @@ endpoint = "wecom"
 def house(tmp_path: Path) -> Iterator[House]:
     house = House(tmp_path)
     with house.sandboxed():
-        house.configure(policy=f"min_gap = {MIN_GAP_S}\nverify_gap = 0.02\n", more=CORP).chmod(0o600)
+        house.configure(more=CORP).chmod(0o600)
         with house.serving():
             yield house
 
@@ -38,47 +35,9 @@ def session(house: House) -> Iterator[WechatpySession]:
         yield WechatpySession(tokens)
 
 
-def test_a_refused_token_is_named_in_a_report_and_the_next_is_another(house: House, session: WechatpySession) -> None:
-    dead = session.get(TOKEN)
-    until(lambda: house.control("")["now"] - mine(house)[-1]["at"] > 2 * MIN_GAP_S, "min_gap")
-    house.control("/kill", {"appid": APPID})
-    said = session.refused()
-    assert said["access_token"] == session.get(TOKEN) != dead
-    assert 0 < said["expires_in"] <= 7200
-    assert len(mine(house)) == 2
-
-
-def test_the_second_refusal_of_a_request_is_an_error_and_the_next_request_begins_anew(session: WechatpySession) -> None:
-    for _ in range(3):
-        session.get(TOKEN)  # as wechatpy begins a request
-        session.refused()
-        session.get(TOKEN)  # as it sends it again
-        with pytest.raises(WeChatClientException) as refused:
-            session.refused()
-        assert refused.value.errcode == 40001
-
-
-def test_each_thread_has_its_own_request(session: WechatpySession) -> None:
-    session.get(TOKEN)
-    session.refused()
-    outcomes: list[Any] = []
-
-    def other() -> None:
-        session.get(TOKEN)
-        outcomes.append(session.refused())
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    thread.join()
-    assert outcomes[0]["access_token"] == session.get(TOKEN)
-    with pytest.raises(WeChatClientException):
-        session.refused()
-
-
-def test_fetching_before_anything_was_refused_reports_nothing(house: House, session: WechatpySession) -> None:
-    assert session.refused()["access_token"] == session.get(TOKEN)
-    assert len(mine(house)) == 1
-    assert "token_broker_verifications_total{" not in ask("GET", house.daemon + "/metrics")[1]
+def test_the_token_is_always_the_brokers_whatever_the_sdk_set(session: WechatpySession, house: House) -> None:
+    session.set(TOKEN, "of its own", 7200)
+    assert session.get(TOKEN) == house.get("/v1/tokens/main")[1]["access_token"]
 
 
 @pytest.mark.parametrize("key", ["component_access_token", f"{APPID}_refresh_token"])
@@ -114,7 +73,3 @@ def test_what_the_broker_says_comes_in_wechats_words(house: House, app: str, err
     assert refused.value.errcode == errcode
     assert words in str(refused.value)
     assert CANARY not in f"{refused.value} {refused.value.__cause__}"
-
-
-def mine(house: House) -> list[dict[str, Any]]:
-    return [call for call in house.calls() if call["appid"] == APPID]

@@ -165,6 +165,24 @@ def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(recipe: Recipe, 
     assert_clean(said["text"])
 
 
+@each
+def test_an_upload_that_meets_a_killed_token_arrives_whole_or_fails_and_then_arrives(
+    recipe: Recipe, house: House, count: Count, tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(bytes(1000))
+    with running(recipe, house) as sdk:
+        assert sdk.do("call") == FOLLOWERS
+        house.control("/kill", {"appid": APPID})
+        said = sdk.do("upload", str(picture))
+        if isinstance(said, dict):
+            assert said["errcode"] == 40001
+            assert_refused(said)
+            said = sdk.do("upload", str(picture))
+        assert {media_id: media["size"] for media_id, media in house.control("")["media"].items()} == {said: 1000}
+    assert count(recipe, "killed, upload", len(house.calls())) == 2
+
+
 @pytest.mark.parametrize("recipe", PROXIED, ids=str)
 def test_ten_megabytes_go_up_and_down_through_the_proxy(recipe: Recipe, house: House, count: Count, tmp_path: Path) -> None:
     content = (bytes(range(251)) * (SIZE // 251 + 1))[:SIZE]  # what the sandbox gives back, too

@@ -1,9 +1,8 @@
-"""WeChat's SDKs for Python on the broker: they keep neither token nor secret, and report a refused token, once a call.
+"""WeChat's SDKs for Python on the broker: they keep neither token nor secret, and never loop on a dead token.
 
 What the broker says comes in the SDK's own exception, with WeChat's number and words; no text holds a token or key.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from broker.client.sync import TokenClient
 if TYPE_CHECKING:
     import werobot.client
 
-INVALID_CREDENTIAL: Final = 40001
 SYSTEM_ERROR: Final = (-1, "system error")
 WORDS: Final = {
     "missing-key": (40125, "invalid appsecret"),
@@ -37,30 +35,23 @@ def _in_wechats_words(exception: Callable[[int, str], Exception]) -> Iterator[No
         raise exception(errcode, f"{words} (token-broker: {error.detail})") from error
 
 
-class _Call(threading.local):
-    """Of one thread's call to WeChat: the token it was given, how often that was refused, whether it is to be sent again."""
-
-    token = ""
-    refusals = 0
-    again = False
-
-
 class WechatpySession:
     """A `SessionStorage` of wechatpy's, whose token and tickets are the broker's; the rest is kept in memory.
 
-    The client's `fetch_access_token` is to be :meth:`refused`: wechatpy calls it when WeChat refused the token, and then
-    sends the request again, without end while the token stays dead. Here the second refusal of a request is an exception.
+    For `WeChatClient(appid, None, session=WechatpySession(tokens), auto_retry=False)`; `requests_auth(tokens)` as
+    `client._http.auth` reports a refused token and sends the request once more. wechatpy's own retry goes on without
+    end while a token stays dead, and of an upload it sends what is left of the file, which is nothing.
     """
 
     def __init__(self, tokens: TokenClient) -> None:
         self._tokens = tokens
         self._kept: dict[str, Any] = {}
-        self._call = _Call()
 
     def get(self, key: str, default: Any = None) -> Any:
         """Give a value of the broker's or of our own; raises wechatpy's WeChatClientException."""
         if key.endswith("_access_token") and not key.endswith("component_access_token"):
-            return self._token()
+            with _in_wechats_words(_wechatpy_error):
+                return self._tokens.get()
         for ending, kind in TICKETS.items():
             if key.endswith((ending, f"{ending}_expires_at")):
                 return self._ticket(kind, key, default)
@@ -74,34 +65,6 @@ class WechatpySession:
     def delete(self, key: str) -> None:
         """Forget it."""
         self._kept.pop(key, None)
-
-    def refused(self) -> dict[str, Any]:
-        """Report the token of this thread's request. The answer is WeChat's to a token call.
-
-        Raises WeChatClientException where sending the request again cannot help.
-        """
-        call = self._call
-        call.refusals += 1
-        is_hopeless = call.refusals > 1 or not self._reported(call.token)
-        if is_hopeless:
-            raise _wechatpy_error(INVALID_CREDENTIAL, "invalid credential, access_token is invalid or not latest")
-        call.again = True
-        with _in_wechats_words(_wechatpy_error):
-            token = self._tokens.token()
-        return {"access_token": token.value, "expires_in": token.expires_in}
-
-    def _reported(self, token: str) -> bool:
-        with _in_wechats_words(_wechatpy_error):
-            return not token or self._tokens.refused(token, INVALID_CREDENTIAL)
-
-    def _token(self) -> str:
-        call = self._call
-        if not call.again:  # this is another request, not the same sent again
-            call.refusals = 0
-        call.again = False
-        with _in_wechats_words(_wechatpy_error):
-            call.token = self._tokens.get()
-        return call.token
 
     def _ticket(self, kind: str, key: str, default: Any) -> Any:
         try:

@@ -51,9 +51,9 @@ def call(client: Any) -> Any:
 
 
 def upload(client: Any, path: str) -> Any:
-    """The media_id of a file."""
-    with Path(path).open("rb") as file:
-        return (client.media.upload if hasattr(client, "media") else client.upload_media)("image", file)["media_id"]
+    """The media_id of a file; given as the page says, since of an open file nothing is left for a second try."""
+    file = (Path(path).name, Path(path).read_bytes())
+    return (client.media.upload if hasattr(client, "media") else client.upload_media)("image", file)["media_id"]
 
 
 def download(client: Any, media_id: str) -> Any:
