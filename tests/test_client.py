@@ -336,6 +336,43 @@ def test_importing_it_pulls_in_neither_server_nor_sqlite() -> None:
     assert done.stdout.strip() == "[]"
 
 
+# --- tickets ----------------------------------------------------------------------------------------------------------
+
+
+def tickets_served(house: House) -> float:
+    lines = str(ask("GET", house.daemon + "/metrics")[1]).splitlines()
+    return sum(float(line.split()[-1]) for line in lines if 'route="/v1/tickets/{app}/{type}",status="200"' in line)
+
+
+def test_a_ticket_is_asked_for_once_and_a_token_beside_it_stays(house: House, client: TokenClient) -> None:
+    token, ticket = client.get(), client.ticket("jsapi")
+    assert ticket.value == house.get("/v1/tickets/main/jsapi")[1]["ticket"] != client.ticket("wx_card").value
+    before = tickets_served(house)
+    assert {client.ticket("jsapi").value for _ in range(9)} == {ticket.value}
+    assert tickets_served(house) == before
+    assert client.get() == token == house.get("/v1/tokens/main")[1]["access_token"]
+    with pytest.raises(BrokerError, match="unknown-ticket"):
+        client.ticket("contact")
+
+
+async def test_many_tasks_ask_for_a_ticket_once(house: House, aio: AsyncTokenClient) -> None:
+    got = await asyncio.gather(*(aio.ticket() for _ in range(50)))
+    assert len({ticket.value for ticket in got}) == 1
+    assert await asyncio.to_thread(tickets_served, house) == 1
+    assert await aio.get() != got[0].value
+
+
+def test_while_the_broker_is_away_a_ticket_lives_on_in_memory(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    with house.sandboxed():
+        house.configure()
+        with house.serving(), TokenClient(house.daemon) as client:
+            held = client.ticket().value
+        assert client.ticket().value == held
+        with pytest.raises(BrokerUnavailable):
+            client.ticket("wx_card")
+
+
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 PATH = "/cgi-bin/get_api_domain_ip"

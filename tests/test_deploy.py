@@ -242,7 +242,7 @@ def test_what_an_operator_edited_stays_and_what_is_new_lies_beside_it(root: Path
     newer = tmp_path / "newer"
     shutil.copytree(DEPLOY, newer)
     for path in newer.iterdir():
-        if path.name != INSTALL.name:
+        if path.is_file() and path.name != INSTALL.name:
             path.write_text(path.read_text() + "# newer\n")
     done = told("sh", newer / INSTALL.name, "--root", root, "--no-package")
     assert done.returncode == 0, done.stderr

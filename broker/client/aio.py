@@ -36,6 +36,8 @@ class AsyncTokenClient:
         self._app = app
         self._key = Key(key, key_file)
         self._memory = Memory()
+        self._tickets: dict[str, Memory] = {}
+        self._asking_tickets = asyncio.Lock()
         self._session = session
         self._owns_session = session is None
         self._asking: asyncio.Task[Token] | None = None
@@ -89,6 +91,20 @@ class AsyncTokenClient:
             self._follower = asyncio.create_task(self._follow())
         return self._memory.taken()
 
+    async def ticket(self, kind: str = "jsapi") -> Token:
+        """The ticket of a type, `jsapi` or `wx_card`, from memory while it lives; none changes before its end."""
+        async with self._asking_tickets:  # of many callers at a cold start, one asks
+            memory = self._tickets.setdefault(kind, Memory())
+            if (ticket := memory.good(0, protocol.NEAR_EXPIRY_S)) is not None:
+                return ticket
+            try:
+                await self._ask("GET", protocol.ticket_path(self._app, kind), into=memory)
+            except BrokerUnavailable:
+                if (ticket := memory.good(0)) is not None:
+                    return ticket  # the broker is away, the copy is good
+                raise
+            return memory.taken()
+
     async def report(self, token: str, errcode: int | None = None) -> str:
         """Say that WeChat refused this token: `superseded`, `refreshed` or `verified`; memory takes the token to go on with."""
         fields = await self._ask("POST", protocol.report_path(self._app), protocol.report_body(token, errcode))
@@ -136,20 +152,28 @@ class AsyncTokenClient:
     async def _follow_once(self) -> None:
         version = self._memory.version
         match = {"If-None-Match": f'"{version}"'} if version else {}
-        await self._ask("GET", protocol.token_path(self._app, watch=version is not None), None, **match)
+        await self._ask("GET", protocol.token_path(self._app, watch=version is not None), headers=match)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> dict[str, Any]:
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        headers: dict[str, str] | None = None,
+        into: Memory | None = None,
+    ) -> dict[str, Any]:
         try:
-            answer = await self._send(method, path, body, headers)
+            answer = await self._send(method, path, body, headers or {})
             if answer.status == UNAUTHORIZED and self._key.reread():
-                answer = await self._send(method, path, body, headers)
+                answer = await self._send(method, path, body, headers or {})
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise protocol.unreachable(error) from None
         token, fields = protocol.read(answer, waited="wait=" in path)
         if token is not None:
-            self._memory.keep(token, answer.asked_at)
+            (into or self._memory).keep(token, answer.asked_at)
             self._changed.set()
             self._changed = asyncio.Event()
         return fields

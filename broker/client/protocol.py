@@ -25,7 +25,7 @@ def now() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token. `expires_at` is on :func:`now`'s clock, counted from before the request: never later than the truth."""
+    """A token or ticket. `expires_at` is on :func:`now`'s clock, counted from before the request: never later than the truth."""
 
     value: str = field(repr=False)
     version: str
@@ -151,6 +151,11 @@ def token_path(app: str, min_ttl: float = 0, *, watch: bool = False) -> str:
     return f"/v1/tokens/{quote(app, safe='')}{query}"
 
 
+def ticket_path(app: str, kind: str) -> str:
+    """The path that asks for a ticket."""
+    return f"/v1/tickets/{quote(app, safe='')}/{quote(kind, safe='')}"
+
+
 def report_path(app: str) -> str:
     """The path that takes reports."""
     return f"/v1/tokens/{quote(app, safe='')}/report"
@@ -163,7 +168,7 @@ def report_body(token: str, errcode: int | None) -> bytes:
 
 
 def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]:
-    """Return an answer's token and all its fields, None for a 304; raises BrokerError for a problem.
+    """Return an answer's token or ticket and all its fields, None for a 304; raises BrokerError for a problem.
 
     The seconds in it count from when the broker wrote it: for a request that `waited` that is close to its arrival, for
     any other no sooner than when it was asked.
@@ -176,7 +181,8 @@ def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]
     try:
         fields = json.loads(answer.body)
         if answer.status == 200:  # noqa: PLR2004 -- good
-            return Token(fields["access_token"], fields["version"], fields["app"], from_then + fields["expires_in"]), fields
+            value = fields["ticket"] if "ticket" in fields else fields["access_token"]
+            return Token(value, fields["version"], fields["app"], from_then + fields["expires_in"]), fields
         code, detail, wait = fields["code"], fields["detail"], fields.get("retry_after")
     except (ValueError, KeyError, TypeError):
         sentence = f"what answers there (HTTP {answer.status}) is not a token-broker"

@@ -36,6 +36,7 @@ class TokenClient:
         self._app = app
         self._key = Key(key, key_file)
         self._memory = Memory()
+        self._tickets: dict[str, Memory] = {}
         self._reset()
         _CLIENTS.add(self)
 
@@ -68,16 +69,27 @@ class TokenClient:
     def token(self, min_ttl: float = 0) -> Token:
         """The token with its version and age."""
         with self._asking:  # of many threads at a cold start, one asks
-            if (token := self._memory.good(min_ttl, protocol.NEAR_EXPIRY_S)) is not None:
-                return token
-            try:
-                self._ask("GET", protocol.token_path(self._app, min_ttl))
-            except BrokerUnavailable:
-                if (token := self._memory.good(min_ttl)) is not None:
-                    return token  # the broker is away, the copy is good
-                raise
+            token = self._held(self._memory, protocol.token_path(self._app, min_ttl), min_ttl)
             self._follow()
-            return self._memory.taken()
+            return token
+
+    def ticket(self, kind: str = "jsapi") -> Token:
+        """The ticket of a type, `jsapi` or `wx_card`, from memory while it lives; none changes before its end."""
+        with self._asking:
+            memory = self._tickets.setdefault(kind, Memory())
+            return self._held(memory, protocol.ticket_path(self._app, kind))
+
+    def _held(self, memory: Memory, path: str, min_ttl: float = 0) -> Token:
+        """What memory holds, asked for where it is missing or near its end."""
+        if (token := memory.good(min_ttl, protocol.NEAR_EXPIRY_S)) is not None:
+            return token
+        try:
+            self._ask("GET", path, into=memory)
+        except BrokerUnavailable:
+            if (token := memory.good(min_ttl)) is not None:
+                return token  # the broker is away, the copy is good
+            raise
+        return memory.taken()
 
     def report(self, token: str, errcode: int | None = None) -> str:
         """Say that WeChat refused this token: `superseded`, `refreshed` or `verified`; memory takes the token to go on with."""
@@ -123,21 +135,29 @@ class TokenClient:
         """Wait, at most a minute, for another token. For the follower's thread."""
         version = self._memory.version
         match = {"If-None-Match": f'"{version}"'} if version else {}
-        self._ask("GET", protocol.token_path(self._app, watch=version is not None), None, **match)
+        self._ask("GET", protocol.token_path(self._app, watch=version is not None), headers=match)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> dict[str, Any]:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        headers: dict[str, str] | None = None,
+        into: Memory | None = None,
+    ) -> dict[str, Any]:
         try:
-            answer = self._send(method, path, body, headers)
+            answer = self._send(method, path, body, headers or {})
             if answer.status == UNAUTHORIZED and self._key.reread():
-                answer = self._send(method, path, body, headers)
+                answer = self._send(method, path, body, headers or {})
         except (OSError, http.client.HTTPException) as error:
             raise protocol.unreachable(error) from None
         token, fields = protocol.read(answer, waited="wait=" in path)
         if token is not None:
             with self._changed:
-                self._memory.keep(token, answer.asked_at)
+                (into or self._memory).keep(token, answer.asked_at)
                 self._changed.notify_all()
         return fields
 

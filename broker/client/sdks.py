@@ -1,0 +1,117 @@
+"""WeChat's SDKs for Python on the broker: they keep neither token nor secret, and never loop on a dead token.
+
+What the broker says comes in the SDK's own exception, with WeChat's number and words; no text holds a token or key.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from broker.client.protocol import BrokerError
+from broker.client.sync import TokenClient
+
+if TYPE_CHECKING:
+    import werobot.client
+
+SYSTEM_ERROR: Final = (-1, "system error")
+WORDS: Final = {
+    "missing-key": (40125, "invalid appsecret"),
+    "invalid-key": (40125, "invalid appsecret"),
+    "unknown-app": (40013, "invalid appid"),
+    "insufficient-scope": (48001, "api unauthorized"),
+    "quota-exhausted": (45009, "reach max api daily quota limit"),
+    "report-throttled": (45011, "api minute-quota reach limit, must slower, retry next minute"),
+}
+TICKETS: Final = {"_jsapi_ticket": "jsapi", "_jsapi_card_ticket": "wx_card"}  # how wechatpy's keys end, and the type
+
+
+@contextmanager
+def _in_wechats_words(exception: Callable[[int, str], Exception]) -> Iterator[None]:
+    try:
+        yield
+    except BrokerError as error:
+        errcode, words = WORDS.get(error.code, SYSTEM_ERROR)
+        raise exception(errcode, f"{words} (token-broker: {error.detail})") from error
+
+
+class WechatpySession:
+    """A `SessionStorage` of wechatpy's, whose token and tickets are the broker's; the rest is kept in memory.
+
+    For `WeChatClient(appid, None, session=WechatpySession(tokens), auto_retry=False)`; `requests_auth(tokens)` as
+    `client._http.auth` reports a refused token and sends the request once more. wechatpy's own retry goes on without
+    end while a token stays dead, and of an upload it sends what is left of the file, which is nothing.
+    """
+
+    def __init__(self, tokens: TokenClient) -> None:
+        self._tokens = tokens
+        self._kept: dict[str, Any] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Give a value of the broker's or of our own; raises wechatpy's WeChatClientException."""
+        if key.endswith("_access_token") and not key.endswith("component_access_token"):
+            with _in_wechats_words(_wechatpy_error):
+                return self._tokens.get()
+        for ending, kind in TICKETS.items():
+            if key.endswith((ending, f"{ending}_expires_at")):
+                return self._ticket(kind, key, default)
+        return self._kept.get(key, default)
+
+    def set(self, key: str, value: Any, ttl: float | None = None) -> None:  # noqa: ARG002 -- wechatpy's own does not look at it
+        """Keep a value. A token or ticket is never read back: those come from the broker."""
+        if value is not None:
+            self._kept[key] = value
+
+    def delete(self, key: str) -> None:
+        """Forget it."""
+        self._kept.pop(key, None)
+
+    def _ticket(self, kind: str, key: str, default: Any) -> Any:
+        try:
+            with _in_wechats_words(_wechatpy_error):
+                ticket = self._tokens.ticket(kind)
+        except Exception as error:
+            if isinstance(error.__cause__, BrokerError) and error.__cause__.code == "unknown-ticket":
+                return self._kept.get(key, default)  # WeCom's, which the broker does not keep
+            raise
+        return int(time.time()) + ticket.expires_in if key.endswith("_expires_at") else ticket.value
+
+
+def _wechatpy_error(errcode: int, words: str) -> Exception:
+    from wechatpy.exceptions import WeChatClientException  # noqa: PLC0415 -- only who uses it needs it
+
+    error: Exception = WeChatClientException(errcode, words)
+    return error
+
+
+def werobot_client(tokens: TokenClient) -> "werobot.client.Client":
+    """WeRoBot with the token of the broker, a refused one reported and the request sent once more; see deploy/sdk/README.md.
+
+    By itself WeRoBot goes on with a refused token until its end. A robot takes it as its class's attribute `client`.
+    """
+    import requests  # noqa: PLC0415 -- only who uses it needs it
+    import werobot.client  # noqa: PLC0415 -- the same
+
+    from broker.client.adapters import requests_auth  # noqa: PLC0415 -- the same
+
+    auth = requests_auth(tokens)
+
+    def refusal(errcode: int, words: str) -> Exception:
+        error: Exception = werobot.client.ClientException(f"{errcode}: {words}")
+        return error
+
+    class Client(werobot.client.Client):  # type: ignore[misc]  # it ships no types
+        def get_access_token(self) -> str:
+            with _in_wechats_words(refusal):
+                return tokens.get()
+
+        def request(self, method: str, url: str, **sending: Any) -> Any:
+            with _in_wechats_words(refusal):
+                return super().request(method, url, **{"auth": auth, **sending})
+
+        def download_media(self, media_id: str) -> requests.Response:
+            with _in_wechats_words(refusal):
+                url = "https://api.weixin.qq.com/cgi-bin/media/get"
+                return requests.get(url, params={"media_id": media_id}, auth=auth, timeout=60)
+
+    return Client({})

@@ -1,0 +1,1 @@
+"""WeChat's SDKs, each in a process of its own, built by the very code that deploy/sdk/README.md shows."""

@@ -1,0 +1,50 @@
+// An SDK for node, built by a recipe; stdin says line by line what to do, stdout answers with a line of JSON each.
+// `node in_node.js RECIPE [SANDBOX]`: what is meant for WeChat goes to the sandbox; without one the recipe says it all.
+'use strict';
+
+const crypto = require('crypto');
+const fs = require('fs');
+const readline = require('readline');
+
+const [recipe, sandbox] = [fs.readFileSync(process.argv[2], 'utf8'), process.argv[3]];
+
+function built() {
+  const api = new Function('require', `${recipe}\nreturn api;`)(require);
+  if (sandbox && api.endpoint) api.endpoint = sandbox;
+  else if (sandbox) api.prefix = `${sandbox}/cgi-bin/`;
+  return api;
+}
+
+// One of the two calls back, the other promises.
+function asked(api, method, ...args) {
+  if (!api.endpoint) return api[method](...args);
+  return new Promise((resolve, reject) => api[method](...args, (err, data) => (err ? reject(err) : resolve(data))));
+}
+
+async function told(deed, ...args) {
+  try {
+    return await deed(...args);
+  } catch (err) {
+    return { errcode: err.code ?? null, kind: err.name, text: `${err.stack} ${JSON.stringify(err)}` };
+  }
+}
+
+const call = async (api) => (await asked(api, 'getFollowers')).total;
+const deeds = {
+  call,
+  crowd: (_, many) => Promise.all(Array.from({ length: many }, built).map((api) => told(call, api))),
+  upload: async (api, path) => (await asked(api, 'uploadMedia', path, 'image')).media_id,
+  download: async (api, id) => {
+    const content = await asked(api, 'getMedia', id);
+    return { size: content.length, sha256: crypto.createHash('sha256').update(content).digest('hex') };
+  },
+};
+
+(async () => {
+  const api = built();
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    const [name, ...args] = JSON.parse(line);
+    console.log(JSON.stringify(await told(deeds[name], api, ...args)));
+  }
+  process.exit(0);
+})();

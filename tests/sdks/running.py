@@ -1,0 +1,81 @@
+"""An SDK's process, told what to do."""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import House
+from tests.sdks.recipes import KEY, Recipe
+
+HERE = Path(__file__).parent
+PATIENCE_S = 60.0  # a crowd, or ten megabytes through two processes
+HARNESS = {"python": [sys.executable, str(HERE / "in_python.py")], "js": ["node", str(HERE / "in_node.js")]}
+
+
+@dataclass
+class Sdk:
+    """The process."""
+
+    popen: "subprocess.Popen[str]"
+    log: Path
+
+    def do(self, *deed: str | int) -> Any:
+        """Tell it `call`, `crowd MANY`, `upload PATH` or `download ID`; what came of it, an error as an object with `errcode`."""
+        self.tell(*deed)
+        return self.hear()
+
+    def tell(self, *deed: str | int) -> None:
+        """Have it begin."""
+        assert self.popen.stdin
+        self.popen.stdin.write(json.dumps(deed) + "\n")
+        self.popen.stdin.flush()
+
+    def hear(self) -> Any:
+        """What came of it."""
+        assert self.popen.stdout
+        ready, _, _ = select.select([self.popen.stdout], [], [], PATIENCE_S)
+        assert ready, f"not done within {PATIENCE_S} s"
+        line = self.popen.stdout.readline()
+        assert line, self.log.read_text()
+        return json.loads(line)
+
+
+def _must_be_there(recipe: Recipe) -> None:
+    """Skips where what comes from npm is not installed; in CI that fails."""
+    if recipe.language == "js" and not (shutil.which("node") and (HERE.parent / "node_modules" / recipe.sdk).exists()):
+        why = "needs node, and `npm ci --prefix tests`"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+
+
+@contextmanager
+def running(recipe: Recipe, house: House, *, key: str = KEY) -> Iterator[Sdk]:
+    """An SDK built by a recipe, for the house's daemon; what it asks WeChat itself comes to the sandbox."""
+    _must_be_there(recipe)
+    code = house.home / f"{recipe.sdk}-{recipe.way}.{recipe.language}"
+    code.write_text(recipe.at(house.daemon, key))
+    elsewhere = [] if recipe.way == "proxy" else [house.sandbox]
+    log = house.home / "sdk.log"
+    with (
+        log.open("a") as stderr,
+        subprocess.Popen(
+            [*HARNESS[recipe.language], str(code), *elsewhere],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        ) as popen,
+    ):
+        try:
+            yield Sdk(popen, log)
+        finally:
+            popen.kill()
