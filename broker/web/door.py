@@ -56,6 +56,7 @@ async def accepting(runner: web.AppRunner, sockets: Sequence[socket.socket], lan
         sweeping.cancel()
         for site in runner.sites:
             await site.stop()
+        await lane.end()
         await _farewell(lane.connections)
         lane.connections.close_the_rest()
 
