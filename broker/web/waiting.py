@@ -21,7 +21,7 @@ from broker.web.connections import Connections, Guarded
 from broker.web.gate import Client
 
 MOST_ROOMS: Final = 1024
-AT_ONCE: Final = 100  # answers between two looks at what else there is to do
+AT_ONCE: Final = 50  # answers between two looks at what else there is to do
 HOLD_S: Final = 0.1  # how long others wait for the first one's handler to say that it waits
 # What may turn out to wait. Whoever comes while the first is still being read waits to see; a crowd comes at once.
 WATCH: Final = re.compile(rb"GET /v1/tokens/[^ ]*[?&]wait=.*\r\nif-none-match:", re.IGNORECASE | re.DOTALL)
