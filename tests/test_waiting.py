@@ -1,15 +1,19 @@
 """The waiting room: who waits as somebody before them does is told of the next version as aiohttp would tell them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
+from aiohttp import web
 
 from broker.core.errcodes import Failure, Kind
-from broker.web.connections import IDLE_S
-from broker.web.express import Rider
+from broker.web.connections import IDLE_S, Connections
+from broker.web.door import accepting, answering
+from broker.web.express import Lane, Rider
 from broker.web.gate import Client
-from broker.web.waiting import AT_ONCE, MOST_ROOMS, Room, Waiter
+from broker.web.waiting import AT_ONCE, MOST_ROOMS, Room, Rooms, Wait, Waiter
 from tests.doubles import LOST, Bench
 from tests.test_express import KEY, OTHER, Daemon, Peer, _connection, _keys, daemon_on, request, status, without_date
 
@@ -88,6 +92,7 @@ async def test_who_waits_in_the_room_hears_what_aiohttp_says_byte_for_byte(bench
     chunk = watch(daemon)
     one, other = await first(daemon, chunk), await parked(daemon, chunk)
     assert rider(daemon, other).inner is None, "aiohttp has never seen it"
+    assert rider(daemon, other).heard_at == daemon.lane.now()
     version = await rotate(bench, daemon)
     said, said_here = await one.answer(), await other.answer()
     assert without_date(said) == without_date(said_here)
@@ -105,7 +110,21 @@ async def test_whose_time_is_up_hears_what_aiohttp_says_byte_for_byte(daemon: Da
     assert loop.time() - began >= 0.2
     assert without_date(said) == without_date(said_here)
     assert status(said_here) == 304
-    assert daemon.repeated == 1
+    assert status(await other.ask(chunk)) == status(await other.ask(chunk)) == 304
+    assert daemon.repeated == 3
+
+
+async def test_everybody_waits_as_long_as_they_said(daemon: Daemon) -> None:
+    chunk, loop = watch(daemon, 0.3), asyncio.get_running_loop()
+    await first(daemon, chunk)
+    early = await parked(daemon, chunk)
+    await asyncio.sleep(0.2)
+    began = loop.time()
+    late = await parked(daemon, chunk)
+    assert status(await early.answer()) == 304
+    assert loop.time() - began < 0.3
+    assert status(await late.answer()) == 304
+    assert loop.time() - began >= 0.3
 
 
 async def test_a_connection_goes_on_as_before_when_it_has_waited(bench: Bench, daemon: Daemon) -> None:
@@ -308,17 +327,17 @@ async def test_who_waits_when_the_daemon_stops_is_answered_and_told_to_close(ben
         assert daemon.repeated == 0
 
 
-async def test_the_door_closes_on_nobody_who_waits(bench: Bench) -> None:
-    async with daemon_on(bench) as daemon:
-        await first(daemon, watch(daemon))
-        others = [await parked(daemon, watch(daemon)) for _ in range(3)]
-        await daemon.lane.end()
-        await at_aiohttp(*[rider(daemon, peer) for peer in others])
-        late = await daemon.peer()
+async def test_who_waits_when_the_lane_ends_waits_with_aiohttp(bench: Bench, daemon: Daemon) -> None:
+    await first(daemon, watch(daemon))
+    peers = [await parked(daemon, watch(daemon)) for _ in range(AT_ONCE + 10)]
+    await daemon.lane.end()
+    peers += [await daemon.peer() for _ in range(2)]
+    for late in peers[-2:]:
         late.writer.write(watch(daemon))
-        await rotate(bench, daemon)
-        assert [status(await peer.answer()) for peer in others] == [200] * 3
-        assert daemon.repeated == 0
+    await at_aiohttp(*[rider(daemon, peer) for peer in peers])
+    await rotate(bench, daemon)
+    assert {status(await peer.answer()) for peer in peers} == {200}
+    assert daemon.repeated == 0
 
 
 async def test_who_may_not_ask_any_more_is_refused_and_others_wait_on(bench: Bench) -> None:
@@ -387,3 +406,104 @@ async def test_a_room_that_nobody_is_in_ends_with_the_version(bench: Bench, daem
     await first(daemon, watch(daemon))
     await rotate(bench, daemon)
     assert not daemon.lane._rooms[False]._rooms
+
+
+# --- rooms by themselves ----------------------------------------------------------------------------------------------
+
+CHUNK = request("/v1/tokens/main?wait=60", 'If-None-Match: "x"')
+OK = web.Response(body=b"ok")
+
+
+class Inner(asyncio.Protocol):
+    """What stands for aiohttp: it keeps what it is handed."""
+
+    def __init__(self) -> None:
+        self.handed: list[bytes] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.handed.append(data)
+
+
+def alone() -> tuple[Rooms, Callable[[], Waiter]]:
+    """Rooms, and who may wait in them."""
+    connections = Connections(100)
+    return Rooms(connections.now, lambda *_: None), lambda: Waiter(connections, Inner)
+
+
+async def opened(rooms: Rooms, count: int, make: Callable[[], Waiter], answer: Callable[[], web.Response | None]) -> list[Waiter]:
+    """So many who wait, for what is over at once."""
+
+    async def over(_seconds: float) -> bool:
+        return True
+
+    assert not rooms.enter(make(), CHUNK)
+    waiters = [make() for _ in range(count)]
+    assert all(rooms.enter(one, CHUNK) for one in waiters)
+    room = rooms.find(CHUNK)
+    assert room is not None
+    room.open(Wait(60, over, answer), None, None)
+    return waiters
+
+
+async def test_each_slice_is_told_what_is_true_then_and_nobody_joins_what_is_over() -> None:
+    rooms, make = alone()
+    answers: list[bool] = []
+
+    def answer() -> web.Response:
+        answers.append(rooms.enter(make(), CHUNK))
+        return OK
+
+    waiters = await opened(rooms, AT_ONCE * 3, make, answer)
+    async with asyncio.timeout(10):
+        while any(one.room is not None for one in waiters):
+            await asyncio.sleep(0)
+    assert len(answers) == 3
+    assert answers[0] is False
+    await rooms.end()
+
+
+async def test_a_bug_leaves_nobody_waiting() -> None:
+    rooms, make = alone()
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+
+    def answer() -> web.Response:
+        raise ZeroDivisionError
+
+    waiters = await opened(rooms, AT_ONCE + 1, make, answer)
+    async with asyncio.timeout(10):
+        while any(one.room is not None for one in waiters[AT_ONCE:]):
+            await asyncio.sleep(0)
+    await rooms.end()
+    assert [one.room for one in waiters] == [None] * len(waiters)
+
+
+async def test_no_more_rooms_than_that_are_opened() -> None:
+    rooms, make = alone()
+    for number in range(MOST_ROOMS + 1):
+        assert not rooms.enter(make(), CHUNK.replace(b"Host", b"X-Number: %d\r\nHost" % number))
+    assert len(rooms._rooms) == MOST_ROOMS
+    await rooms.end()
+
+
+async def test_what_let_a_request_in_before_a_change_opens_no_room_after_it(bench: Bench) -> None:
+    lane = Lane(Connections(100, bench.clock.now))
+    opened = []
+
+    async def handler(request: web.Request) -> web.Response:
+        lane.hear(request)
+        lane.drop()
+        lane.park(request, Wait(60, asyncio.sleep, lambda: OK))  # type: ignore[arg-type] # it is never waited for
+        opened.append(lane._rooms[False].find(CHUNK))
+        return OK
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/tokens/main", handler)])
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        async with answering(app) as runner, accepting(runner, [sock], lane):
+            reader, writer = await asyncio.open_connection(*sock.getsockname())
+            writer.write(CHUNK)
+            assert await asyncio.wait_for(reader.read(12), 10) == b"HTTP/1.1 200"
+            writer.close()
+    assert opened == [None]

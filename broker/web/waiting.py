@@ -9,6 +9,7 @@ time: more bytes on a connection, rights that must be looked at again, a token t
 """
 
 import asyncio
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -53,14 +54,14 @@ class Waiter(Guarded):
     def answer(self, data: bytes) -> None:
         """Give it the answer; it waits no more."""
         self.room = self.asked = None
-        if self.transport is not None:
+        if self.transport is not None and not self.transport.is_closing():  # else it is gone, and we hear of it in a moment
             self.transport.write(data)
 
     def hand_back(self, since: float) -> None:
         """Have aiohttp go on, with a request that came at `since`."""
         asked, self.room, self.since = self.asked, None, since
-        if asked is not None:
-            Guarded.data_received(self, asked)
+        if asked is not None and self.transport is not None and not self.transport.is_closing():
+            super().data_received(asked)
 
     def leave_room(self) -> None:
         """Go on with aiohttp, at once."""
@@ -129,7 +130,7 @@ class Room:
                 longest = next(iter(self.waiters.values()))
                 if is_over := await wait.over(longest + wait.seconds - clock()):
                     self.close()
-                await self._answer(wait, clock() if is_over else max(longest, clock() - wait.seconds))
+                await self._answer(wait, math.inf if is_over else max(longest, clock() - wait.seconds))
             self._task = None
         except Exception:
             self.dissolve()
@@ -137,8 +138,10 @@ class Room:
 
     async def _answer(self, wait: Wait, came_by: float) -> None:
         """Answer everyone who came by then; some at a time, each time with what is true then."""
-        while some := self._some(came_by):
-            if (response := wait.answer()) is None:
+        while self._is_due(came_by):
+            response = wait.answer()  # before anybody is let go, whom a bug would leave without an answer
+            some = self._some(came_by)
+            if response is None:
                 _hand_back(some)
             else:
                 data = as_written(response)
@@ -148,13 +151,16 @@ class Room:
             await asyncio.sleep(0)
 
     async def _hand_back(self) -> None:
-        while some := self._some(asyncio.get_running_loop().time()):
+        while some := self._some(math.inf):
             _hand_back(some)
             await asyncio.sleep(0)
 
+    def _is_due(self, came_by: float) -> bool:
+        return bool(self.waiters) and next(iter(self.waiters.values())) <= came_by
+
     def _some(self, came_by: float) -> list[tuple[Waiter, float]]:
         found: list[tuple[Waiter, float]] = []
-        while self.waiters and len(found) < AT_ONCE and next(iter(self.waiters.values())) <= came_by:
+        while len(found) < AT_ONCE and self._is_due(came_by):
             found.append(self.waiters.popitem(last=False))
         return found
 
