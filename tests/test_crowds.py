@@ -218,6 +218,16 @@ def test_five_thousand_watchers_hear_of_a_rotation_once_each_and_leave_nothing_b
         invariants.check(house)
 
 
+def test_five_thousand_watchers_of_a_daemon_that_stops_are_answered(house: House, files: int) -> None:
+    count = min(WATCHERS, files - 1000)
+    with house.serving() as daemon:
+        held = ready(house)["version"]
+        with watching(house.daemon, count, f'"{held}"') as crowd:
+            assert daemon.end() == 0
+            assert crowd.heard().said == {f'HTTP/1.1 304 Not Modified "{held}"': count}
+    invariants.check(house)
+
+
 # --- 43: bad connections, and no descriptors left ---------------------------------------------------------------------
 
 

@@ -478,6 +478,33 @@ async def test_a_bug_leaves_nobody_waiting() -> None:
     assert [one.room for one in waiters] == [None] * len(waiters)
 
 
+class Closing(asyncio.Transport):
+    """A connection that is being closed, as uvloop has it: to write on it is an error."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise RuntimeError(data)
+
+
+@pytest.mark.parametrize("answer", [OK, None], ids=["answered", "handed back"])
+async def test_one_that_is_being_closed_keeps_no_answer_from_others(answer: web.Response | None) -> None:
+    rooms, make = alone()
+    waiters = await opened(rooms, AT_ONCE + 1, make, lambda: answer)
+    waiters[0].transport = Closing()
+    async with asyncio.timeout(10):
+        while any(one.room is not None for one in waiters):
+            await asyncio.sleep(0)
+    assert waiters[0].inner is None
+    assert not rooms._tasks or all(task.exception() is None for task in await finished(rooms))
+
+
+async def finished(rooms: Rooms) -> set[asyncio.Task[None]]:
+    done, _ = await asyncio.wait(rooms._tasks)
+    return done
+
+
 async def test_no_more_rooms_than_that_are_opened() -> None:
     rooms, make = alone()
     for number in range(MOST_ROOMS + 1):
