@@ -146,6 +146,8 @@ class Guarded(asyncio.Protocol):
     A crowd that connects and says nothing costs no more than this. `heard_at`: when the last whole request came.
     """
 
+    __slots__ = ("_connections", "_make", "heard_at", "inner", "transport")
+
     def __init__(self, connections: Connections, make: Callable[[], asyncio.Protocol]) -> None:
         self.heard_at = NEVER
         self.inner: asyncio.Protocol | None = None
@@ -230,7 +232,8 @@ class GuardedSite(web.BaseSite):
             raise RuntimeError("the runner is not set up")
         loop = asyncio.get_running_loop()
         # asyncio accepts as many at once as its backlog says: more than there are spare files would leave a refresh none.
-        self._server = await loop.create_server(lambda: self._guard(partial(protocol, server)), sock=self._sock, backlog=AT_ONCE)
+        make = partial(protocol, server)
+        self._server = await loop.create_server(lambda: self._guard(make), sock=self._sock, backlog=AT_ONCE)
         self._sock.listen(BACKLOG)
 
 

@@ -177,6 +177,8 @@ class Lane:
 class Rider(Waiter):
     """A connection that may use the lane."""
 
+    __slots__ = ("_is_regular", "_lane", "_now", "_write", "kept", "rooms")
+
     def __init__(self, lane: Lane, make: Callable[[], asyncio.Protocol]) -> None:
         super().__init__(lane.connections, make)
         self._lane = lane

@@ -44,6 +44,8 @@ class Wait(NamedTuple):
 class Waiter(Guarded):
     """A connection that may wait in a room. `asked` is the request that is being answered, as it came."""
 
+    __slots__ = ("asked", "is_at_work", "room", "since")
+
     def __init__(self, connections: Connections, make: Callable[[], asyncio.Protocol]) -> None:
         super().__init__(connections, make)
         self.asked: bytes | None = None
