@@ -391,6 +391,20 @@ async def test_who_waits_is_not_idle_and_is_not_hung_up_on(bench: Bench, daemon:
     assert status(await peer.answer()) == 200
 
 
+async def test_a_crowd_that_came_and_left_between_two_looks_is_known_to_have_left(daemon: Daemon) -> None:
+    connections = daemon.lane.connections
+    await first(daemon, watch(daemon))
+    peers = [await parked(daemon, watch(daemon)) for _ in range(5)]
+    assert connections.left() == 0
+    for peer in peers:
+        peer.writer.transport.abort()
+    async with asyncio.timeout(10):
+        while connections.open > 1:
+            await asyncio.sleep(0)
+    assert connections.left() == 5
+    assert connections.left() == 0
+
+
 async def test_rooms_are_bounded_and_those_that_nobody_is_in_make_room(daemon: Daemon) -> None:
     rooms = daemon.lane._rooms[False]
     for number in range(MOST_ROOMS):

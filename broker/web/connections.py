@@ -53,6 +53,7 @@ class Connections:
         self.head_deadline_s = head_deadline_s
         self.refused = 0
         self.too_slow = 0
+        self._peak = 0  # the most that were open at once since the last time that somebody asked
         self._open: set[Guarded] = set()
         self._awake: dict[asyncio.Protocol, Guarded] = {}  # by aiohttp's protocol, those that have one
         self._silent: dict[Guarded, asyncio.TimerHandle] = {}  # oldest first
@@ -62,6 +63,11 @@ class Connections:
     def open(self) -> int:
         """How many there are."""
         return len(self._open)
+
+    def left(self) -> int:
+        """How many fewer there are than the most there were since the last time."""
+        peak, self._peak = self._peak, self.open
+        return peak - self.open
 
     def of(self, inner: asyncio.Protocol) -> "Guarded | None":
         """The connection that an aiohttp protocol serves."""
@@ -78,6 +84,7 @@ class Connections:
             self.refused += 1
             return False
         self._open.add(guarded)
+        self._peak = max(self._peak, len(self._open))
         if peer:
             self._peers[peer] += 1
         loop = asyncio.get_running_loop()
