@@ -31,7 +31,7 @@ from broker.web.callers import Callers
 from broker.web.connections import Connections, most_connections
 from broker.web.door import accepting, answering, answers
 from broker.web.dropin import DropIn
-from broker.web.express import Lane, Tell
+from broker.web.express import Lane
 from broker.web.gate import Client, Gate
 from broker.web.handles import Handles
 from broker.web.limits import Limits
@@ -40,6 +40,7 @@ from broker.web.proxy import Proxy
 from broker.web.server import application
 from broker.web.tickets import TicketDesk
 from broker.web.visitors import Visitors
+from broker.web.waiting import Tell
 from broker.wechat import WeChat
 
 BOOT_ID: Final = "TOKEN_BROKER_BOOT_ID"  # set by the unit (%b), whose ProcSubset=pid hides what /proc says
@@ -125,7 +126,7 @@ async def daemon(
         async def govern(read: Settings) -> None:
             admit(gate, read, bound)
             pace = tools.policy.tick
-            lane.drop()
+            lane.admit_anew()
             together(roster.govern, tickets.govern)(read.policy)
             if read.policy.tick != pace:
                 await ticks.aclose()

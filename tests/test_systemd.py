@@ -22,6 +22,7 @@ from broker.reload import needs_restart
 from broker.roster import Roster
 from broker.systemd import NOBODY, Supervisor
 from broker.web.door import answers
+from tests.crowd import request
 from tests.doubles import ACCOUNT, Bench
 from tests.processes import PATIENCE_S, House, Process, process, run, until
 from tests.supervised import Ear, handing_over, held, needs
@@ -248,6 +249,20 @@ def test_sighup_puts_clients_and_names_and_policy_in_force_and_calls_nobody(hous
     assert hang_up(daemon, ear) == "configuration read"
     assert house.get("/v1/tokens/main")[0] == 200
     assert len(house.calls()) == 1
+
+
+def test_who_waits_in_the_lane_is_looked_at_again(house: House, daemon: Process, ear: Ear) -> None:
+    version = house.get("/v1/tokens/main")[1]["version"]
+    watch = request("/v1/tokens/main?wait=60", If_None_Match=f'"{version}"')
+    host, port = house.daemon.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as one, socket.create_connection((host, int(port))) as other:
+        for sock in (one, other):
+            sock.sendall(watch)
+            assert house.get("/livez")[0] == 200, "who comes later is answered once it has been read"
+        house.configure(more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"')
+        assert hang_up(daemon, ear) == "configuration read"
+        other.settimeout(PATIENCE_S)
+        assert other.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
 def test_a_file_that_will_not_do_changes_nothing_and_the_next_one_is_read(house: House, daemon: Process, ear: Ear) -> None:

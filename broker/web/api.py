@@ -23,6 +23,7 @@ from broker.web.gate import CLIENT
 from broker.web.plot import Plot
 from broker.web.problems import problem, unavailable
 from broker.web.visitors import Visitors
+from broker.web.waiting import Wait
 
 History = Callable[[float, Account], Awaitable[list[dict[str, Any]]]]
 
@@ -85,17 +86,36 @@ async def get_token(request: web.Request) -> web.Response:
     keeper = keeper_of(request, "read")
     wait, min_ttl = numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
     if hdrs.IF_NONE_MATCH in request.headers and (version := keeper.credential.version) and matches(request, version):
-        answer = await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
+        answer = await _watch(request, keeper, wait, min_ttl) if wait or keeper.serve(min_ttl) is None else None
         if answer is None and (held := keeper.serve(min_ttl)) is not None:
             if not wait:
                 request[AGAIN] = _again(None, keeper, held, min_ttl)
-            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'})
+            return _unchanged(version)
     served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, request.app[EDGE].patience_s))
     if not isinstance(served, Served):
         return unavailable(served)
     if not wait:
         request[AGAIN] = _again(request.app[EDGE], keeper, served, min_ttl)
-    return _token(request, keeper, served)
+    return _token(request.app[EDGE], keeper, served)
+
+
+async def _watch(request: web.Request, keeper: Keeper, wait: float, min_ttl: float) -> Served | Unavailable | None:
+    """Watch the version that is in force, and say how whoever asks the same is answered (waiting.py)."""
+    edge, version = request.app[EDGE], keeper.credential.version or ""
+
+    async def over(seconds: float) -> bool:
+        await keeper.watch(version, seconds)
+        return keeper.credential.version != version or edge.roster.stopping
+
+    def answer() -> web.Response | None:
+        served = keeper.serve(min_ttl)
+        if served is None or edge.roster.stopping:
+            return None
+        return _token(edge, keeper, served) if served.credential.version != version else _unchanged(version)
+
+    if wait:
+        edge.lane.park(request, Wait(wait, over, answer))
+    return await keeper.watch(version, edge.lane.left(request, wait))
 
 
 async def report_token(request: web.Request) -> web.Response:
@@ -112,7 +132,7 @@ async def report_token(request: web.Request) -> web.Response:
     if isinstance(answer, Unavailable):
         return unavailable(answer)
     outcome, served = answer
-    return _token(request, keeper, served, outcome=outcome.value)
+    return _token(request.app[EDGE], keeper, served, outcome=outcome.value)
 
 
 async def refresh_token(request: web.Request) -> web.Response:
@@ -120,7 +140,7 @@ async def refresh_token(request: web.Request) -> web.Response:
     keeper = keeper_of(request, "admin")
     fields = await fields_of(request, {"force": bool}) if request.can_read_body else {}
     answer = await keeper.refresh(request.app[EDGE].patience_s, force=fields.get("force", False))
-    return _token(request, keeper, answer) if isinstance(answer, Served) else unavailable(answer)
+    return _token(request.app[EDGE], keeper, answer) if isinstance(answer, Served) else unavailable(answer)
 
 
 def iso(wall: float) -> str:
@@ -131,8 +151,12 @@ def iso(wall: float) -> str:
 # --- rendering --------------------------------------------------------------------------------------------------------
 
 
-def _token(request: web.Request, keeper: Keeper, served: Served, **more: str) -> web.Response:
-    edge, name = request.app[EDGE], keeper.account.name
+def _unchanged(version: str) -> web.Response:
+    return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'})
+
+
+def _token(edge: Edge, keeper: Keeper, served: Served, **more: str) -> web.Response:
+    name = keeper.account.name
     key = (served.credential, served.expires_in, served.state, more.get("outcome"))
     kept = edge.rendered.get(name)
     if kept is None or kept[0] != key:

@@ -53,6 +53,7 @@ class Connections:
         self.head_deadline_s = head_deadline_s
         self.refused = 0
         self.too_slow = 0
+        self._peak = 0  # the most that were open at once since the last time that somebody asked
         self._open: set[Guarded] = set()
         self._awake: dict[asyncio.Protocol, Guarded] = {}  # by aiohttp's protocol, those that have one
         self._silent: dict[Guarded, asyncio.TimerHandle] = {}  # oldest first
@@ -62,6 +63,11 @@ class Connections:
     def open(self) -> int:
         """How many there are."""
         return len(self._open)
+
+    def left(self) -> int:
+        """How many fewer there are than the most there were since the last time."""
+        peak, self._peak = self._peak, self.open
+        return peak - self.open
 
     def of(self, inner: asyncio.Protocol) -> "Guarded | None":
         """The connection that an aiohttp protocol serves."""
@@ -78,6 +84,7 @@ class Connections:
             self.refused += 1
             return False
         self._open.add(guarded)
+        self._peak = max(self._peak, len(self._open))
         if peer:
             self._peers[peer] += 1
         loop = asyncio.get_running_loop()
@@ -145,6 +152,8 @@ class Guarded(asyncio.Protocol):
 
     A crowd that connects and says nothing costs no more than this. `heard_at`: when the last whole request came.
     """
+
+    __slots__ = ("_connections", "_make", "heard_at", "inner", "transport")
 
     def __init__(self, connections: Connections, make: Callable[[], asyncio.Protocol]) -> None:
         self.heard_at = NEVER
@@ -230,7 +239,8 @@ class GuardedSite(web.BaseSite):
             raise RuntimeError("the runner is not set up")
         loop = asyncio.get_running_loop()
         # asyncio accepts as many at once as its backlog says: more than there are spare files would leave a refresh none.
-        self._server = await loop.create_server(lambda: self._guard(partial(protocol, server)), sock=self._sock, backlog=AT_ONCE)
+        make = partial(protocol, server)
+        self._server = await loop.create_server(lambda: self._guard(make), sock=self._sock, backlog=AT_ONCE)
         self._sock.listen(BACKLOG)
 
 

@@ -56,19 +56,18 @@ async def accepting(runner: web.AppRunner, sockets: Sequence[socket.socket], lan
         sweeping.cancel()
         for site in runner.sites:
             await site.stop()
+        await lane.end()
         await _farewell(lane.connections)
         lane.connections.close_the_rest()
 
 
 async def _sweep(connections: Connections) -> None:
     """Close what is idle; after a crowd has left, give its memory back: the collector and glibc would keep half of it."""
-    before = 0
     while True:
         await asyncio.sleep(SWEEP_S)
         connections.close_idle()
-        if before - connections.open > CROWD:
+        if connections.left() > CROWD:
             await asyncio.to_thread(_give_back)
-        before = connections.open
 
 
 def _give_back() -> None:

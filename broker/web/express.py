@@ -8,7 +8,7 @@ is ever answered with another's rights; TCP and Unix sockets are kept apart, sin
 
 What makes that safe is that a chunk is only looked up where it can be nothing but a request: each chunk before it on its
 connection was exactly one whole request without a body, and aiohttp has written its answer. One irregular chunk, and the
-connection stays with aiohttp for good.
+connection stays with aiohttp for good. Requests that wait for the next version wait together: see waiting.py.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ from aiohttp import HttpVersion11, web
 
 from broker.core.credential import NEVER
 from broker.web.connections import Connections, Guarded
-from broker.web.gate import CLIENT, Client
+from broker.web.gate import CLIENT
+from broker.web.waiting import Rooms, Tell, Wait, Waiter
 
 Again = Callable[[], tuple[bytes, float] | None]
 # Gives a body, and the steady time to which it is true; None where a handler has to look.
 AGAIN: Final[web.RequestKey[Again]] = web.RequestKey("again")
 _CHANGES: Final = web.RequestKey("changes", int)
+_SINCE: Final = web.RequestKey("since", float)  # the loop's time at which it began to wait, of one that has waited already
 MOST_KEPT: Final = 1024
 LONGEST_REQUEST: Final = 4096
 HEAD_END: Final = b"\r\n\r\n"
 MORE: Final = re.compile(rb"\r\n(?:content-length|transfer-encoding|expect|upgrade):", re.IGNORECASE)  # may follow
-
-Tell = Callable[[web.AbstractResource | None, Client | None, int, int, float], None]
 
 
 class Kept:
@@ -74,15 +74,17 @@ class Lane:
         self._tell = tell
         self._changes = 0
         self._kept: dict[bool, dict[bytes, Kept]] = {True: {}, False: {}}  # by "is a Unix socket"
+        self._rooms = {is_unix: Rooms(self.now, tell) for is_unix in self._kept}
 
     def guard(self, make: Callable[[], asyncio.Protocol]) -> Guarded:
         """A connection's protocol around the one of aiohttp's that `make` makes."""
         return Rider(self, make) if self.enabled else Guarded(self.connections, make)
 
-    def kept(self, transport: asyncio.Transport) -> dict[bytes, Kept]:
-        """What may be repeated on a connection of that kind."""
+    def beside(self, transport: asyncio.Transport) -> tuple[dict[bytes, Kept], Rooms]:
+        """What may be repeated on a connection of that kind, and who waits."""
         sock = transport.get_extra_info("socket")
-        return self._kept[sock is not None and sock.family == socket.AF_UNIX]
+        is_unix = sock is not None and sock.family == socket.AF_UNIX
+        return self._kept[is_unix], self._rooms[is_unix]
 
     def hear(self, request: web.Request) -> None:
         """A whole request has come in: its connection is no longer silent."""
@@ -91,12 +93,16 @@ class Lane:
             if isinstance(connection, Rider):
                 connection.is_at_work = True
                 request[_CHANGES] = self._changes
+                if connection.since is not None:
+                    request[_SINCE], connection.since = connection.since, None
 
     async def keep(self, request: web.Request, response: web.StreamResponse) -> None:
         """Keep an answer that is about to be written, if its handler and its connection let us (`on_response_prepare`)."""
         rider = self.connections.of(request.protocol)
         if not isinstance(rider, Rider) or rider.asked is None:
             return
+        if (room := rider.rooms.find(rider.asked)) is not None and room.wait is None:
+            room.dissolve()  # this is one that does not wait
         if request.version != HttpVersion11 or not response.keep_alive:
             rider.leave()
             return
@@ -112,11 +118,43 @@ class Lane:
             self._account(older)
         kept[rider.asked] = Kept(response, again, request.match_info.route.resource, request.get(CLIENT), response.status)
 
+    def park(self, request: web.Request, wait: Wait) -> None:
+        """A request begins to wait, and whoever sends the same may wait in the same way."""
+        rider = self.connections.of(request.protocol)
+        if not isinstance(rider, Rider) or rider.asked is None:
+            return
+        room = rider.rooms.find(rider.asked)
+        if room is None or room.wait is not None:
+            return
+        if request.version == HttpVersion11 and request.keep_alive and request.get(_CHANGES) == self._changes:
+            room.open(wait, request.match_info.route.resource, request.get(CLIENT))
+        else:
+            room.dissolve()
+
+    @staticmethod
+    def left(request: web.Request, seconds: float) -> float:
+        """What is left of so many seconds to wait, for one that may have waited here already."""
+        since = request.get(_SINCE)
+        return seconds if since is None else since + seconds - asyncio.get_running_loop().time()
+
     def drop(self) -> None:
-        """Something has changed: no answer given until now is repeated."""
+        """Something has changed: no answer given until now is repeated. Whoever waits goes on waiting."""
         self._changes += 1
         for kept in self._kept.values():
             self._drop(kept)
+        for rooms in self._rooms.values():
+            rooms.drop_empty()
+
+    def admit_anew(self) -> None:
+        """Who may ask has changed: whoever waits is looked at again."""
+        self.drop()
+        for rooms in self._rooms.values():
+            rooms.dissolve()
+
+    async def end(self) -> None:
+        """Leave everyone who waits to aiohttp, which finishes what is under way."""
+        for rooms in self._rooms.values():
+            await rooms.end()
 
     def account(self) -> None:
         """Tell of the answers given since the last time."""
@@ -136,28 +174,28 @@ class Lane:
             one.count = 0
 
 
-class Rider(Guarded):
-    """A connection that may use the lane. `asked` is the request that aiohttp is at, as it came."""
+class Rider(Waiter):
+    """A connection that may use the lane."""
+
+    __slots__ = ("_is_regular", "_lane", "_now", "_write", "kept", "rooms")
 
     def __init__(self, lane: Lane, make: Callable[[], asyncio.Protocol]) -> None:
         super().__init__(lane.connections, make)
-        self.asked: bytes | None = None
-        self.kept: dict[bytes, Kept] = {}
         self._lane = lane
         self._now = lane.now
-        self.is_at_work = False  # aiohttp has begun with `asked`
         self._is_regular = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it."""
-        self.kept = self._lane.kept(cast("asyncio.Transport", transport))
+        self.kept, self.rooms = self._lane.beside(cast("asyncio.Transport", transport))
         self._write = cast("asyncio.Transport", transport).write
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answer it from the lane, or hand it to aiohttp."""
+        """Answer it from the lane, have it wait, or hand it to aiohttp."""
         if self._is_regular:
             if self.asked is not None:
+                self.leave_room()
                 self._is_regular = self.is_at_work and not self.is_answering
                 self.asked, self.is_at_work = None, False
             if self._is_regular:
@@ -168,6 +206,9 @@ class Rider(Guarded):
                     self._write(kept.data)
                     return
                 if is_one_request(data):
+                    if self.rooms.enter(self, data):
+                        self.heard_at = self._now()
+                        return
                     self.asked = data
                 else:
                     self._is_regular = False
@@ -175,6 +216,7 @@ class Rider(Guarded):
 
     def leave(self) -> None:
         """Leave the connection to aiohttp from now on."""
+        self.leave_room()
         self._is_regular, self.asked = False, None
 
     def pause_writing(self) -> None:
