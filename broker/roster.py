@@ -70,6 +70,8 @@ class Roster:
     def tick(self) -> None:
         """Look at every app that may need it; none of the looks waits for anything."""
         now = self.ticked_at = self._tools.clock.now()
+        if self.stopping:  # nobody would act on what is found
+            return
         if abs(offset := wall_offset(self._tools.clock) - self._wall_offset) > STEP_S:
             self._wall_offset += offset
             for name in self._keepers:

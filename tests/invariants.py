@@ -27,10 +27,12 @@ def i1_every_call_has_its_row(calls: list[dict[str, Any]], ledger: list[dict[str
 
 
 def i2_the_quota_holds(ledger: list[dict[str, Any]], daily_quota: int) -> None:
-    walls = sorted(row["wall_at"] for row in ledger)
-    for wall in walls:
-        assert sum(wall - DAY < other <= wall for other in walls) <= daily_quota
-        assert sum(day_began(other) == day_began(wall) for other in walls) <= daily_quota
+    """For each account: its tokens and its tickets have a ledger each."""
+    for account in {(row["appid"], row["endpoint"]) for row in ledger}:
+        walls = sorted(row["wall_at"] for row in ledger if (row["appid"], row["endpoint"]) == account)
+        for wall in walls:
+            assert sum(wall - DAY < other <= wall for other in walls) <= daily_quota
+            assert sum(day_began(other) == day_began(wall) for other in walls) <= daily_quota
 
 
 def i3_one_call_in_flight(house: House) -> None:

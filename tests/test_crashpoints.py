@@ -280,7 +280,8 @@ def test_killed_during_a_forced_call_the_token_that_it_killed_is_not_served_agai
     assert (outcomes(house), house.ledger()[-1]["forced"]) == (["minted", None], 1)
     with house.living():
         status, problem = house.get("/v1/tokens/main")
-        assert (status, problem["code"]) == (503, "upstream-unavailable")
+        assert status == 503
+        assert problem["code"] in {"upstream-unavailable", "quota-exhausted"}  # before and after the ledger was asked
     assert len(house.calls()) == 2  # forced calls have a gap of their own
     invariants.check(house, [first])
 

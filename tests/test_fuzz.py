@@ -465,9 +465,10 @@ def test_a_request_in_a_request_of_doubtful_length_is_not_answered(intruder: Int
     [b"Expect: \xff" + KEY.encode(), b"Expect: " + KEY.encode(), b"Authorization: Bearer " + KEY.encode() + b"\x00"],
     ids=["an odd Expect", "an unknown Expect", "NUL behind a key"],
 )
-def test_what_is_refused_unparsed_is_refused_like_the_rest(tmp_path: Path, line: bytes) -> None:
+@pytest.mark.parametrize("path", ["/v1/tokens/main", "/v1/tokens/main/report", "/nowhere"])
+def test_what_is_refused_unparsed_is_refused_like_the_rest(tmp_path: Path, line: bytes, path: str) -> None:
     with intruded(tmp_path) as intruder:
-        answer = intruder.says(b"GET /v1/tokens/main HTTP/1.1\r\nHost: evil.example\r\n" + line + b"\r\n\r\n")
+        answer = intruder.says(f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n".encode() + line + b"\r\n\r\n")
     assert all(400 <= code < 500 for code in statuses(answer)), answer
     assert KEY.encode() not in answer
     assert answer == b"" or (b"application/problem+json" in answer and b"no-store" in answer)

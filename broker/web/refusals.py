@@ -1,6 +1,8 @@
 """What aiohttp refuses by itself, before our gate, said in our words: its own quote what the peer sent, keys and all."""
 
-from aiohttp import web
+from http import HTTPStatus
+
+from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
 from broker.web.problems import problem
@@ -19,6 +21,9 @@ class Refuser(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what could not be parsed, or a bug outside of our handlers; the connection ends with it."""
+        if isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
+            # Where no route of ours is found, aiohttp quotes the header, and fails where that is no UTF-8.
+            return _last(problem(HTTPStatus.EXPECTATION_FAILED, "http-error", HTTPStatus.EXPECTATION_FAILED.phrase))
         super().handle_error(request, status, exc, message)  # logs, or raises where an answer has begun
         if status < 500:  # noqa: PLR2004 -- the server's own
             return _last(problem(status, "malformed-request", "This is not a request that HTTP/1.1 allows."))
