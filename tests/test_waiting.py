@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,9 +12,9 @@ from aiohttp import web
 from broker.core.errcodes import Failure, Kind
 from broker.web.connections import IDLE_S, Connections
 from broker.web.door import accepting, answering
-from broker.web.express import Lane, Rider
+from broker.web.express import Lane, Rider, is_one_request
 from broker.web.gate import Client
-from broker.web.waiting import AT_ONCE, MOST_ROOMS, Room, Rooms, Wait, Waiter
+from broker.web.waiting import AT_ONCE, MOST_ROOMS, WATCH, Room, Rooms, Wait, Waiter
 from tests.doubles import LOST, Bench
 from tests.test_express import KEY, OTHER, Daemon, Peer, _connection, _keys, daemon_on, request, status, without_date
 
@@ -355,6 +356,46 @@ async def test_who_may_not_ask_any_more_is_refused_and_others_wait_on(bench: Ben
         assert status(await near.answer()) == 200
 
 
+async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_looked_at(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
+        await first(daemon, chunk)
+        peers = [await parked(daemon, chunk) for _ in range(AT_ONCE + AT_ONCE // 2)]
+        riders = [rider(daemon, peer) for peer in peers]
+        for _ in range(2):
+            daemon.lane.admit_anew()
+            async with asyncio.timeout(10):
+                while not is_open(daemon.lane._rooms[False].find(chunk)):
+                    await asyncio.sleep(0)
+        assert [one.inner is not None for one in riders] == [True, True] + [False] * (len(riders) - 2)
+        await rotate(bench, daemon)
+        assert {status(await peer.answer()) for peer in peers} == {200}
+        assert daemon.repeated == len(peers) - 2
+
+
+async def test_who_waits_across_a_reload_waits_no_longer_for_it(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        chunk, loop = watch(daemon, 1, f"Authorization: Bearer {KEY}"), asyncio.get_running_loop()
+        await first(daemon, chunk)
+        began = loop.time()
+        peers = [await parked(daemon, chunk) for _ in range(3)]
+        await asyncio.sleep(0.8)
+        daemon.lane.admit_anew()
+        assert {status(await peer.answer()) for peer in peers} == {304}
+        assert loop.time() - began < 1.6
+        assert daemon.repeated == len(peers) - 1
+
+
+async def test_the_one_that_is_looked_at_after_a_reload_may_be_gone(bench: Bench, daemon: Daemon) -> None:
+    await first(daemon, watch(daemon))
+    gone, peer = await parked(daemon, watch(daemon)), await parked(daemon, watch(daemon))
+    rider(daemon, gone).abort()
+    daemon.lane.admit_anew()
+    await at_aiohttp(rider(daemon, peer))
+    await rotate(bench, daemon)
+    assert status(await peer.answer()) == 200
+
+
 async def test_who_was_let_in_before_a_reload_opens_no_room_after_it(bench: Bench) -> None:
     async with daemon_on(bench, _keys()) as daemon:
         chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
@@ -517,6 +558,20 @@ async def test_one_that_is_being_closed_keeps_no_answer_from_others(answer: web.
 async def finished(rooms: Rooms) -> set[asyncio.Task[None]]:
     done, _ = await asyncio.wait(rooms._tasks)
     return done
+
+
+def test_what_may_wait_is_told_in_one_pass() -> None:
+    """However a stranger words it: a look that begins anew at each `wait` would hold everybody up, before any key is asked."""
+
+    def took(many: int) -> float:
+        chunk = b"GET /v1/tokens/main?" + b"&wait=" * many + b" HTTP/1.1\r\nHost: a" + b"\r\nif-none-matc: x" * 100 + b"\r\n\r\n"
+        assert is_one_request(chunk)
+        began = time.process_time()
+        for _ in range(50):
+            assert WATCH.match(chunk) is None
+        return time.process_time() - began
+
+    assert min(took(300) for _ in range(3)) < 20 * min(took(1) for _ in range(3))
 
 
 async def test_no_more_rooms_than_that_are_opened() -> None:

@@ -149,7 +149,7 @@ class Lane:
         """Who may ask has changed: whoever waits is looked at again."""
         self.drop()
         for rooms in self._rooms.values():
-            rooms.dissolve()
+            rooms.look_again()
 
     async def end(self) -> None:
         """Leave everyone who waits to aiohttp, which finishes what is under way."""
