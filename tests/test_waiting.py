@@ -560,6 +560,42 @@ async def finished(rooms: Rooms) -> set[asyncio.Task[None]]:
     return done
 
 
+async def test_nobody_is_answered_between_a_reload_and_the_look_at_one_of_them() -> None:
+    rooms, make = alone()
+    changed, asked = asyncio.Event(), list[None]()
+
+    async def over(_seconds: float) -> bool:
+        return await changed.wait()
+
+    def answer() -> web.Response:
+        asked.append(None)
+        return OK
+
+    assert not rooms.enter(make(), CHUNK)
+    looked_at, other = make(), make()
+    assert rooms.enter(looked_at, CHUNK)
+    assert rooms.enter(other, CHUNK)
+    room = rooms.find(CHUNK)
+    assert room is not None
+    room.open(Wait(60, over, answer), None, None)
+    await asyncio.sleep(0)
+    rooms.look_again()
+    changed.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (looked_at.room, other.room, asked) == (None, room, [])
+    await rooms.end()
+
+
+async def test_a_room_that_nobody_is_in_ends_with_a_reload() -> None:
+    rooms, make = alone()
+    (waiter,) = await opened(rooms, 1, make, lambda: OK)
+    waiter.leave_room()
+    rooms.look_again()
+    assert not rooms.enter(make(), CHUNK)
+    await rooms.end()
+
+
 def test_what_may_wait_is_told_in_one_pass() -> None:
     """However a stranger words it: a look that begins anew at each `wait` would hold everybody up, before any key is asked."""
 
