@@ -1,6 +1,7 @@
 """The waiting room: who waits as somebody before them does is told of the next version as aiohttp would tell them."""
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,8 @@ from tests.doubles import LOST, Bench
 from tests.test_express import KEY, OTHER, Daemon, Peer, _connection, _keys, daemon_on, request, status, without_date
 
 LONG = 60
+# What two daemons on one clock say differently: which token, and how old it is.
+OF_THIS_DAEMON = re.compile(rb"main-t\d+|[-0-9]+T[0-9:]+Z|(?<=expires_in\": )\d+|(?<=retry_after\": )\d+|(?<=Retry-After: )\d+")
 
 
 @pytest.fixture
@@ -113,6 +116,43 @@ async def test_whose_time_is_up_hears_what_aiohttp_says_byte_for_byte(daemon: Da
     assert status(said_here) == 304
     assert status(await other.ask(chunk)) == status(await other.ask(chunk)) == 304
     assert daemon.repeated == 3
+
+
+@pytest.mark.parametrize("ends", ["rotation", "time", "stop"])
+@pytest.mark.parametrize("tags", ['"{}"', 'W/"{}"', "*", '"other", "{}"', '"{}"\r\nIF-NONE-MATCH: "other"'])
+@pytest.mark.parametrize("query", ["wait={}", "min_ttl=60&wait={}", "wait={}&min_ttl=7199.5", "wait={}&min_ttl=80000"])
+async def test_however_it_is_asked_it_is_said_as_aiohttp_says_it(bench: Bench, query: str, tags: str, ends: str) -> None:
+    said: list[bytes] = []
+    for enabled in (True, False):
+        async with daemon_on(bench, enabled=enabled) as daemon:
+            target = f"/v1/tokens/main?{query.format(0.2 if ends == 'time' else LONG)}"
+            chunk, peers = request(target, f"If-None-Match: {tags.format(held(daemon))}"), [await daemon.peer() for _ in range(3)]
+            for peer in peers:
+                peer.writer.write(chunk)
+            async with asyncio.timeout(10):
+                while not all(one.is_answering for one in daemon.lane.connections._open):
+                    await asyncio.sleep(0)
+            bench.clock.pass_(40)
+            if ends == "rotation":
+                await rotate(bench, daemon)
+            elif ends == "stop":
+                daemon.roster.halt()
+            answers = {without_date(await peer.answer()) for peer in peers}
+            assert len(answers) == 1, "who waits in the room hears what the first hears, whom aiohttp tells"
+            said.append(OF_THIS_DAEMON.sub(b"-", answers.pop().replace(held(daemon).encode(), b"-")))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("tags", ["*", '"{}", "other"'])
+async def test_who_may_have_the_next_version_too_waits_with_aiohttp(bench: Bench, daemon: Daemon, tags: str) -> None:
+    chunk = request(f"/v1/tokens/main?wait={LONG}", f"If-None-Match: {tags.format(held(daemon))}")
+    peers = [await daemon.peer() for _ in range(3)]
+    for peer in peers:
+        peer.writer.write(chunk)
+    await at_aiohttp(*[rider(daemon, peer) for peer in peers])
+    await rotate(bench, daemon)
+    assert {status(await peer.answer()) for peer in peers} == {200}
+    assert daemon.repeated == 0
 
 
 async def test_everybody_waits_as_long_as_they_said(daemon: Daemon) -> None:
