@@ -1,7 +1,9 @@
 """The waiting room: who waits as somebody before them does is told of the next version as aiohttp would tell them."""
 
 import asyncio
+import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,13 +13,15 @@ from aiohttp import web
 from broker.core.errcodes import Failure, Kind
 from broker.web.connections import IDLE_S, Connections
 from broker.web.door import accepting, answering
-from broker.web.express import Lane, Rider
+from broker.web.express import Lane, Rider, is_one_request
 from broker.web.gate import Client
-from broker.web.waiting import AT_ONCE, MOST_ROOMS, Room, Rooms, Wait, Waiter
+from broker.web.waiting import AT_ONCE, MOST_ROOMS, WATCH, Room, Rooms, Wait, Waiter
 from tests.doubles import LOST, Bench
 from tests.test_express import KEY, OTHER, Daemon, Peer, _connection, _keys, daemon_on, request, status, without_date
 
 LONG = 60
+# What two daemons on one clock say differently: which token, and how old it is.
+OF_THIS_DAEMON = re.compile(rb"main-t\d+|[-0-9]+T[0-9:]+Z|(?<=expires_in\": )\d+|(?<=retry_after\": )\d+|(?<=Retry-After: )\d+")
 
 
 @pytest.fixture
@@ -112,6 +116,43 @@ async def test_whose_time_is_up_hears_what_aiohttp_says_byte_for_byte(daemon: Da
     assert status(said_here) == 304
     assert status(await other.ask(chunk)) == status(await other.ask(chunk)) == 304
     assert daemon.repeated == 3
+
+
+@pytest.mark.parametrize("ends", ["rotation", "time", "stop"])
+@pytest.mark.parametrize("tags", ['"{}"', 'W/"{}"', "*", '"other", "{}"', '"{}"\r\nIF-NONE-MATCH: "other"'])
+@pytest.mark.parametrize("query", ["wait={}", "min_ttl=60&wait={}", "wait={}&min_ttl=7199.5", "wait={}&min_ttl=80000"])
+async def test_however_it_is_asked_it_is_said_as_aiohttp_says_it(bench: Bench, query: str, tags: str, ends: str) -> None:
+    said: list[bytes] = []
+    for enabled in (True, False):
+        async with daemon_on(bench, enabled=enabled) as daemon:
+            target = f"/v1/tokens/main?{query.format(0.2 if ends == 'time' else LONG)}"
+            chunk, peers = request(target, f"If-None-Match: {tags.format(held(daemon))}"), [await daemon.peer() for _ in range(3)]
+            for peer in peers:
+                peer.writer.write(chunk)
+            async with asyncio.timeout(10):
+                while not all(one.is_answering for one in daemon.lane.connections._open):
+                    await asyncio.sleep(0)
+            bench.clock.pass_(40)
+            if ends == "rotation":
+                await rotate(bench, daemon)
+            elif ends == "stop":
+                daemon.roster.halt()
+            answers = {without_date(await peer.answer()) for peer in peers}
+            assert len(answers) == 1, "who waits in the room hears what the first hears, whom aiohttp tells"
+            said.append(OF_THIS_DAEMON.sub(b"-", answers.pop().replace(held(daemon).encode(), b"-")))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("tags", ["*", '"{}", "other"'])
+async def test_who_may_have_the_next_version_too_waits_with_aiohttp(bench: Bench, daemon: Daemon, tags: str) -> None:
+    chunk = request(f"/v1/tokens/main?wait={LONG}", f"If-None-Match: {tags.format(held(daemon))}")
+    peers = [await daemon.peer() for _ in range(3)]
+    for peer in peers:
+        peer.writer.write(chunk)
+    await at_aiohttp(*[rider(daemon, peer) for peer in peers])
+    await rotate(bench, daemon)
+    assert {status(await peer.answer()) for peer in peers} == {200}
+    assert daemon.repeated == 0
 
 
 async def test_everybody_waits_as_long_as_they_said(daemon: Daemon) -> None:
@@ -355,6 +396,46 @@ async def test_who_may_not_ask_any_more_is_refused_and_others_wait_on(bench: Ben
         assert status(await near.answer()) == 200
 
 
+async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_looked_at(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
+        await first(daemon, chunk)
+        peers = [await parked(daemon, chunk) for _ in range(AT_ONCE + AT_ONCE // 2)]
+        riders = [rider(daemon, peer) for peer in peers]
+        for _ in range(2):
+            daemon.lane.admit_anew()
+            async with asyncio.timeout(10):
+                while not is_open(daemon.lane._rooms[False].find(chunk)):
+                    await asyncio.sleep(0)
+        assert [one.inner is not None for one in riders] == [True, True] + [False] * (len(riders) - 2)
+        await rotate(bench, daemon)
+        assert {status(await peer.answer()) for peer in peers} == {200}
+        assert daemon.repeated == len(peers) - 2
+
+
+async def test_who_waits_across_a_reload_waits_no_longer_for_it(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        chunk, loop = watch(daemon, 1, f"Authorization: Bearer {KEY}"), asyncio.get_running_loop()
+        await first(daemon, chunk)
+        began = loop.time()
+        peers = [await parked(daemon, chunk) for _ in range(3)]
+        await asyncio.sleep(0.8)
+        daemon.lane.admit_anew()
+        assert {status(await peer.answer()) for peer in peers} == {304}
+        assert loop.time() - began < 1.6
+        assert daemon.repeated == len(peers) - 1
+
+
+async def test_the_one_that_is_looked_at_after_a_reload_may_be_gone(bench: Bench, daemon: Daemon) -> None:
+    await first(daemon, watch(daemon))
+    gone, peer = await parked(daemon, watch(daemon)), await parked(daemon, watch(daemon))
+    rider(daemon, gone).abort()
+    daemon.lane.admit_anew()
+    await at_aiohttp(rider(daemon, peer))
+    await rotate(bench, daemon)
+    assert status(await peer.answer()) == 200
+
+
 async def test_who_was_let_in_before_a_reload_opens_no_room_after_it(bench: Bench) -> None:
     async with daemon_on(bench, _keys()) as daemon:
         chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
@@ -517,6 +598,56 @@ async def test_one_that_is_being_closed_keeps_no_answer_from_others(answer: web.
 async def finished(rooms: Rooms) -> set[asyncio.Task[None]]:
     done, _ = await asyncio.wait(rooms._tasks)
     return done
+
+
+async def test_nobody_is_answered_between_a_reload_and_the_look_at_one_of_them() -> None:
+    rooms, make = alone()
+    changed, asked = asyncio.Event(), list[None]()
+
+    async def over(_seconds: float) -> bool:
+        return await changed.wait()
+
+    def answer() -> web.Response:
+        asked.append(None)
+        return OK
+
+    assert not rooms.enter(make(), CHUNK)
+    looked_at, other = make(), make()
+    assert rooms.enter(looked_at, CHUNK)
+    assert rooms.enter(other, CHUNK)
+    room = rooms.find(CHUNK)
+    assert room is not None
+    room.open(Wait(60, over, answer), None, None)
+    await asyncio.sleep(0)
+    rooms.look_again()
+    changed.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (looked_at.room, other.room, asked) == (None, room, [])
+    await rooms.end()
+
+
+async def test_a_room_that_nobody_is_in_ends_with_a_reload() -> None:
+    rooms, make = alone()
+    (waiter,) = await opened(rooms, 1, make, lambda: OK)
+    waiter.leave_room()
+    rooms.look_again()
+    assert not rooms.enter(make(), CHUNK)
+    await rooms.end()
+
+
+def test_what_may_wait_is_told_in_one_pass() -> None:
+    """However a stranger words it: a look that begins anew at each `wait` would hold everybody up, before any key is asked."""
+
+    def took(many: int) -> float:
+        chunk = b"GET /v1/tokens/main?" + b"&wait=" * many + b" HTTP/1.1\r\nHost: a" + b"\r\nif-none-matc: x" * 100 + b"\r\n\r\n"
+        assert is_one_request(chunk)
+        began = time.process_time()
+        for _ in range(50):
+            assert WATCH.match(chunk) is None
+        return time.process_time() - began
+
+    assert min(took(300) for _ in range(3)) < 20 * min(took(1) for _ in range(3))
 
 
 async def test_no_more_rooms_than_that_are_opened() -> None:

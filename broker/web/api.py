@@ -113,8 +113,9 @@ async def _watch(request: web.Request, keeper: Keeper, wait: float, min_ttl: flo
             return None
         return _token(edge, keeper, served) if served.credential.version != version else _unchanged(version)
 
-    if wait:
-        edge.lane.park(request, Wait(wait, over, answer))
+    if wait:  # where the next version may match as well (`*`), one that is handed back would not know what it has waited for
+        is_only = all(tag.value == version for tag in request.if_none_match or ())
+        edge.lane.park(request, Wait(wait, over, answer) if is_only else None)
     return await keeper.watch(version, edge.lane.left(request, wait))
 
 

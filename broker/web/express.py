@@ -118,15 +118,16 @@ class Lane:
             self._account(older)
         kept[rider.asked] = Kept(response, again, request.match_info.route.resource, request.get(CLIENT), response.status)
 
-    def park(self, request: web.Request, wait: Wait) -> None:
-        """A request begins to wait, and whoever sends the same may wait in the same way."""
+    def park(self, request: web.Request, wait: Wait | None) -> None:
+        """A request begins to wait, and whoever sends the same may wait in the same way; None: with aiohttp."""
         rider = self.connections.of(request.protocol)
         if not isinstance(rider, Rider) or rider.asked is None:
             return
         room = rider.rooms.find(rider.asked)
         if room is None or room.wait is not None:
             return
-        if request.version == HttpVersion11 and request.keep_alive and request.get(_CHANGES) == self._changes:
+        is_regular = request.version == HttpVersion11 and request.keep_alive
+        if wait is not None and is_regular and request.get(_CHANGES) == self._changes:
             room.open(wait, request.match_info.route.resource, request.get(CLIENT))
         else:
             room.dissolve()
@@ -149,7 +150,7 @@ class Lane:
         """Who may ask has changed: whoever waits is looked at again."""
         self.drop()
         for rooms in self._rooms.values():
-            rooms.dissolve()
+            rooms.look_again()
 
     async def end(self) -> None:
         """Leave everyone who waits to aiohttp, which finishes what is under way."""

@@ -5,7 +5,8 @@ handler begins to wait, it says how that is done (:class:`Wait`). Whoever comes 
 kind costs no task, no request and no timer from then on: one task waits for all of a room, and one answer is written to all.
 
 Whatever is irregular goes back to aiohttp, which reads the request as if it had just come and waits for what is left of its
-time: more bytes on a connection, rights that must be looked at again, a token that is not to be had, a daemon that stops.
+time: more bytes on a connection, a token that is not to be had, a daemon that stops. When rights may have changed it reads
+one request of each room, and the others wait for what comes of it, as for a first.
 """
 
 import asyncio
@@ -25,7 +26,8 @@ MOST_ROOMS: Final = 1024
 AT_ONCE: Final = 50  # answers between two looks at what else there is to do
 HOLD_S: Final = 0.1  # how long others wait for the first one's handler to say that it waits
 # What may turn out to wait. Whoever comes while the first is still being read waits to see; a crowd comes at once.
-WATCH: Final = re.compile(rb"GET /v1/tokens/[^ ]*[?&]wait=.*\r\nif-none-match:", re.IGNORECASE | re.DOTALL)
+# Atomic (?>): the target is read once, however many `wait` it has; strangers are measured by this too.
+WATCH: Final = re.compile(rb"(?>GET /v1/tokens/[^ ]*[?&]wait=).*\r\nif-none-match:", re.IGNORECASE | re.DOTALL)
 
 Tell = Callable[[web.AbstractResource | None, Client | None, int, int, float], None]
 
@@ -113,6 +115,18 @@ class Room:
         self._hold.cancel()
         self._rooms.forget(self._chunk, self)
 
+    def look_again(self) -> None:
+        """Have aiohttp look at one of them, as at a first: all are let in, or refused, by the same bytes."""
+        if not self.waiters:
+            self.close()
+            return
+        if self._task is not None:
+            self._task.cancel()
+        self._task = self.wait = None
+        self._hold.cancel()
+        self._hold = asyncio.get_running_loop().call_later(HOLD_S, self.dissolve)
+        _hand_back([self.waiters.popitem(last=False)])
+
     def dissolve(self) -> None:
         """Have aiohttp look at everyone here."""
         self.close()
@@ -198,15 +212,16 @@ class Rooms:
         for room in [room for room in self._rooms.values() if room.wait is not None and not room.waiters]:
             room.close()
 
-    def dissolve(self) -> None:
-        """Have aiohttp look at everyone."""
+    def look_again(self) -> None:
+        """Have aiohttp look at one of each room."""
         for room in list(self._rooms.values()):
-            room.dissolve()
+            room.look_again()
 
     async def end(self) -> None:
         """Have aiohttp look at everyone, and be there when it has them all; nobody waits here any more."""
         self._is_open = False
-        self.dissolve()
+        for room in list(self._rooms.values()):
+            room.dissolve()
         if self._tasks:
             await asyncio.wait(self._tasks)
 

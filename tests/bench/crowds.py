@@ -168,7 +168,8 @@ def _rotation(house: House, daemon: Process, count: int) -> Woken:
         house.get("/metrics")
     fresh = house.get("/v1/tokens/main")[1]["version"]
     good = heard.said == {f'HTTP/1.1 200 OK "{fresh}"': count} and heard.surplus == 0 and fresh != held
-    return Woken([at - committed_at(house) for at in heard.stamps], before, during, resident_kb(daemon), good)
+    began = committed_at(house)
+    return Woken([at - began for at in heard.stamps], before, during, resident_kb(daemon), good)
 
 
 def committed_at(house: House) -> float:
