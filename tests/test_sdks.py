@@ -259,7 +259,7 @@ def requests_of(house: House) -> int:
 
 
 def assert_refused(said: Any) -> None:
-    assert said["errcode"] in {40001, 45011, -1}, said  # WeChat's, a client that loops, no token that WeChat would take
+    assert said["errcode"] in {40001, 45009, 45011, -1}, said  # WeChat's, reports spent, a client that loops, no token
     assert said["kind"] in EXCEPTIONS
     assert_clean(said["text"])
 
