@@ -376,3 +376,30 @@ async def test_an_order_that_could_not_be_recorded_is_not_answered_with_the_old_
     assert isinstance(answer, Unavailable)
     assert answer.code is Code.STORE_UNAVAILABLE
     assert a.wechat.calls == 1
+
+
+@pytest.mark.parametrize("by", ["a hint", "a person's refresh"])
+async def test_a_token_that_could_not_be_settled_is_settled_when_the_database_is_back_and_not_doubted(
+    hosts: Hosts, by: str
+) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    a.wechat.before_answer = lambda: setattr(a.store, "is_away", True)
+    await looked(a.keeper)
+    assert value_of(a.keeper) == "a1"
+    a.wechat.before_answer = lambda: None
+    a.store.is_away = False
+    hosts.bench.clock.pass_(6)
+    if by == "a hint":
+        a.roster.hear(None)  # the connection is back: anything may have changed
+    else:
+        await a.keeper.refresh(1)
+    await hosts.landed()
+    for _ in range(20):
+        a.roster.tick()
+        b.roster.tick()
+        await hosts.landed()
+        hosts.bench.clock.pass_(5)
+    assert [row["outcome"] for row in await hosts.bench.rows()] == ["minted"]
+    assert a.keeper.credential.suspicion is None
+    assert value_of(a.keeper) == value_of(b.keeper) == "a1"
+    assert (a.wechat.calls + b.wechat.calls, a.wechat.checks + b.wechat.checks) == (1, 0)
