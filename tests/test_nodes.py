@@ -322,6 +322,31 @@ async def test_what_a_failover_lost_is_given_back_by_who_has_it(hosts: Hosts) ->
     assert a.wechat.calls + b.wechat.calls == 2
 
 
+async def test_a_token_that_is_given_back_leaves_the_call_under_way_on_another_host_alone(hosts: Hosts) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    await looked(a.keeper)
+    await hosts.landed()
+    before = b.keeper.credential
+    hosts.bench.clock.pass_(4000)
+    b.store.hears.clear()
+    await looked(a.keeper)
+    await (await hosts.bench.open()).amend(ACCOUNT, lambda *_: before)  # a standby that had not got that far
+    hosts.bench.clock.pass_(60)
+    b.wechat.gate.clear()
+    b.wechat.arrived.clear()
+    b.keeper.tick()
+    await b.wechat.arrived.wait()
+    a.roster.hear(None)
+    await a.keeper.landed()
+    assert value_of(a.keeper) == "a2"
+    assert a.keeper.credential.reserved_call is not None
+    hosts.bench.clock.pass_(5)
+    b.wechat.gate.set()
+    await hosts.landed()
+    assert value_of(b.keeper) == "b1"
+    assert not hosts.bench.told("deposed")
+
+
 async def test_an_orphan_is_closed_only_where_it_is_still_the_one_that_was_seen(hosts: Hosts) -> None:
     a, b = await stopped_in_its_call(hosts)
     seen = b.keeper.credential
