@@ -322,6 +322,31 @@ async def test_what_a_failover_lost_is_given_back_by_who_has_it(hosts: Hosts) ->
     assert a.wechat.calls + b.wechat.calls == 2
 
 
+async def test_a_token_that_is_given_back_leaves_the_call_under_way_on_another_host_alone(hosts: Hosts) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    await looked(a.keeper)
+    await hosts.landed()
+    before = b.keeper.credential
+    hosts.bench.clock.pass_(4000)
+    b.store.hears.clear()
+    await looked(a.keeper)
+    await (await hosts.bench.open()).amend(ACCOUNT, lambda *_: before)  # a standby that had not got that far
+    hosts.bench.clock.pass_(60)
+    b.wechat.gate.clear()
+    b.wechat.arrived.clear()
+    b.keeper.tick()
+    await b.wechat.arrived.wait()
+    a.roster.hear(None)
+    await a.keeper.landed()
+    assert value_of(a.keeper) == "a2"
+    assert a.keeper.credential.reserved_call is not None
+    hosts.bench.clock.pass_(5)
+    b.wechat.gate.set()
+    await hosts.landed()
+    assert value_of(b.keeper) == "b1"
+    assert not hosts.bench.told("deposed")
+
+
 async def test_an_orphan_is_closed_only_where_it_is_still_the_one_that_was_seen(hosts: Hosts) -> None:
     a, b = await stopped_in_its_call(hosts)
     seen = b.keeper.credential
@@ -376,3 +401,30 @@ async def test_an_order_that_could_not_be_recorded_is_not_answered_with_the_old_
     assert isinstance(answer, Unavailable)
     assert answer.code is Code.STORE_UNAVAILABLE
     assert a.wechat.calls == 1
+
+
+@pytest.mark.parametrize("by", ["a hint", "a person's refresh"])
+async def test_a_token_that_could_not_be_settled_is_settled_when_the_database_is_back_and_not_doubted(
+    hosts: Hosts, by: str
+) -> None:
+    a, b = await hosts.another(), await hosts.another()
+    a.wechat.before_answer = lambda: setattr(a.store, "is_away", True)
+    await looked(a.keeper)
+    assert value_of(a.keeper) == "a1"
+    a.wechat.before_answer = lambda: None
+    a.store.is_away = False
+    hosts.bench.clock.pass_(6)
+    if by == "a hint":
+        a.roster.hear(None)  # the connection is back: anything may have changed
+    else:
+        await a.keeper.refresh(1)
+    await hosts.landed()
+    for _ in range(20):
+        a.roster.tick()
+        b.roster.tick()
+        await hosts.landed()
+        hosts.bench.clock.pass_(5)
+    assert [row["outcome"] for row in await hosts.bench.rows()] == ["minted"]
+    assert a.keeper.credential.suspicion is None
+    assert value_of(a.keeper) == value_of(b.keeper) == "a1"
+    assert (a.wechat.calls + b.wechat.calls, a.wechat.checks + b.wechat.checks) == (1, 0)

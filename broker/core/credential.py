@@ -360,9 +360,13 @@ def transplanted(stored: Credential, memory: Credential, number: int = 0) -> Cre
     """
     if memory.token is None or not is_older(stored, memory):
         return None
-    call = memory.token.call if memory.epoch == stored.epoch else number
+    is_same = memory.epoch == stored.epoch
+    call = memory.token.call if is_same else number
+    # A call that was reserved after the token's is still under way, in another process's hands.
+    is_open = is_same and stored.reserved_call is not None and stored.reserved_call > call
     token, called_at = replace(memory.token, call=call), max(stored.called_at, memory.called_at)
-    return replace(memory, epoch=stored.epoch, token=token, called_at=called_at, reserved_call=None)
+    reserved_call = stored.reserved_call if is_open else None
+    return replace(memory, epoch=stored.epoch, token=token, called_at=called_at, reserved_call=reserved_call)
 
 
 def of_unknown_age(credential: Credential, now: float) -> Credential:
