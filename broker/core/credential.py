@@ -350,6 +350,8 @@ def is_older(one: Credential, other: Credential) -> bool:
         return one.token is None and other.token is not None
     if one.epoch == other.epoch:
         return one.token.call < other.token.call
+    if one.token.value == other.token.value:  # given back under another number; read again, it looks a little older
+        return False
     return one.token.requested_at < other.token.requested_at
 
 
