@@ -6,11 +6,11 @@ from tests.history.audit import Event
 from tests.history.record import Blow, History
 
 
-def rotations(history: History, nodes: int) -> list[float]:
+def rotations(history: History, nodes: int, appid: str) -> list[float]:
     """From a token's being stored until clients of every node have it. Those that were replaced before do not count."""
     stored: dict[tuple[str, str], float] = {}
     for event in history.events:
-        if event.kind == "account" and event.sha256 and event.token_call is not None:
+        if event.appid == appid and event.kind == "account" and event.sha256 and event.token_call is not None:
             stored.setdefault((event.appid, f"{event.epoch}-{event.token_call}"), event.at)
     seen: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for answer in history.tokens():
