@@ -1,9 +1,11 @@
 """A whole history of three brokers that share a database, before the checker. `HISTORY_SEED=n` draws the same blows again.
 
-`HISTORY_ROUNDS=n`: how many rounds of blows a storm has; as many as CI has time for, where nobody says.
+`HISTORY_ROUNDS=n`: how many rounds of blows a storm has; as many as CI has time for, where nobody says. `HISTORY_DUMP=file`:
+what was seen, as a pickle of :class:`tests.history.record.History`.
 """
 
 import os
+import pickle
 import random
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,8 @@ async def weathered(it: World, blows: list[tuple[object, ...]]) -> tuple[History
         await storm(it, blows, random.Random(SEED))  # type: ignore[arg-type]
     history, leaks = await it.seen(), it.leaks()
     print(history.summary())
+    if where := os.environ.get("HISTORY_DUMP"):
+        Path(where).write_bytes(pickle.dumps(history))
     wrong = leaks + violations(history)
     print("\n".join(wrong))
     return history, wrong
