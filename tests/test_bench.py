@@ -6,7 +6,7 @@ from tests.bench.__main__ import GROUPS, measure
 from tests.bench.footprint import imports
 from tests.bench.table import markdown
 
-LONG = {"rivals", "crowds-slow-clients", "crowds-watchers", "crowds-killed"}
+LONG = {"rivals", "nodes-faults", "crowds-slow-clients", "crowds-watchers", "crowds-killed"}
 
 
 @pytest.mark.parametrize("group", [pytest.param(name, marks=[pytest.mark.soak] if name in LONG else []) for name in GROUPS])

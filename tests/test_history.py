@@ -1,9 +1,11 @@
 """A whole history of three brokers that share a database, before the checker. `HISTORY_SEED=n` draws the same blows again.
 
-`HISTORY_ROUNDS=n`: how many rounds of blows a storm has; as many as CI has time for, where nobody says.
+`HISTORY_ROUNDS=n`: how many rounds of blows a storm has; as many as CI has time for, where nobody says. `HISTORY_DUMP=file`:
+what was seen, as a pickle of :class:`tests.history.record.History`.
 """
 
 import os
+import pickle
 import random
 from functools import partial
 from pathlib import Path
@@ -14,9 +16,18 @@ from tests.cluster import Cluster, standby_of
 from tests.cluster import cluster as own_cluster
 from tests.history.checker import violations
 from tests.history.clients import crowd
-from tests.history.nemeses import AROUND, kill_the_holder, rounds, stop_the_holder, storm
+from tests.history.nemeses import (
+    AROUND,
+    BEYOND_S,
+    fail_over_in_the_dark,
+    kill_the_holder,
+    let_them_call,
+    rounds,
+    stop_the_holder,
+    storm,
+)
 from tests.history.record import History
-from tests.history.world import World, world
+from tests.history.world import POOR, Scale, World, world
 
 SEED = int(os.environ.get("HISTORY_SEED") or random.randrange(10**6))
 ROUNDS = int(os.environ.get("HISTORY_ROUNDS") or 6)
@@ -28,9 +39,13 @@ async def weathered(it: World, blows: list[tuple[object, ...]]) -> tuple[History
     async with crowd(it, SEED):
         await it.agree()
         await storm(it, blows, random.Random(SEED))  # type: ignore[arg-type]
-        history, leaks = await it.seen(), it.leaks()
+    history, leaks = await it.seen(), it.leaks()
     print(history.summary())
-    return history, leaks + violations(history)
+    if where := os.environ.get("HISTORY_DUMP"):
+        Path(where).write_bytes(pickle.dumps(history))
+    wrong = leaks + violations(history)
+    print("\n".join(wrong))
+    return history, wrong
 
 
 async def test_a_short_storm_breaks_nothing(tmp_path: Path, cluster: Cluster) -> None:
@@ -54,3 +69,60 @@ async def test_a_storm_with_a_failover_breaks_nothing(tmp_path: Path, kind: str)
             history, wrong = await weathered(it, list(rounds(kind, ROUNDS, it.scale.rules.lease, random.Random(SEED))))
     assert wrong == []
     assert bool(history.lost) == (kind == "asynchronous"), "the failover missed what it was meant for"
+
+
+@pytest.mark.soak
+async def test_who_has_not_heard_of_what_a_failover_lost_is_found_out(tmp_path: Path) -> None:
+    with own_cluster() as primary, standby_of(primary) as standby:
+        async with world(tmp_path, primary, standby) as it:
+            it.history.synchronous = False
+            history, wrong = await weathered(
+                it, [(partial(let_them_call, 3),), (fail_over_in_the_dark,), (partial(let_them_call, 8),)]
+            )
+    assert history.lost
+    assert wrong == []
+
+
+# --- and it bites: each time one thing is taken away ------------------------------------------------------------------
+
+
+@pytest.mark.soak
+async def test_without_the_rows_lock_two_brokers_call_at_once_and_the_checker_says_so(tmp_path: Path, cluster: Cluster) -> None:
+    def drop_the_key(database: str) -> None:
+        cluster.sql("alter table token_broker.calls drop constraint calls_pkey", database)
+
+    async with world(tmp_path, cluster, wiring="unlocked", prepare=drop_the_key) as it:
+        _, wrong = await weathered(it, [(partial(let_them_call, 10),)])
+    assert any(said.startswith("I3: ") for said in wrong), wrong
+
+
+@pytest.mark.soak
+async def test_without_the_fence_a_deposed_holder_publishes_and_the_checker_says_so(tmp_path: Path, cluster: Cluster) -> None:
+    async with world(tmp_path, cluster, wiring="unfenced") as it:
+        _, wrong = await weathered(it, [(partial(stop_the_holder, "answered", it.scale.rules.lease + BEYOND_S),)])
+    assert any(said.startswith("fence: ") for said in wrong), wrong
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("wiring", ["one-snapshot", "mortal"])
+async def test_without_the_second_snapshot_the_quota_is_exceeded_and_the_checker_says_so(
+    tmp_path: Path, cluster: Cluster, wiring: str
+) -> None:
+    """WeChat refuses, so that nobody is ever faster and only the ledger is in the way. With both snapshots all is well."""
+    scale = Scale(poor_quota=30)
+
+    def spend(database: str) -> None:
+        cluster.sql(_SPENT.format(appid=POOR, calls=scale.poor_quota - 4), database)
+
+    async with world(tmp_path, cluster, wiring=wiring, scale=scale, prepare=spend) as it:
+        await it.control("/faults", {"kind": "errcode", "errcode": -1, "appid": POOR, "times": None})
+        _, wrong = await weathered(it, [(partial(let_them_call, 12),)])
+    if wiring == "mortal":
+        assert wrong == []
+    else:
+        assert any(said.startswith("I2: ") for said in wrong), wrong
+
+
+_SPENT = """insert into token_broker.calls (appid, endpoint, epoch, id, lane, forced, cost, outcome, at, node)
+ select '{appid}', 'token', 'past', n, 'scheduled', 0, 1, 'minted', extract(epoch from now()) - 3600, 'past'
+ from generate_series(1, {calls}) n"""

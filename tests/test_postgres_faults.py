@@ -197,6 +197,27 @@ async def test_a_standby_is_not_written_to_and_among_several_hosts_the_primary_i
             assert (await reserved(store)).call in {2, 3}
 
 
+async def test_after_a_promotion_nobody_hands_out_a_number_again_that_was_lost_without_his_knowing() -> None:
+    with cluster() as primary, standby_of(primary) as standby:
+        both = f"postgresql://token_broker@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/{primary.database()}"
+        async with opened(both) as one, opened(both, "m") as other:
+            await one.settle(ACCOUNT, await reserved(one), "minted", lambda held, _: replace(held, reserved_call=None))
+            await other.load(ACCOUNT)
+            standby.reload(primary_conninfo="")
+            await until(lambda: standby.sql("select 1 from pg_stat_wal_receiver") == [], FEW_SECONDS)
+            lost = await reserved(one)
+            primary.stop(signal.SIGKILL)
+            standby.promote()
+            again = await reserved(other)
+            assert again.credential.epoch != lost.credential.epoch
+            seen: list[int | None] = []
+            await one.settle(ACCOUNT, lost, "minted", lambda held, _: seen.append(held.reserved_call))
+            assert lost.call not in seen
+            third = await reserved(one)
+            assert (third.credential.epoch, third.call > again.call) == (again.credential.epoch, True)
+            assert sum(entry.cost for entry in third.entries) >= 4  # the lost one, too
+
+
 # --- who runs, and through what ---------------------------------------------------------------------------------------
 
 

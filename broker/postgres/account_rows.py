@@ -20,9 +20,10 @@ from broker.rows import ASSUMED, KEPT_DAYS, Row, account_row, assumed_cost, cred
 from broker.sealing import Seal
 
 _KEY: Final = "appid = %(appid)s and endpoint = %(endpoint)s"
-_FIND: Final = f"select * from token_broker.accounts where {_KEY}"  # noqa: S608 -- of constants, as below
-_CREATE: Final = """insert into token_broker.accounts (appid, endpoint, epoch) values (%(appid)s, %(endpoint)s, %(epoch)s)
- on conflict do nothing"""
+_TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"  # the checkpoint's lags behind a promotion
+_FIND: Final = f"select *, {_TIMELINE} as timeline_now from token_broker.accounts where {_KEY}"  # noqa: S608 -- of constants
+_CREATE: Final = f"""insert into token_broker.accounts (appid, endpoint, epoch, timeline)
+ values (%(appid)s, %(endpoint)s, %(epoch)s, {_TIMELINE}) on conflict do nothing"""  # noqa: S608
 # Older than a day counts in no limit; the last call is asked about after a crash, however old.
 _LEDGER: Final = f"""select id, lane, forced, cost, outcome, at from token_broker.calls
  where {_KEY} and at >= least(%(day_ago)s, %(called_at)s) order by at desc limit %(most)s"""  # noqa: S608
@@ -57,7 +58,7 @@ class AccountRows:
     async def load(self) -> Held:
         """What is held, without a lock, since nothing is decided upon it."""
         found = await self._session.run(_FIND, self._key)
-        await (self._open_read(found[0]) if found and self._losses.found(found[0]) is None else self._open())
+        await (self._open_read(found[0]) if found and self._loss(found[0]) is None else self._open())
         return await self._held()
 
     async def reserve(self, decide: Decide) -> Grant | Denied:
@@ -113,14 +114,25 @@ class AccountRows:
             await self._session.run(_CREATE, {**self._key, "epoch": epoch.drawn()})
             rows = await self._session.run(f"{_FIND} for update", self._key)
         await self._open_read(rows[0])
-        if loss := self._losses.found(self._row):
+        if loss := self._loss(self._row):
             await self._enter(loss)
+        elif self._row["timeline"] is None:  # moved here from another store
+            await self._write({"timeline": self._row["timeline_now"]})
         self._losses.remember(self._row)
+
+    def _loss(self, row: dict[str, Any]) -> Loss | None:
+        """What was lost as far as we know; and after a promotion there may be more, which only others know of.
+
+        Whoever is the first to write must not hand out a number again, so he begins an epoch even if he knows of no loss.
+        """
+        if loss := self._losses.found(row):
+            return loss
+        return None if row["timeline"] in {None, row["timeline_now"]} else Loss(0, row["epoch"], row["calls"], anew=True)
 
     async def _open_read(self, row: dict[str, Any]) -> None:
         self._row = row
         self._moment = await self.moment.take(self._session, self._clock)  # after the wait for the lock
-        if self._losses.found(row) is None:
+        if self._loss(row) is None:
             self._losses.remember(row)
 
     def _credential(self) -> Credential:
@@ -166,6 +178,7 @@ class AccountRows:
     async def _enter(self, loss: Loss) -> None:
         """Begin a new epoch where numbers could recur, and count the lost calls as made now: so nobody calls meanwhile."""
         columns: dict[str, Any] = {"called_at": self._moment.db, "prior_epoch": loss.epoch, "prior_calls": loss.until}
+        columns["timeline"] = self._row["timeline_now"]
         call = max(self._row["calls"], loss.until if loss.anew else 0) + 1
         if loss.anew:
             columns |= {"epoch": epoch.drawn(), "token": None, "doubt": None, "reserved_call": None}

@@ -19,6 +19,7 @@ create table token_broker.accounts (
   calls bigint not null default 0,    -- the newest call's number
   prior_epoch text,                   -- the epoch before this one, and up to which of its calls the ledger accounts for
   prior_calls bigint not null default 0,
+  timeline text,                      -- the server's, on which the epoch began: another after each promotion
   changes bigint not null default 0,  -- how often the row was changed
   token text,
   token_call bigint,

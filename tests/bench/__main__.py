@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tests.bench import client, crowds, followers, footprint, many, proxied, requests, rivals, simulated
+from tests.bench import client, crowds, followers, footprint, many, nodes, proxied, requests, rivals, simulated
 from tests.bench.table import Row, markdown
 
 GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
@@ -19,6 +19,9 @@ GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
     "day": lambda home, brief: simulated.day(home, brief=brief),
     "year": lambda home, brief: simulated.year(home, brief=brief),
     "many": lambda home, brief: many.rows(home, brief=brief),
+    "nodes-day": lambda home, brief: nodes.day(home, brief=brief),
+    "nodes-faults": lambda home, brief: nodes.faults(home, brief=brief),
+    "nodes-away": lambda home, brief: nodes.away(home, brief=brief),
     "client": lambda home, brief: client.rows(home, brief=brief),
     "latency": lambda home, brief: client.latency(home, brief=brief),
     "followers": lambda home, brief: followers.rows(home, brief=brief),

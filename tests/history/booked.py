@@ -1,8 +1,9 @@
 """What must be true of calls, ledger and reservations, over a whole history. Each rule yields a sentence per violation."""
 
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
 
 from broker.core.quota import DAY
 from tests.history.audit import Event
@@ -76,26 +77,24 @@ def a_late_answer_casts_doubt(history: History) -> Iterator[str]:
 
     Nothing to doubt where the token held is younger than every mint by then.
     """
-    minted = {call["token_sha256"]: call["at"] for call in history.calls if call["minted"]}
-    mints: dict[str, list[float]] = defaultdict(list)
-    for call in history.calls:
-        if call["minted"]:
-            mints[call["appid"]].append(call["at"])
+    mints = {appid: [it for it in history.of_client(appid) if it["minted"]] for appid in history.rules.quota}
     held: dict[str, Event] = {}
-    late: list[Event] = []
-    for event, following in zip(history.events, [*history.events[1:], None], strict=True):
-        if event.kind == "account":
-            held[event.appid] = event
-        if event.kind == "settled" and event.outcome in {"deposed minted", "deposed lost"}:
-            late.append(event)
-        if following is None or following.xid != event.xid:
-            for settled in late:
-                now = held.get(settled.appid)
-                if now is None or now.sha256 not in minted or now.doubt is not None:
-                    continue
-                if any(minted[now.sha256] < at <= settled.at for at in mints[settled.appid]):
-                    yield f"late: {settled.version} of {settled.node} ({settled.outcome}) pushed out a token, which nobody doubts"
-            late = []
+    for _, group in groupby(history.events, key=lambda it: it.xid):
+        transaction = list(group)
+        held |= {event.appid: event for event in transaction if event.kind == "account"}
+        for event in transaction:
+            if event.outcome in {"deposed minted", "deposed lost"} and _is_unnoticed(held.get(event.appid), event, mints):
+                yield f"late: {event.version} of {event.node} ({event.outcome}) pushed out a token, which nobody doubts"
+
+
+def _is_unnoticed(held: Event | None, settled: Event, mints: Mapping[str, list[dict[str, Any]]]) -> bool:
+    """Whether the token held by then was pushed out, and not by the call that is open now, whose answer is on its way."""
+    if held is None or held.doubt is not None:
+        return False
+    minted = next((it["at"] for it in mints[settled.appid] if it["token_sha256"] == held.sha256), float("inf"))
+    later = [it["at"] for it in mints[settled.appid] if minted < it["at"] <= settled.at]
+    is_on_its_way = bool(later) and held.opened is not None and later[-1] >= (held.called_at or 0)
+    return len(later) > is_on_its_way
 
 
 RULES = (

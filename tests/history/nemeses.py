@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any, Final
 
 from tests.history.node import STEPS
-from tests.history.world import Host, World
+from tests.history.world import MAIN, POOR, Host, World
 
 SHORT_S: Final = 1.5  # shorter than a reservation's lease
 BEYOND_S: Final = 1.5  # longer than the lease by this
+APPIDS: Final = (MAIN, POOR)
 HOUR_S: Final = 3600.0
 PATIENCE_S: Final = 25.0
 
@@ -63,6 +64,24 @@ async def _struck(world: World, step: str, blow: str, is_struck: Callable[[Host]
         lambda: next((it for it in world.hosts if it.process and is_struck(it)), None), f"nobody came to {step}"
     )
     return host
+
+
+async def let_them_call(number: int, world: World, _chance: random.Random) -> None:
+    """Do nothing until so many more calls were made."""
+    wanted = number + len(await world.control("/calls"))
+    deadline = time.monotonic() + PATIENCE_S
+    while len(await world.control("/calls")) < wanted:
+        assert time.monotonic() < deadline, "no call was made"
+        await asyncio.sleep(0.05)
+
+
+async def let_each_be_called(world: World, _chance: random.Random) -> None:
+    """Do nothing until each app got another token, however long somebody's reservation is in its way."""
+    seen = len(await world.control("/calls"))
+    deadline = time.monotonic() + PATIENCE_S
+    while len({it["appid"] for it in (await world.control(f"/calls?since={seen}")) if it["outcome"] == 0}) < len(APPIDS):
+        assert time.monotonic() < deadline, "no call was made"
+        await asyncio.sleep(0.05)
 
 
 # --- the link ---------------------------------------------------------------------------------------------------------
@@ -126,8 +145,34 @@ async def fail_over(world: World, chance: random.Random) -> None:
     fallen, heir = world.primary, world.standby
     await asyncio.to_thread(fallen.stop, signal.SIGKILL)
     await asyncio.sleep(chance.uniform(0, 1))
+    world.history.promoted_at = time.time()
     await asyncio.to_thread(heir.promote)
     world.primary, world.standby, world.fallen = heir, None, fallen
+    blow.healed_at = time.time()
+
+
+async def fail_over_in_the_dark(world: World, chance: random.Random) -> None:
+    """The same, and the first to find the heir is one who was cut off, and has not heard of what was lost."""
+    assert world.standby is not None
+    blind, *others = chance.sample(world.hosts, len(world.hosts))
+    blow = world.blow("failover", step="in the dark")
+    for relay in blind.relays:
+        relay.cut_off()
+    await _fall_behind(world, chance)
+    fallen, heir = world.primary, world.standby
+    await asyncio.to_thread(fallen.stop, signal.SIGKILL)
+    for host in others:
+        for relay in host.relays:
+            relay.cut_off()
+    world.history.promoted_at = time.time()
+    await asyncio.to_thread(heir.promote)
+    world.primary, world.standby, world.fallen = heir, None, fallen
+    for relay in blind.relays:
+        relay.heal()
+    await let_them_call(3, world, chance)
+    for host in others:
+        for relay in host.relays:
+            relay.heal()
     blow.healed_at = time.time()
 
 
@@ -137,12 +182,7 @@ async def _fall_behind(world: World, chance: random.Random) -> None:
     await asyncio.to_thread(world.standby.reload, primary_conninfo="")  # stopped, it would still find all in its socket
     while await asyncio.to_thread(world.standby.sql, "select 1 from pg_stat_wal_receiver"):
         await asyncio.sleep(0.02)
-    before = len(await world.control("/calls"))
-    wanted = before + chance.randint(1, 4)
-    deadline = time.monotonic() + PATIENCE_S
-    while len(await world.control("/calls")) < wanted:
-        assert time.monotonic() < deadline, "no call was made"
-        await asyncio.sleep(0.05)
+    await let_them_call(chance.randint(1, 4), world, chance)
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------

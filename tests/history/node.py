@@ -31,6 +31,7 @@ from broker.wechat import WeChat
 STEPS: Final = ("reserving", "reserved", "calling", "called", "answered", "settling", "settled")
 CALL_S: Final = 0.1  # within this time a call has reached WeChat, which answers it later than that
 WINDOW_S: Final = 0.25  # what a spoilt store waits, so that what may happen does happen
+WAIT_S: Final = 1.0  # as long as others take for a call or two
 FATE: Final = Path(os.environ.get("HISTORY_FATE", "/nonexistent"))
 CLOCK: Final = Path(os.environ.get("HISTORY_CLOCK", "/nonexistent"))
 
@@ -114,7 +115,7 @@ def _since(booted: float) -> float:
 
 
 class Unlocked(MortalRows):
-    """The account's row is read without its lock. (The ledger's primary key would refuse much of what follows: it is gone.)"""
+    """The account's row is read without its lock; the ledger's primary key, which would refuse much of what follows, is gone."""
 
     async def _open(self) -> None:
         await super()._open()
@@ -141,11 +142,11 @@ class OneSnapshot(MortalRows):
 
     _early: Sequence[Entry] | None = None
 
-    async def _open(self) -> None:
+    async def reserve(self, decide: Decide) -> Grant | Denied:
         self._moment = await self.moment.take(self._session, self._clock)
         self._early = await super()._entries(None)
-        await asyncio.sleep(WINDOW_S)
-        await super()._open()
+        await asyncio.sleep(WAIT_S)
+        return await super().reserve(decide)
 
     async def _entries(self, called_at: float | None) -> Sequence[Entry]:
         return await super()._entries(called_at) if self._early is None else self._early

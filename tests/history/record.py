@@ -66,6 +66,7 @@ class History:
     blows: list[Blow] = field(default_factory=list)
     lives: dict[tuple[str, int], float] = field(default_factory=dict)
     converged_s: list[float] = field(default_factory=list)
+    promoted_at: float | None = None
 
     def tokens(self) -> Iterable[Answer]:
         """The answers with a token."""

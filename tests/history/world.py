@@ -30,7 +30,7 @@ max_backoff = 1
 verify_gap = 0.3
 min_serve = 1
 """
-AGREES_WITHIN_S: Final = 12.0  # when a world is given up; what is allowed is the checker's to say
+AGREES_WITHIN_S: Final = 8.0  # when a world is given up; what is allowed is the checker's to say
 
 
 @dataclass
