@@ -98,10 +98,8 @@ class Books:
         """
         if not core.is_older(stored, memory):
             return
-        if (
-            self._unsettled is not None
-        ):  # settling brings it back; given back before, it would look like another's, and be doubted
-            self.rumour = True
+        if self._unsettled is not None:
+            self.rumour = True  # settling brings it back; given back before, it would look like another's, and be doubted
             return
         if not self.is_shared or stored.epoch == memory.epoch:
             await self.amend(lambda held, _: core.transplanted(held, memory))
