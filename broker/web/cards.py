@@ -67,7 +67,7 @@ def _token(edge: Edge, keeper: Keeper, said: Mapping[str, Any], spoken: str) -> 
     words, left, credential = PAGE[spoken], said["expires_in"], keeper.credential
     token, doubt = credential.token, credential.suspicion and credential.suspicion.doubt
     return {
-        "lifetime": max(int(token.lifetime) if token else 0, left, 1),
+        "lifetime": max(round(token.lifetime) if token else 0, left, 1),
         "left_said": span(left, spoken) if left else words["no_time_left"],
         "age_said": words["unknown"] if doubt is Doubt.CLOCK else _age(token, edge.lane.now(), spoken),
     }
