@@ -33,7 +33,7 @@ from tests.history.record import History
 from tests.history.world import NODES, POOR, Scale, World, world
 
 SEED = int(os.environ.get("HISTORY_SEED") or random.randrange(10**6))
-ROUNDS = int(os.environ.get("HISTORY_ROUNDS") or 6)
+ROUNDS = int(os.environ.get("HISTORY_ROUNDS") or 5)
 
 
 async def weathered(it: World, blows: list[tuple[object, ...]]) -> tuple[History, list[str]]:
