@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+from broker.clock import SystemClock
 from broker.flight import LEASE_SLACK_S
+from broker.postgres.store import PostgresStore
 from tests.cluster import Cluster
 from tests.doubles import APPID
 from tests.history import audit, checker
@@ -231,10 +233,9 @@ async def world(
 
 
 async def _create_tables(made: World) -> None:
-    """As the first broker does; then the audit's beside them."""
-    first = made.hosts[0]
-    await made.start(first)
-    await asyncio.to_thread(first.bury)
+    """As the first broker does, which calls nobody yet; then the audit's beside them."""
+    store = await PostgresStore.open(made.primary.dsn(made.database), SystemClock(), node="first")
+    await store.close()
     await asyncio.to_thread(audit.install, made.primary, made.database)
 
 
