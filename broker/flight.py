@@ -50,7 +50,8 @@ class Flights:
     def hear(self) -> None:
         """Another process may have changed what is stored: look, at once or after the flight under way."""
         self.books.rumour = True
-        self.join()
+        if self.join() is None:  # too soon after a failure: the schedule is to know of it
+            self._app.reconsider()
 
     @property
     def flies_elsewhere(self) -> bool:

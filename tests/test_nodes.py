@@ -428,3 +428,23 @@ async def test_a_token_that_could_not_be_settled_is_settled_when_the_database_is
     assert a.keeper.credential.suspicion is None
     assert value_of(a.keeper) == value_of(b.keeper) == "a1"
     assert (a.wechat.calls + b.wechat.calls, a.wechat.checks + b.wechat.checks) == (1, 0)
+
+
+async def test_what_is_heard_right_after_a_failure_is_read_at_the_next_tick(hosts: Hosts) -> None:
+    """Reconnecting is when all may have changed: heard within a tick of the last failure, it was forgotten until half-life."""
+    a, b = await hosts.another(), await hosts.another()
+    await looked(a.keeper)
+    await hosts.landed()
+    hosts.bench.clock.pass_(60)
+    b.roster.tick()
+    b.store.is_away = True
+    assert isinstance(await b.keeper.refresh(1), Unavailable)
+    b.roster.tick()  # nothing is due as far as it knows
+    b.store.is_away = False
+    await a.keeper.refresh(1)
+    await hosts.landed()
+    assert b.keeper.credential.version != a.keeper.credential.version
+    hosts.bench.clock.pass_(hosts.bench.policy.tick)
+    b.roster.tick()
+    await hosts.landed()
+    assert b.keeper.credential.version == a.keeper.credential.version
