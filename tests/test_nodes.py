@@ -17,7 +17,10 @@ from broker.core.credential import (
     Secret,
     Suspicion,
     Token,
+    check_at,
     deposed,
+    found_alive,
+    lost,
     outlives,
 )
 from broker.core.ports import Change, Decide, Denied, Grant, Hear, Held, Minted, Node, StoreError, Verdict, Versions
@@ -238,12 +241,28 @@ async def test_a_deposed_holder_that_was_refused_changes_nothing(hosts: Hosts) -
 
 def test_a_late_answer_cannot_have_pushed_out_a_token_that_was_asked_for_after_it() -> None:
     held = Credential("e", Token(Secret("t"), 6, 100.0, 7300.0))
-    assert deposed(held, answered_at=99.0, outlives=300) is None
-    doubted = deposed(held, answered_at=101.0, outlives=300)
+    assert deposed(held, 80.0, answered_at=99.0, outlives=300) is None
+    doubted = deposed(held, 80.0, answered_at=101.0, outlives=300)
     assert doubted is not None
-    assert doubted.suspicion == Suspicion(Doubt.LOST_ANSWER, 100.0, 400.0)
-    assert deposed(held, 101.0, outlives(Endpoint.STABLE, Policy(), force=False)) is None
-    assert deposed(Credential("e"), 101.0, 300) is None
+    assert doubted.suspicion == Suspicion(Doubt.LOST_ANSWER, 101.0, 400.0)
+    assert deposed(held, 80.0, 101.0, outlives(Endpoint.STABLE, Policy(), force=False)) is None
+    assert deposed(Credential("e"), 80.0, 101.0, 300) is None
+
+
+def test_a_token_that_lives_is_cleared_only_when_the_overlap_of_the_last_call_in_question_is_over() -> None:
+    policy = Policy()
+    held = Credential("e", Token(Secret("t"), 6, 100.0, 7300.0))
+    late = deposed(held, 4000.0, answered_at=4030.0, outlives=policy.overlap)
+    twice = lost(lost(held, 4000.0, policy.overlap), 4200.0, policy.overlap)
+    assert late is not None
+    for doubted, last in ((late, 4030.0), (twice, 4200.0)):
+        assert doubted.suspicion is not None
+        assert doubted.suspicion.safe_until == 4300.0
+        assert found_alive(doubted, "e-6", policy, last + policy.overlap) is None
+        assert check_at(replace(doubted, checked_at=last + 1), policy) == last + policy.overlap * 1.2
+        cleared = found_alive(doubted, "e-6", policy, last + policy.overlap * 1.2)
+        assert cleared is not None
+        assert cleared.suspicion is None
 
 
 async def test_a_reservation_that_came_late_is_spent_but_not_called(hosts: Hosts) -> None:

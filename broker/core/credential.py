@@ -254,13 +254,18 @@ def check_at(credential: Credential, policy: Policy) -> float:
     suspicion, token = credential.suspicion, credential.token
     if suspicion is None or token is None or suspicion.doubt is not Doubt.LOST_ANSWER:
         return math.inf
-    overlap_over, allowed = suspicion.safe_until + policy.overlap / 5, credential.checked_at + policy.verify_gap
+    overlap_over, allowed = _overlap_over(suspicion, policy), credential.checked_at + policy.verify_gap
     if credential.checked_at < suspicion.since:
         wanted = suspicion.since
     else:
         wanted = overlap_over if credential.checked_at < overlap_over else math.inf
     at = max(wanted, allowed)
     return at if at < token.expires_at else math.inf
+
+
+def _overlap_over(suspicion: Suspicion, policy: Policy) -> float:
+    """From when a token that lives was not pushed out by any of the calls in question: the last one's overlap counts."""
+    return max(suspicion.safe_until, suspicion.since + policy.overlap) + policy.overlap / 5
 
 
 # --- what changes it --------------------------------------------------------------------------------------------------
@@ -332,16 +337,19 @@ def lost(credential: Credential, started_at: float, outlives: float) -> Credenti
     return replace(credential, suspicion=Suspicion(Doubt.LOST_ANSWER, started_at, min(safe_until, earlier.safe_until)))
 
 
-def deposed(credential: Credential, answered_at: float, outlives: float) -> Credential | None:
+def deposed(credential: Credential, started_at: float, answered_at: float, outlives: float) -> Credential | None:
     """A call of ours that another process took for dead may have minted, and pushed out what is held now.
 
+    It may have done so at any time until its answer came: so long the doubt lasts, and so early the token may die.
     None where it cannot have: the token held was asked for after our answer had come.
     """
     token = credential.token
     if token is None or token.requested_at > answered_at:
         return None
-    doubted = lost(credential, token.requested_at, outlives)
-    return None if doubted is credential else doubted
+    doubted = lost(credential, max(token.requested_at, started_at), outlives)
+    if doubted is credential or doubted.suspicion is None:
+        return None
+    return replace(doubted, suspicion=replace(doubted.suspicion, since=answered_at))
 
 
 def is_older(one: Credential, other: Credential) -> bool:
@@ -390,7 +398,7 @@ def found_alive(credential: Credential, version: str | None, policy: Policy, now
     suspicion = credential.suspicion
     if credential.version != version or suspicion is None or suspicion.doubt is not Doubt.LOST_ANSWER:
         return None
-    return replace(credential, suspicion=None) if now >= suspicion.safe_until + policy.overlap / 5 else None
+    return replace(credential, suspicion=None) if now >= _overlap_over(suspicion, policy) else None
 
 
 def found_dead(

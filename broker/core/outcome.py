@@ -31,7 +31,7 @@ class Judge:
         def fenced(held: Credential, now: float) -> Credential | None:
             if held.reserved_call == grant.call:
                 return change(held, now)
-            return deposed(held, self.now, safe_for) if may_have_minted else None
+            return deposed(held, grant.started_at, self.now, safe_for) if may_have_minted else None
 
         return outcome, fenced if self.shared else change
 
