@@ -166,14 +166,14 @@ class Books:
             self.denials.clear()
 
     def failed(self, error: StoreError) -> None:
-        """The store has failed: say so once, and rest for a tick."""
-        if self._error is None:
-            self._tools.witness("store-failed", self._app.account.name, reason=str(error))
+        """The store has failed: rest for a tick."""
         self.stand(str(error))
         self.resume_at = self._tools.clock.now() + self._app.policy.tick
 
     def stand(self, error: str | None) -> None:
-        """What keeps the store from working, as was just found; None where it works."""
+        """What keeps the store from working, as was just found, and said once; None where it works."""
+        if error is not None and self._error is None:
+            self._tools.witness("store-failed", self._app.account.name, reason=error)
         self._error = error
 
     def _take(self, credential: Credential, entries: Sequence[Entry]) -> None:
