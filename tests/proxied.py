@@ -160,6 +160,7 @@ class Proxied:
         self.metrics = Metrics()
         self.gate: Gate
         self.roster: Roster
+        self.tickets: Tickets
         self.http: TestClient[Any, Any]
 
     @asynccontextmanager
@@ -174,11 +175,11 @@ class Proxied:
         """`clients` by key; `table`: what is configured otherwise than by default."""
         tools = await self.bench.tools()
         metrics, clock, store = self.metrics, self.bench.clock, await self.bench.open()
-        metrics.roster = roster = self.roster = Roster(list(accounts), tools)
+        roster = self.roster = Roster(list(accounts), tools)
         await roster.start()
         self.gate = gate = Gate(digests(clients or {}), [])
-        tickets = Tickets(roster, tools, self.bench.wechat)
-        self.edge = edge = Edge(
+        self.tickets = tickets = Tickets(roster, tools, self.bench.wechat)
+        self.edge = metrics.edge = edge = Edge(
             roster, 5.0, Lane(Connections(100, clock.now)), clock.wall, Visitors(clock.now), store.history, tickets.of
         )
         settings, handles = Table(enabled=True, **table), Handles(gate, roster)
@@ -191,7 +192,7 @@ class Proxied:
             callers, limits = Callers(gate, roster, handles), Limits(settings, clock.now)
             base = URL(f"http://127.0.0.1:{self.wechat.port}")
             more = DropIn(gate, tickets, handles).routes() if drop_in else []
-            more += Proxy(settings, callers, limits, out, lambda _: base, count).routes()
+            more += Proxy(settings, callers, limits, out, lambda _: base, count, metrics.refused).routes()
             app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more)
             self.http = TestClient(TestServer(app), auto_decompress=False)
             await self.http.start_server()

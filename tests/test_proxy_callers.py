@@ -349,9 +349,10 @@ async def test_two_tokens_are_none(local: Proxied) -> None:
     assert await errcode(answer) == 47001
 
 
-async def test_the_metric_has_no_word_of_a_clients_choice(guarded: Proxied) -> None:
+async def test_the_metrics_have_no_word_of_a_clients_choice(guarded: Proxied) -> None:
     await guarded.ask("GET", "/cgi-bin/chosen", headers=bearer("orders"))
     await guarded.ask("GET", "/cgi-bin/chosen", headers=bearer("all", **{"X-Token-Broker-App": "chosen"}))
     told = (await (await guarded.http.get("/metrics")).read()).decode()
     assert 'token_broker_proxied_requests_total{app="main",outcome="passed"} 1.0' in told
+    assert 'token_broker_proxy_refusals_total{errcode="40013"} 1.0' in told
     assert "chosen" not in told

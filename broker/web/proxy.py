@@ -25,7 +25,7 @@ from broker.web.api import EDGE, NO_STORE
 from broker.web.callers import Callers
 from broker.web.dropin import WECHAT, WORDS, Refusal
 from broker.web.gate import CLIENT, authenticates
-from broker.web.limits import Busy, Limits
+from broker.web.limits import Busy, Limits, TooFast
 from broker.web.relay import Look, Pace, TooLarge, Upload, cut, look, pass_on
 
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")  # aiohttp answers HEAD where it answers GET
@@ -38,6 +38,7 @@ AWAY: Final = "(token-broker: WeChat could not be reached, or did not answer in 
 
 Base = Callable[[Account], URL]
 Count = Callable[[str, str], None]  # an app and an outcome
+Refused = Callable[[int], None]  # an errcode
 
 
 @dataclass(slots=True)
@@ -56,13 +57,20 @@ class Call:
 
 
 class Proxy:
-    """The handler. `base`: where an account's calls go; `count` is told of each call's outcome."""
+    """The handler. `base`: where an account's calls go; `count` is told of each call's outcome, `refused` of our refusals."""
 
     def __init__(
-        self, table: Table, callers: Callers, limits: Limits, out: aiohttp.ClientSession, base: Base, count: Count
+        self,
+        table: Table,
+        callers: Callers,
+        limits: Limits,
+        out: aiohttp.ClientSession,
+        base: Base,
+        count: Count,
+        refused: Refused,
     ) -> None:
         self._table, self._callers, self._limits = table, callers, limits
-        self._out, self._base, self._count = out, base, count
+        self._out, self._base, self._count, self._refused = out, base, count, refused
 
     def routes(self) -> list[web.RouteDef]:
         """One route for all that may be asked, behind those of the drop-in."""
@@ -74,6 +82,7 @@ class Proxy:
         try:
             return await self._answer(request)
         except Refusal as refusal:
+            self._refused(refusal.errcode)
             return web.json_response(DIALECT.refusal(refusal), headers=NO_STORE)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -95,7 +104,7 @@ class Proxy:
             with self._limits.passing(client.name, keeper.account.name):
                 return await self._bounded(call)
         except Busy as why:
-            call.outcome = "busy"
+            call.outcome = "too-fast" if isinstance(why, TooFast) else "busy"
             raise Refusal(45011, f"(token-broker: {why})") from None
         finally:
             self._count(keeper.account.name, call.outcome)
