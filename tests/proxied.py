@@ -83,10 +83,11 @@ GOOD = says({"total": 3}, "Content-Type: application/json")
 
 @dataclass
 class Hostile:
-    """WeChat's data interfaces: tokens in `dead` are refused; `answers` by path go before that."""
+    """WeChat's data interfaces: tokens in `dead` are refused; `answers` by path go before that, the others have `otherwise`."""
 
     seen: list[Seen] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
+    otherwise: Answer = GOOD
     dead: set[str] = field(default_factory=set)
     refusal: bytes = b'{"errcode":40001,"errmsg":"invalid credential rid: 65ecc868-261f3825-3e9c4795"}'
     connections: int = 0
@@ -123,7 +124,7 @@ class Hostile:
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head.decode().rstrip("\r\n").split("\r\n")
+        first, *lines = head.decode(errors="surrogateescape").rstrip("\r\n").split("\r\n")
         method, target, _ = first.split(" ")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
         seen = Seen(method, target, headers)
@@ -132,7 +133,7 @@ class Hostile:
             seen.body = await _body(seen, reader)
         answer = self.answers.get(target.partition("?")[0])
         if answer is None:
-            answer = says(self.refusal, "Content-Type: text/plain") if seen.token in self.dead else GOOD
+            answer = says(self.refusal, "Content-Type: text/plain") if seen.token in self.dead else self.otherwise
         await answer(seen, reader, writer)
         await writer.drain()
         return not writer.is_closing()

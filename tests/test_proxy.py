@@ -77,6 +77,8 @@ async def test_headers_that_concern_one_hop_or_us_end_here(broker: Proxied) -> N
         "Upgrade": "websocket",
         "X-Original-URL": "/cgi-bin/token",
         "X-HTTP-Method-Override": "DELETE",
+        "X_Original_URL": "/cgi-bin/token",
+        "Content_Length": "3",
         "Wechatmp-Signature": "abc",
         "User-Agent": "sdk/1",
         "Accept-Encoding": "br, gzip;q=0.5, zstd, deflate",

@@ -34,6 +34,7 @@ OTHERS: Final = "(token-broker: /sns/ takes tokens of users, not of apps, and is
 ITS_OWN: Final = "(token-broker: a token path is never passed on; [compat] enabled = true answers it here)"
 UNUSUAL: Final = "(token-broker: this path has more in it than letters, digits, - and _ between single slashes)"
 PACKED: Final = "(token-broker: send the body as it is, without Content-Encoding)"  # aiohttp would unpack it on its way
+DOUBTFUL: Final = "(token-broker: a parameter is named almost like access_token, or stands behind ; ? or ,)"
 AWAY: Final = "(token-broker: WeChat could not be reached, or did not answer in time)"
 
 Base = Callable[[Account], URL]
@@ -89,6 +90,8 @@ class Proxy:
         path, query = _target(request)
         if request.body_exists and hops.is_packed(request.headers):
             raise Refusal(47001, PACKED)
+        if paths.is_doubtful(query):
+            raise Refusal(47001, DOUBTFUL)
         tokens = paths.presented(query)
         if len(tokens) > 1:
             raise Refusal(47001, "(token-broker: access_token is given twice)")
