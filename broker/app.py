@@ -96,11 +96,11 @@ async def daemon(
             emergency=EmergencyBudget(_runtime_directory()),
             on_change=lane.drop,
         )
-        metrics.roster = roster = Roster(list(settings.apps.values()), tools)
+        roster = Roster(list(settings.apps.values()), tools)
         await roster.start()
         tickets = Tickets(roster, tools, upstream)
         store.watch(together(roster.hear, tickets.hear), roster.versions)
-        edge = Edge(
+        metrics.edge = edge = Edge(
             roster,
             patience(settings),
             lane,
@@ -114,7 +114,7 @@ async def daemon(
         if handles is not None:  # behind the drop-in's, whose paths it never passes on
             out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
             callers, limits = Callers(gate, roster, handles), Limits(settings.proxy, clock.now)
-            routes += Proxy(settings.proxy, callers, limits, out, upstream.base, metrics.proxied).routes()
+            routes += Proxy(settings.proxy, callers, limits, out, upstream.base, metrics.proxied, metrics.refused).routes()
         runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash, routes)))
         for kept in (roster, tickets):  # those who wait for a call under way are answered by its end
             stack.push_async_callback(kept.landed)

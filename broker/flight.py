@@ -214,7 +214,7 @@ class Flights:
         """One line for one transition."""
         after, lane = self._app.credential, grant.claim.lane.value
         if outcome == "minted" and not _is_from(grant, after):
-            self._tools.witness("deposed", self._app.account.name, version=after.version)
+            self._tools.witness("deposed", self._app.account.name, lane=lane, version=after.version)
             return
         if outcome == "minted":
             left = round(self._app.seconds_to_live())

@@ -2,11 +2,14 @@
 
 import logging
 import sys
-from typing import TextIO
+from typing import Final, TextIO
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
+# The last: what is left of a body, read after the answer, is not packed as it says.
+PEERS_FAULTS: Final = (HttpProcessingError, ConnectionError, RequestPayloadError)
 # What a person must see to, and what is merely worth knowing; everything else is a healthy day's line.
 ERRORS = {"crashed", "store-failed", "reload-refused", "not-well"}
 WARNINGS = {
@@ -53,7 +56,7 @@ def configure(level: str = "", stream: TextIO = sys.stderr) -> None:
 
 def _is_ours(record: logging.LogRecord) -> bool:
     """Whether a line of aiohttp's is about us. It logs malformed requests with what was sent, which may be a key."""
-    return not (record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, ConnectionError)))
+    return not (record.exc_info and isinstance(record.exc_info[1], PEERS_FAULTS))
 
 
 def _bare(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -93,11 +93,8 @@ class Tickets:
 
     def of(self, app: str) -> dict[str, Keeper]:
         """Those an app has now, by type."""
-        return {
-            keeper.account.endpoint.value: keeper
-            for keeper in list(self._roster)
-            if keeper.account.name.rpartition("/")[0] == app
-        }
+        found = ((kind.value, self._roster.find(f"{app}/{kind.value}")) for kind in TICKETS)
+        return {kind: keeper for kind, keeper in found if keeper is not None}
 
     def tick(self) -> None:
         """Look at every ticket that may need it; let go of those nobody asks for any more."""

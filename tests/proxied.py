@@ -83,10 +83,11 @@ GOOD = says({"total": 3}, "Content-Type: application/json")
 
 @dataclass
 class Hostile:
-    """WeChat's data interfaces: tokens in `dead` are refused; `answers` by path go before that."""
+    """WeChat's data interfaces: tokens in `dead` are refused; `answers` by path go before that, the others have `otherwise`."""
 
     seen: list[Seen] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
+    otherwise: Answer = GOOD
     dead: set[str] = field(default_factory=set)
     refusal: bytes = b'{"errcode":40001,"errmsg":"invalid credential rid: 65ecc868-261f3825-3e9c4795"}'
     connections: int = 0
@@ -123,7 +124,7 @@ class Hostile:
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head.decode().rstrip("\r\n").split("\r\n")
+        first, *lines = head.decode(errors="surrogateescape").rstrip("\r\n").split("\r\n")
         method, target, _ = first.split(" ")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
         seen = Seen(method, target, headers)
@@ -132,7 +133,7 @@ class Hostile:
             seen.body = await _body(seen, reader)
         answer = self.answers.get(target.partition("?")[0])
         if answer is None:
-            answer = says(self.refusal, "Content-Type: text/plain") if seen.token in self.dead else GOOD
+            answer = says(self.refusal, "Content-Type: text/plain") if seen.token in self.dead else self.otherwise
         await answer(seen, reader, writer)
         await writer.drain()
         return not writer.is_closing()
@@ -160,6 +161,7 @@ class Proxied:
         self.metrics = Metrics()
         self.gate: Gate
         self.roster: Roster
+        self.tickets: Tickets
         self.http: TestClient[Any, Any]
 
     @asynccontextmanager
@@ -174,11 +176,11 @@ class Proxied:
         """`clients` by key; `table`: what is configured otherwise than by default."""
         tools = await self.bench.tools()
         metrics, clock, store = self.metrics, self.bench.clock, await self.bench.open()
-        metrics.roster = roster = self.roster = Roster(list(accounts), tools)
+        roster = self.roster = Roster(list(accounts), tools)
         await roster.start()
         self.gate = gate = Gate(digests(clients or {}), [])
-        tickets = Tickets(roster, tools, self.bench.wechat)
-        self.edge = edge = Edge(
+        self.tickets = tickets = Tickets(roster, tools, self.bench.wechat)
+        self.edge = metrics.edge = edge = Edge(
             roster, 5.0, Lane(Connections(100, clock.now)), clock.wall, Visitors(clock.now), store.history, tickets.of
         )
         settings, handles = Table(enabled=True, **table), Handles(gate, roster)
@@ -191,7 +193,7 @@ class Proxied:
             callers, limits = Callers(gate, roster, handles), Limits(settings, clock.now)
             base = URL(f"http://127.0.0.1:{self.wechat.port}")
             more = DropIn(gate, tickets, handles).routes() if drop_in else []
-            more += Proxy(settings, callers, limits, out, lambda _: base, count).routes()
+            more += Proxy(settings, callers, limits, out, lambda _: base, count, metrics.refused).routes()
             app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more)
             self.http = TestClient(TestServer(app), auto_decompress=False)
             await self.http.start_server()

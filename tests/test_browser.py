@@ -1,5 +1,6 @@
 """Both pages in a real browser: what people see, with and without scripts, on a phone, in the dark, by keyboard."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.chromium import Browser, chromium
+from tests.cluster import Cluster
 from tests.doubles import APPID, CANARY
 from tests.processes import House, ask, process, until
 
@@ -49,6 +51,21 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         until(lambda: house.get("/readyz")[0] == 200, "a token")
         bases = [_companion(house, stack, proxied) for proxied in (False, True)]
         yield Town(house, *bases)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[House]:
+    """A daemon that shares its store: with who just said so, and with two who said something else and are gone."""
+    house, name = House(tmp_path_factory.mktemp("shared"), log_level="info"), cluster.database()
+    with house.sandboxed():
+        key = f'[clients.{"y" * 64}]\nkey_sha256 = "{hashlib.sha256(b"key").hexdigest()}"\n'
+        house.configure(more=key)
+        with house.serving(TOKEN_BROKER_STORE__URL=cluster.dsn(name), TOKEN_BROKER_STORE__NODE="broker-1"):
+            until(lambda: house.get("/v1/tokens/main", Authorization="Bearer key")[0] == 200, "a token")
+            cluster.sql(PEERS, name)
+            until(lambda: len(house.get("/v1/status")[1]["nodes"]) == 4, "the others are known")
+            yield house
+    cluster.sql(f"drop database {name} with (force)")
 
 
 def _companion(house: House, stack: ExitStack, proxied: bool) -> str:  # noqa: FBT001 -- one of two
@@ -270,6 +287,34 @@ def test_trouble_is_said_with_what_to_do(browser: Browser, town: Town) -> None:
     assert browser.barriers() == []
     browser.shot("status-trouble-390-dark-zh")
     until(lambda: house.post("/v1/tokens/main/refresh")[0] == 200, "well again")
+
+
+PEERS = """
+insert into token_broker.nodes (name, seen_at, notified_at, versions) select name, now - ago, now - 40000, '{}'
+ from (values ('broker-2', 0), ('broker-3.shanghai.internal', 40000), (repeat('x', 64), 4000)) as peers (name, ago),
+  (select extract(epoch from clock_timestamp())::double precision as now) as moment
+"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_tables_fit_into_their_cards_whatever_names_are_in_them(
+    browser: Browser, shared: House, language: str, width: int
+) -> None:
+    browser.look(shared.daemon, width=width, language=language)
+    assert "broker-3.shanghai.internal" in browser.text()
+    browser.shot(f"status-nodes-{width}-{language}")
+    beyond = browser.run(
+        """
+        return [...document.querySelectorAll(".card > table")].map(table => {
+          const card = table.closest(".card"), beside = parseFloat(getComputedStyle(card).paddingRight) + card.clientLeft;
+          return table.getBoundingClientRect().right + beside - card.getBoundingClientRect().right;
+        })
+        """
+    )
+    assert len(beyond) == 2  # of brokers, and of clients
+    assert max(beyond) <= 0
+    assert browser.overflow() == 0
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

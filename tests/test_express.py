@@ -91,13 +91,14 @@ async def daemon_on(bench: Bench, keys: dict[str, Client] | None = None, *, enab
     lane = Lane(Connections(100, bench.clock.now), tell, enabled=enabled)
     tools = await bench.tools()
     tools.on_change = lane.drop
-    metrics.roster = roster = Roster([ACCOUNT], tools)
+    roster = Roster([ACCOUNT], tools)
     await roster.start()
     roster.tick()
     await roster.landed()
     bench.clock.pass_(0.3)
     gate = Gate(keys or {}, [])
-    app = application(Edge(roster, 5.0, lane, bench.clock.wall), gate, metrics, lambda *_: None)
+    metrics.edge = edge = Edge(roster, 5.0, lane, bench.clock.wall)
+    app = application(edge, gate, metrics, lambda *_: None)
     path = bench.path.parent / f"express-{enabled}.sock"
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", 0))

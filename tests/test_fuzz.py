@@ -354,7 +354,7 @@ def connected(port: int) -> socket.socket:
 
 
 def statuses(answer: bytes) -> list[int]:
-    return [int(code) for code in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answer)]
+    return [int(code) for code in re.findall(rb"HTTP/[01]\.\d (\d{3}) ", answer)]
 
 
 @contextlib.contextmanager

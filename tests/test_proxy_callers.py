@@ -349,9 +349,32 @@ async def test_two_tokens_are_none(local: Proxied) -> None:
     assert await errcode(answer) == 47001
 
 
-async def test_the_metric_has_no_word_of_a_clients_choice(guarded: Proxied) -> None:
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "access%255Ftoken", "ACCESS_TOKEN", "accessToken", "access.token", "access+token", "+access_token", "access_token%00",
+        "access_token[]", "access_token%5B0%5D", "b=2;access_token", ";access_token", "amp;access_token", "b?access_token",
+    ],
+)  # fmt: skip
+async def test_what_only_some_would_take_for_the_token_goes_nowhere(guarded: Proxied, odd: str) -> None:
+    handle = await handed(guarded, "orders")
+    for query in (f"{odd}={handle}", f"access_token;{odd}", f"a=1&{odd}={handle}", f"access_token={handle}&{odd}={handle}"):
+        answer = await guarded.ask("GET", f"{GET}?{query}", headers=bearer("orders"))
+        assert await errcode(answer) == 47001, query
+        assert "access_token" in await answer.text()
+    assert guarded.wechat.seen == []
+
+
+async def test_what_nobody_would_take_for_the_token_goes_on(guarded: Proxied) -> None:
+    query = "component_access_token=1&xaccess_token=2&url=https%3A%2F%2Fx%2F%3Faccess_token%3D3&access_tokens=4&a=access_token"
+    assert (await guarded.ask("GET", f"{GET}?{query}", headers=bearer("orders"))).status == 200
+    assert guarded.wechat.seen[0].target == f"{GET}?{query}&access_token={token(guarded, 'main')}"
+
+
+async def test_the_metrics_have_no_word_of_a_clients_choice(guarded: Proxied) -> None:
     await guarded.ask("GET", "/cgi-bin/chosen", headers=bearer("orders"))
     await guarded.ask("GET", "/cgi-bin/chosen", headers=bearer("all", **{"X-Token-Broker-App": "chosen"}))
     told = (await (await guarded.http.get("/metrics")).read()).decode()
     assert 'token_broker_proxied_requests_total{app="main",outcome="passed"} 1.0' in told
+    assert 'token_broker_proxy_refusals_total{errcode="40013"} 1.0' in told
     assert "chosen" not in told

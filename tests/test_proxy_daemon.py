@@ -162,6 +162,19 @@ def test_a_handle_works_after_a_restart_and_neither_it_nor_the_token_is_in_the_l
     assert KEY not in log
 
 
+def test_a_body_that_is_not_packed_as_it_says_is_the_services_fault_and_no_error_of_ours_in_the_log(house: House) -> None:
+    with house.serving():
+        at = urlsplit(house.daemon)
+        with socket.create_connection((at.hostname, at.port), timeout=20) as sock:
+            head = f"POST {UPLOAD} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Encoding: gzip\r\n"
+            sock.sendall(f"{head}Content-Length: 10\r\n\r\n".encode())
+            assert b"47001" in sock.recv(65536)
+            sock.sendall(b"not packed")
+            assert sock.recv(65536) == b""
+        assert call(house)["total"] == 24
+    assert "Traceback" not in (house.home / "daemon.log").read_text()
+
+
 WECHATPY = """
 import io, sys, wechatpy
 broker, appid = sys.argv[1:]

@@ -1,5 +1,6 @@
 """Real daemons on several hosts, as it were, that share one database: one token, one ledger, one budget."""
 
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,9 @@ def test_the_holder_is_killed_and_another_host_goes_on(tmp_path: Path, database:
         status, answer = other.post("/v1/tokens/main/refresh")
         assert (status, answer["code"]) == (429, "refresh-throttled")
         until(lambda: len(other.calls()) == 3, "the other refreshes, since that call may have minted")
+        seen = dict(re.findall(r'token_broker_node_seen_ago_seconds\{node="(\w+)"\} (.+)', other.get("/metrics")[1]))
+        assert seen.keys() == {"host0", "host1"}
+        assert float(seen["host1"]) < 5 < float(seen["host0"])
 
 
 def test_an_inline_password_is_refused_and_the_passfiles_never_appears(tmp_path: Path, cluster: Cluster) -> None:

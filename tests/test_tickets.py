@@ -229,6 +229,21 @@ async def test_status_shows_tickets_without_their_value(daemon: Daemon) -> None:
     assert CANARY not in str(said)
 
 
+async def test_metrics_show_tickets_by_app_and_type_without_their_value(daemon: Daemon, bench: Bench) -> None:
+    assert "token_broker_ticket_usable{" not in await (await daemon.get("/metrics")).text()
+    await ticket(daemon)
+    bench.clock.pass_(100)
+    bench.wechat.ticket_answers.append(DOWN)
+    assert (await daemon.get("/v1/tickets/main/wx_card")).status == 503
+    text = await (await daemon.get("/metrics")).text()
+    for kind, usable, left, failures in (("jsapi", 1, 7100, 0), ("wx_card", 0, 0, 1)):
+        labels = f'{{app="main",type="{kind}"}}'
+        assert f"token_broker_ticket_usable{labels} {usable:.1f}\n" in text
+        assert f"token_broker_ticket_expires_in_seconds{labels} {left:.1f}\n" in text
+        assert f"token_broker_ticket_failures_in_a_row{labels} {failures:.1f}\n" in text
+    assert CANARY not in text
+
+
 async def test_a_client_gets_tickets_of_its_own_apps_only(bench: Bench) -> None:
     daemon = Daemon(bench)
     clients = {KEY: Client("shop", frozenset({"read"}), frozenset({"other"}))}

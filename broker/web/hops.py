@@ -44,7 +44,8 @@ Headers = CIMultiDictProxy[str]
 
 def onward(headers: Headers) -> CIMultiDict[str]:
     """The headers of a request, for WeChat."""
-    passed = _kept(headers, OURS)
+    # Where _ is taken for - in names, these would be what was left out, or another length. nginx drops them, too.
+    passed = _kept(headers, OURS | {name.lower() for name in headers if "_" in name})
     passed[hdrs.ACCEPT_ENCODING] = _codings(headers.getall(hdrs.ACCEPT_ENCODING, []))
     return passed
 

@@ -14,6 +14,10 @@ class Busy(Exception):  # noqa: N818 -- an answer, raised
     """Too many; the text says of what."""
 
 
+class TooFast(Busy):
+    """Too many of one client's, whoever the calls are for: a service that loops, or a `rate` that is too small."""
+
+
 class Limits:
     """Those of the configuration's `[proxy]`, on the clock `now` (steady seconds)."""
 
@@ -24,7 +28,7 @@ class Limits:
 
     @contextmanager
     def passing(self, client: str, app: str) -> Iterator[None]:
-        """A call of that client for that app, while it is under way. Raises Busy."""
+        """A call of that client for that app, while it is under way. Raises Busy, TooFast."""
         self._take(client)
         if self._under_way[app] >= self._most:
             raise Busy(f"{self._most} calls of this app are under way")
@@ -42,4 +46,4 @@ class Limits:
             self._left.clear()  # names come from the configuration, which may be read often
         self._left[client] = (left - 1 if left >= 1 else left, now)
         if left < 1:
-            raise Busy(f"this client may make {self._rate:g} requests a second")
+            raise TooFast(f"this client may make {self._rate:g} requests a second")

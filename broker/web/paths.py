@@ -12,6 +12,9 @@ PARAMETER: Final = "access_token"
 # WeChat's interfaces are named so, all of them. Whatever else servers may take for the same path (%74oken, ./token,
 # x/../token, token;x, token/, Token) does not get as far as being compared.
 _PLAIN: Final = re.compile(r"/+((?:[A-Za-z0-9_-]+/)+[A-Za-z0-9_-]+)")
+# Names that other servers take for the token's: in another case, escaped twice, with what they strip, blanks or brackets.
+_LIKE_IT: Final = re.compile(r"[\W_]*access[\W_]*token[\W_]*(?:\[.*)?", re.IGNORECASE | re.DOTALL)
+_OTHER_JOINTS: Final = re.compile("[;?,]")
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
 
 
@@ -39,6 +42,15 @@ def presented(query: str) -> list[str]:
     return [unquote_plus(value) for name, _, value in parts if unquote_plus(name) == PARAMETER]
 
 
+def is_doubtful(query: str) -> bool:
+    """Whether somebody may take a parameter of a raw query for the token that is none to us, and so would not be replaced."""
+    for part in query.split("&"):
+        first, *behind = (one.partition("=")[0] for one in _OTHER_JOINTS.split(part))
+        if any(_is_like_it(name) for name in behind) or (not _is_token(part) and _is_like_it(first)):
+            return True
+    return False
+
+
 def with_token(query: str, token: str) -> str:
     """The same query, byte by byte, with this token in the place of the other, or behind the rest where there is none."""
     said = f"{PARAMETER}={quote(token, safe='')}"
@@ -51,6 +63,12 @@ def with_token(query: str, token: str) -> str:
 def visible(query: str) -> str:
     """A query as it may stand in a request line: bytes that may not are escaped, the others stay as they are."""
     return query if query.isascii() and query.isprintable() and "#" not in query else quote(query, _VISIBLE, errors="replace")
+
+
+def _is_like_it(name: str) -> bool:
+    for _ in range(3):
+        name = unquote_plus(name)
+    return _LIKE_IT.fullmatch(name) is not None
 
 
 def _is_token(part: str) -> bool:

@@ -25,7 +25,7 @@ from broker.web.api import EDGE, NO_STORE
 from broker.web.callers import Callers
 from broker.web.dropin import WECHAT, WORDS, Refusal
 from broker.web.gate import CLIENT, authenticates
-from broker.web.limits import Busy, Limits
+from broker.web.limits import Busy, Limits, TooFast
 from broker.web.relay import Look, Pace, TooLarge, Upload, cut, look, pass_on
 
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")  # aiohttp answers HEAD where it answers GET
@@ -34,10 +34,12 @@ OTHERS: Final = "(token-broker: /sns/ takes tokens of users, not of apps, and is
 ITS_OWN: Final = "(token-broker: a token path is never passed on; [compat] enabled = true answers it here)"
 UNUSUAL: Final = "(token-broker: this path has more in it than letters, digits, - and _ between single slashes)"
 PACKED: Final = "(token-broker: send the body as it is, without Content-Encoding)"  # aiohttp would unpack it on its way
+DOUBTFUL: Final = "(token-broker: a parameter is named almost like access_token, or stands behind ; ? or ,)"
 AWAY: Final = "(token-broker: WeChat could not be reached, or did not answer in time)"
 
 Base = Callable[[Account], URL]
 Count = Callable[[str, str], None]  # an app and an outcome
+Refused = Callable[[int], None]  # an errcode
 
 
 @dataclass(slots=True)
@@ -56,13 +58,20 @@ class Call:
 
 
 class Proxy:
-    """The handler. `base`: where an account's calls go; `count` is told of each call's outcome."""
+    """The handler. `base`: where an account's calls go; `count` is told of each call's outcome, `refused` of our refusals."""
 
     def __init__(
-        self, table: Table, callers: Callers, limits: Limits, out: aiohttp.ClientSession, base: Base, count: Count
+        self,
+        table: Table,
+        callers: Callers,
+        limits: Limits,
+        out: aiohttp.ClientSession,
+        base: Base,
+        count: Count,
+        refused: Refused,
     ) -> None:
         self._table, self._callers, self._limits = table, callers, limits
-        self._out, self._base, self._count = out, base, count
+        self._out, self._base, self._count, self._refused = out, base, count, refused
 
     def routes(self) -> list[web.RouteDef]:
         """One route for all that may be asked, behind those of the drop-in."""
@@ -74,12 +83,15 @@ class Proxy:
         try:
             return await self._answer(request)
         except Refusal as refusal:
+            self._refused(refusal.errcode)
             return web.json_response(DIALECT.refusal(refusal), headers=NO_STORE)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path, query = _target(request)
         if request.body_exists and hops.is_packed(request.headers):
             raise Refusal(47001, PACKED)
+        if paths.is_doubtful(query):
+            raise Refusal(47001, DOUBTFUL)
         tokens = paths.presented(query)
         if len(tokens) > 1:
             raise Refusal(47001, "(token-broker: access_token is given twice)")
@@ -95,7 +107,7 @@ class Proxy:
             with self._limits.passing(client.name, keeper.account.name):
                 return await self._bounded(call)
         except Busy as why:
-            call.outcome = "busy"
+            call.outcome = "too-fast" if isinstance(why, TooFast) else "busy"
             raise Refusal(45011, f"(token-broker: {why})") from None
         finally:
             self._count(keeper.account.name, call.outcome)
