@@ -34,6 +34,7 @@ class Books:
         self._tools = tools
         self._error: str | None = None
         self._unsettled: tuple[Grant, str, Change] | None = None  # an outcome the store did not take
+        self._unwritten: Change | None = None  # what WeChat said of the token, and the store did not take
         self._wall_offset = wall_offset(tools.clock)  # as it was when last written down
 
     @property
@@ -43,8 +44,9 @@ class Books:
 
     @property
     def owe(self) -> bool:
-        """Whether something is to be written down, or read."""
-        return self._unsettled is not None or bool(self.unrecorded) or self.rumour
+        """Whether something is to be written down, or read, or whether the store works again."""
+        is_unwritten = self._unsettled is not None or self._unwritten is not None or bool(self.unrecorded)
+        return is_unwritten or self.rumour or self._error is not None
 
     @property
     def wall_was_set(self) -> bool:
@@ -73,9 +75,17 @@ class Books:
             await self._reload()
         if self._unsettled is not None:
             await self.settle(*self._unsettled)
-        if self.wall_was_set:
-            offset = wall_offset(self._tools.clock)
-            await self.amend(lambda held, _: held)  # written again, it is known by the new wall after a reboot
+        elif self._unwritten is not None or self._error is not None or self.wall_was_set:
+            await self._write_again()
+
+    async def _write_again(self) -> None:
+        """Write what was not taken, or else what is held: to see whether the store works, and for a wall that was set.
+
+        After a reboot the token's age is known by the wall it was last written under.
+        """
+        offset = wall_offset(self._tools.clock)
+        await self.amend(self._unwritten or (lambda held, _: held))
+        if self._error is None:
             self._wall_offset = offset
 
     async def _reload(self) -> None:
@@ -85,7 +95,7 @@ class Books:
         except StoreError:
             self.rumour = True
             raise
-        memory, self._error = self._app.credential, None
+        memory = self._app.credential
         self.note_check(held.credential, memory)
         self.denials.clear()
         self._take(held.credential, held.entries)
@@ -146,15 +156,22 @@ class Books:
             self.adopt(held)
         return not again
 
-    async def amend(self, change: Change) -> bool:
-        """Change what is stored, or, while the store is broken, what is in memory; whether anything changed."""
+    async def amend(self, change: Change, *, lasting: bool = False) -> bool:
+        """Change what is stored, or, while the store is broken, what is in memory; whether anything changed.
+
+        `lasting`: it stays true, so memory goes by it, whatever is read, until the store has taken it.
+        """
         try:
             credential, changed = await self._tools.store.amend(self._app.account, change)
         except StoreError as error:
             self.failed(error)
             amended = change(self._app.credential, self._tools.clock.now())
             credential, changed = amended or self._app.credential, amended is not None
+            if lasting:
+                self._unwritten = change
         else:
+            if change is self._unwritten:
+                self._unwritten = None
             if self._unsettled is None and not self.unrecorded:
                 self._error = None
         self.adopt(credential)
@@ -162,6 +179,8 @@ class Books:
 
     def adopt(self, credential: Credential) -> None:
         """Publish, and begin anew with a new token."""
+        if self._unwritten is not None:
+            credential = self._unwritten(credential, self._tools.clock.now()) or credential
         if self._app.adopt(credential):
             self.denials.clear()
 

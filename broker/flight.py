@@ -143,6 +143,8 @@ class Flights:
         now = self._tools.clock.now()
         if now >= self.next_call_at():
             await self.refresh(claim_for(self._app.credential, self._app.account.endpoint, self._app.policy, now))
+        elif self.books.error is not None:
+            await self._last_resort.call()
         return verdict
 
     def _abandoned(self) -> bool:
@@ -164,7 +166,8 @@ class Flights:
             await self.books.amend(lambda held, now: core.found_alive(held, version, policy, now))
         elif verdict is Verdict.DEAD:
             before, wall = self._app.credential.rivalry.count, self._tools.clock.wall()
-            await self.books.amend(lambda held, now: core.found_dead(held, version, now, wall, self._app.account.endpoint))
+            endpoint = self._app.account.endpoint
+            await self.books.amend(lambda held, now: core.found_dead(held, version, now, wall, endpoint), lasting=True)
             if self._app.credential.rivalry.count > before:
                 rivalry = self._app.credential.rivalry
                 self._tools.witness("second-issuer", self._app.account.name, count=rivalry.count, suspected=rivalry.suspected)

@@ -130,6 +130,8 @@ class Country(Town):
             self.checker.answers += 1
             if (account.appid, served.credential.epoch, served.token.call) in self.late:
                 self.checker.bad.append(f"{account.name}: host{host.number} serves what a deposed holder brought")
+            if served.token.value.reveal() in host.found:
+                self.checker.bad.append(f"{account.name}: host{host.number} serves a token whose death it had found")
         if isinstance(served, Unavailable) and host.link.is_cut:  # nobody's fault of ours
             return True
         return host.checker.answer(account, served, self.times.true)

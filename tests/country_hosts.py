@@ -238,6 +238,7 @@ class Host:
     fate: Fate = field(default_factory=Fate)
     grants: dict[str, tuple[str, int]] = field(default_factory=dict)
     dying: set[str] = field(default_factory=set)  # of what its flights found out; known to all once they have come to their ends
+    found: set[str] = field(default_factory=set)  # those that it knows to be dead, whether it could tell the others or not
     is_up: bool = False
     roster: Roster = field(init=False)
     link: Link = field(init=False)
@@ -255,8 +256,9 @@ class Host:
         """What it has found out since the last time, where nothing keeps it from telling the others."""
         if self.flights():
             return set()
-        told, self.dying = set() if self.link.is_cut else self.dying, set()
-        return told
+        found, self.dying = self.dying, set()
+        self.found |= found
+        return set() if self.link.is_cut else found
 
     async def start(self) -> None:
         country = self.country
@@ -284,6 +286,7 @@ class Host:
         """Gone between two awaits: nothing is put in order."""
         self.is_up = False
         self.dying.clear()
+        self.found.clear()
         self.roster.halt()  # else a flight that is cancelled may begin another
         flights = self.flights()
         for task in flights:

@@ -121,6 +121,50 @@ async def test_in_the_last_minutes_of_a_token_the_emergency_budget_pays_and_the_
     assert restarted.credential.version != in_emergency
 
 
+async def test_a_disk_that_breaks_after_a_call_and_stays_broken_does_not_keep_the_emergency_budget_from_paying(
+    tight: Bench, small_disk: Path, tmp_path: Path
+) -> None:
+    keeper = await in_need(tight, tmp_path)
+    tight.clock.pass_(4000)
+    full: list[Path] = []
+    tight.wechat.before_answer = lambda: full.append(fill(small_disk))
+    await looked(keeper)
+    tight.wechat.before_answer = lambda: None
+    for _ in range(690):
+        assert value_of(keeper) == token(2)
+        tight.clock.pass_(10)
+        await looked(keeper)
+    tight.clock.pass_(100)
+    await looked(keeper)
+    assert (tight.wechat.calls, value_of(keeper)) == (3, token(3))
+    full[0].unlink()
+    tight.clock.pass_(6)
+    await looked(keeper)
+    assert [row["outcome"] for row in await tight.rows()] == ["minted", "minted", "emergency minted"]
+    assert keeper.store_error is None
+    assert value_of(await tight.restarted()) == token(3)
+
+
+async def test_a_wall_that_is_set_while_the_disk_is_full_is_written_down_when_there_is_room(
+    tight: Bench, small_disk: Path
+) -> None:
+    keeper = await in_need(tight, None)
+    ballast = fill(small_disk)
+    tight.clock.unix += 3600
+    for _ in range(3):
+        tight.clock.pass_(10)
+        await looked(keeper)
+    assert "full" in str(keeper.store_error)
+    assert len(tight.told("store-failed")) == 1
+    ballast.unlink()
+    tight.clock.pass_(10)
+    await looked(keeper)
+    assert keeper.store_error is None
+    await tight.close()
+    tight.clock.reboot(60)
+    assert (await tight.keeper()).credential.suspicion is None  # the wall it is known by did not jump
+
+
 @pytest.mark.parametrize("last", epoch.ALPHABET)
 def test_no_epoch_that_is_drawn_is_taken_for_one_of_an_emergency(last: str) -> None:
     """Two tokens of one version would be one token to every client."""

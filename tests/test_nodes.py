@@ -470,3 +470,43 @@ async def test_what_is_heard_right_after_a_failure_is_read_at_the_next_tick(host
     b.roster.tick()
     await hosts.landed()
     assert b.keeper.credential.version == a.keeper.credential.version
+
+
+async def test_a_death_that_was_found_while_the_database_was_away_is_not_forgotten_when_it_is_back(hosts: Hosts) -> None:
+    """What is stored knew nothing of it: read again, a token whose death this process had found was served."""
+    a, b = await hosts.another(), await hosts.another()
+    await looked(a.keeper)
+    await hosts.landed()
+    hosts.bench.clock.pass_(100)
+    a.store.is_away = True
+    a.wechat.verdicts.append(Verdict.DEAD)
+    await a.keeper.report(0.1, version=a.keeper.credential.version)
+    assert value_of(a.keeper) is None
+    a.store.is_away = False
+    a.wechat.gate.clear()
+    hosts.bench.clock.pass_(hosts.bench.policy.tick)
+    a.roster.hear(None)
+    while not a.wechat.in_flight:
+        assert value_of(a.keeper) is None
+        await asyncio.sleep(0)
+    assert a.keeper.credential.refused
+    a.wechat.gate.set()
+    await hosts.landed()
+    assert value_of(a.keeper) == value_of(b.keeper) == "a2"
+    assert a.keeper.credential.rivalry.count == b.keeper.credential.rivalry.count == 1
+    assert a.keeper.store_error is None
+
+
+async def test_a_failure_of_the_store_that_is_over_is_not_told_of_any_more(hosts: Hosts) -> None:
+    a = await hosts.another()
+    await looked(a.keeper)
+    hosts.bench.clock.pass_(100)
+    a.store.is_away = True
+    a.wechat.verdicts.append(Verdict.ALIVE)
+    await a.keeper.report(0.1, version=a.keeper.credential.version)
+    assert a.keeper.store_error is not None
+    a.store.is_away = False
+    hosts.bench.clock.pass_(hosts.bench.policy.tick)
+    await looked(a.keeper)
+    assert a.keeper.store_error is None
+    assert a.wechat.calls == 1
