@@ -210,7 +210,7 @@ class HostClient:
             country.excuse([account], 2)
         if isinstance(answer, Minted):
             country.checker.told(account, answer, asked_at)
-        host.dying |= killed
+        host.killed |= killed
         silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
         await country.take_time(CALL_TIMEOUT if silent else country.luck.uniform(0, 1.5))
         await host.fate.step()
@@ -238,6 +238,7 @@ class Host:
     fate: Fate = field(default_factory=Fate)
     grants: dict[str, tuple[str, int]] = field(default_factory=dict)
     dying: set[str] = field(default_factory=set)  # of what its flights found out; known to all once they have come to their ends
+    killed: set[str] = field(default_factory=set)  # by its own forced calls
     found: set[str] = field(default_factory=set)  # those that it knows to be dead, whether it could tell the others or not
     is_up: bool = False
     roster: Roster = field(init=False)
@@ -256,9 +257,10 @@ class Host:
         """What it has found out since the last time, where nothing keeps it from telling the others."""
         if self.flights():
             return set()
-        found, self.dying = self.dying, set()
-        self.found |= found
-        return set() if self.link.is_cut else found
+        self.found |= self.dying
+        told = set() if self.link.is_cut else self.dying | self.killed
+        self.dying, self.killed = set(), set()
+        return told
 
     async def start(self) -> None:
         country = self.country
@@ -285,8 +287,8 @@ class Host:
     async def die(self) -> None:
         """Gone between two awaits: nothing is put in order."""
         self.is_up = False
-        self.dying.clear()
-        self.found.clear()
+        for known in (self.dying, self.killed, self.found):
+            known.clear()
         self.roster.halt()  # else a flight that is cancelled may begin another
         flights = self.flights()
         for task in flights:

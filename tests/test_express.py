@@ -17,10 +17,12 @@ from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.published import Published
 from broker.roster import Roster
+from broker.tickets import Tickets
 from broker.web.api import Edge
 from broker.web.connections import Connections, Guarded
 from broker.web.door import accepting, answering
-from broker.web.express import MOST_KEPT, Lane, Rider, is_one_request
+from broker.web.dropin import MOST_IN_WINDOW, WINDOW_S, DropIn
+from broker.web.express import AWAKE_S, MOST_KEPT, Lane, Rider, is_one_request
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
@@ -98,7 +100,8 @@ async def daemon_on(bench: Bench, keys: dict[str, Client] | None = None, *, enab
     bench.clock.pass_(0.3)
     gate = Gate(keys or {}, [])
     metrics.edge = edge = Edge(roster, 5.0, lane, bench.clock.wall)
-    app = application(edge, gate, metrics, lambda *_: None)
+    drop_in = DropIn(gate, Tickets(roster, tools, bench.wechat))
+    app = application(edge, gate, metrics, lambda *_: None, drop_in.routes())
     path = bench.path.parent / f"express-{enabled}.sock"
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", 0))
@@ -547,3 +550,70 @@ async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemo
             await asyncio.sleep(0)
     assert status(await peer.answer()) == 304
     assert not answering()
+
+
+# --- SDKs -------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_never_come_from_there(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        peer = await daemon.peer()
+        ask = request(f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}")
+        said = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
+        assert all(b"access_token" in answer for answer in said)
+        assert daemon.repeated == 0
+        refused = [await peer.ask(ask) for _ in range(10)]
+        assert all(b'"errcode": 45011' in answer for answer in refused)
+        assert daemon.repeated == 9
+        bench.clock.pass_(WINDOW_S)
+        assert b"access_token" in await peer.ask(ask)
+
+
+async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        peer = await daemon.peer()
+        ask = request(f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}")
+        while b"45011" not in await peer.ask(ask):
+            pass
+        bench.clock.pass_(bench.policy.min_gap)
+        assert b"45011" in await peer.ask(ask)
+        keeper = daemon.roster.find("main")
+        assert keeper is not None
+        await keeper.refresh(5)
+        assert f"{CANARY}-main-t2".encode() in await peer.ask(ask)
+
+
+# --- awake ------------------------------------------------------------------------------------------------------------
+
+
+async def test_who_asks_again_at_once_finds_the_loop_awake_and_who_pauses_lets_it_sleep(bench: Bench, daemon: Daemon) -> None:
+    naps: list[float | None] = []
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined] # asyncio's, of which the tests' loop is one
+    select = selector.select
+
+    def seen(timeout: float | None = None) -> object:
+        naps.append(timeout)
+        return select(timeout)
+
+    async def sleeps() -> bool:
+        naps.clear()
+        for _ in range(20):
+            await asyncio.get_running_loop().run_in_executor(None, int)  # which a loop that has nothing to do waits for
+        return any(timeout != 0 for timeout in naps)
+
+    selector.select = seen
+    try:
+        peer = await daemon.peer()
+        for _ in range(3):
+            await peer.ask()
+            bench.clock.pass_(AWAKE_S * 2)
+        assert await sleeps()
+        await peer.ask()
+        bench.clock.pass_(AWAKE_S / 2)
+        await peer.ask()
+        assert not await sleeps()
+        bench.clock.pass_(AWAKE_S)
+        await asyncio.sleep(0)
+        assert await sleeps()
+    finally:
+        selector.select = select

@@ -16,12 +16,13 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from broker.core.credential import Endpoint
+from broker.core.credential import NEVER, Endpoint
 from broker.core.ports import StoreError
 from broker.core.serving import Code, Served, Unavailable
 from broker.keeper import Keeper
 from broker.tickets import Tickets
 from broker.web.api import BODY_DEADLINE_S, EDGE, NO_STORE
+from broker.web.express import AGAIN
 from broker.web.gate import CLIENT, Client, Gate, authenticates
 from broker.web.handles import Handles
 
@@ -55,11 +56,11 @@ THROTTLED: Final = {Code.REPORT_THROTTLED, Code.UPSTREAM_UNAVAILABLE}
 
 
 class Refusal(Exception):  # noqa: N818 -- an answer, raised
-    """An errcode of WeChat's, and what the broker has to add."""
+    """An errcode of WeChat's, and what the broker has to add; `until` that steady time it is the answer to the same question."""
 
-    def __init__(self, errcode: int, why: str = "") -> None:
+    def __init__(self, errcode: int, why: str = "", until: float = NEVER) -> None:
         super().__init__(errcode)
-        self.errcode, self.why = errcode, why
+        self.errcode, self.why, self.until = errcode, why, until
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +109,17 @@ class DropIn:
     @authenticates
     async def get_token(self, request: web.Request) -> web.Response:
         """The token as WeChat would hand it out."""
-        return await _said(self._token(request, WECHAT), WECHAT)
+        return await _said(request, self._token(request, WECHAT), WECHAT)
 
     @authenticates
     async def get_wecom_token(self, request: web.Request) -> web.Response:
         """The token as WeCom would hand it out."""
-        return await _said(self._token(request, WECOM), WECOM)
+        return await _said(request, self._token(request, WECOM), WECOM)
 
     @authenticates
     async def get_ticket(self, request: web.Request) -> web.Response:
         """A ticket as WeChat would hand it out: to who has the app's token."""
-        return await _said(self._ticket(request), WECHAT)
+        return await _said(request, self._ticket(request), WECHAT)
 
     async def _token(self, request: web.Request, dialect: Dialect) -> dict[str, Any]:
         said = await _parameters(request)
@@ -183,7 +184,7 @@ class DropIn:
     def _bound(self, handed: Handed | None, keeper: Keeper, now: float) -> None:
         is_same = handed is not None and handed.version == keeper.credential.version
         if handed and is_same and handed.times >= MOST_IN_WINDOW and now < handed.began + WINDOW_S:
-            raise Refusal(45011)
+            raise Refusal(45011, until=handed.began + WINDOW_S)
 
     def _note(self, client: Client, keeper: Keeper, now: float) -> None:
         key, version = (client.name, keeper.account.name), keeper.credential.version
@@ -213,11 +214,14 @@ async def _doubted(keeper: Keeper, patience_s: float) -> Served | Unavailable | 
     return answer[1]
 
 
-async def _said(answering: Awaitable[dict[str, Any]], dialect: Dialect) -> web.Response:
+async def _said(request: web.Request, answering: Awaitable[dict[str, Any]], dialect: Dialect) -> web.Response:
     try:
         answer = await answering
     except Refusal as refusal:
         answer = dialect.refusal(refusal)
+        if refusal.until > NEVER:  # a loop costs next to nothing; a good answer is not given so: asking again means something
+            again = json.dumps(answer).encode(), refusal.until
+            request[AGAIN] = lambda: again
     return web.json_response(answer, headers=NO_STORE)
 
 

@@ -12,6 +12,7 @@ connection stays with aiohttp for good. Requests that wait for the next version 
 """
 
 import asyncio
+import os
 import re
 import socket
 from collections.abc import Callable
@@ -32,6 +33,7 @@ _CHANGES: Final = web.RequestKey("changes", int)
 _SINCE: Final = web.RequestKey("since", float)  # the loop's time at which it began to wait, of one that has waited already
 MOST_KEPT: Final = 1024
 LONGEST_REQUEST: Final = 4096
+AWAKE_S: Final = 0.0001
 HEAD_END: Final = b"\r\n\r\n"
 MORE: Final = re.compile(rb"\r\n(?:content-length|transfer-encoding|expect|upgrade):", re.IGNORECASE)  # may follow
 
@@ -75,6 +77,8 @@ class Lane:
         self._changes = 0
         self._kept: dict[bool, dict[bytes, Kept]] = {True: {}, False: {}}  # by "is a Unix socket"
         self._rooms = {is_unix: Rooms(self.now, tell) for is_unix in self._kept}
+        self._awake_until = NEVER
+        self._is_awake = False
 
     def guard(self, make: Callable[[], asyncio.Protocol]) -> Guarded:
         """A connection's protocol around the one of aiohttp's that `make` makes."""
@@ -157,6 +161,24 @@ class Lane:
         for rooms in self._rooms.values():
             await rooms.end()
 
+    def stay_awake(self, now: float) -> None:
+        """Somebody has asked again within AWAKE_S, and is likely to do so once more: to be woken takes longer than to answer.
+
+        So the loop looks for as long whether there is something to do, instead of going to sleep; between two looks whoever
+        else wants the processor has it. Nobody who pauses between two requests costs anything.
+        """
+        self._awake_until = now + AWAKE_S
+        if not self._is_awake:
+            self._is_awake = True
+            self._stay()
+
+    def _stay(self) -> None:
+        if self.now() < self._awake_until:
+            os.sched_yield()
+            asyncio.get_running_loop().call_soon(self._stay)
+        else:
+            self._is_awake = False
+
     def account(self) -> None:
         """Tell of the answers given since the last time."""
         for kept in self._kept.values():
@@ -203,6 +225,8 @@ class Rider(Waiter):
                 kept = self.kept.get(data)
                 if kept is not None and ((now := self._now()) < kept.until or kept.renew(now)):
                     kept.count += 1
+                    if now - self.heard_at < AWAKE_S:
+                        self._lane.stay_awake(now)
                     self.heard_at = now
                     self._write(kept.data)
                     return
