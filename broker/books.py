@@ -75,16 +75,15 @@ class Books:
             await self._reload()
         if self._unsettled is not None:
             await self.settle(*self._unsettled)
-        elif self._unwritten is not None or self._error is not None or self.wall_was_set:
+        elif self._unwritten is not None:
+            await self.amend(self._unwritten)
+        elif self._error is not None or self.wall_was_set:
             await self._write_again()
 
     async def _write_again(self) -> None:
-        """Write what was not taken, or else what is held: to see whether the store works, and for a wall that was set.
-
-        After a reboot the token's age is known by the wall it was last written under.
-        """
+        """Write what is held: to see whether the store works, and since after a reboot it is known by the wall of that time."""
         offset = wall_offset(self._tools.clock)
-        await self.amend(self._unwritten or (lambda held, _: held))
+        await self.amend(lambda held, _: held)
         if self._error is None:
             self._wall_offset = offset
 
