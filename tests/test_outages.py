@@ -121,7 +121,8 @@ def test_somebody_else_who_calls_with_our_secret_is_suspected_at_the_third_time_
                 answers.append(served(house))
                 house.control("/issue", {"appid": APPID})
                 replaced = until(lambda: report(house, answers[-1]), "a report that is not throttled")
-                assert replaced["outcome"] == "refreshed"
+                # By the report itself, or, where min_gap was in its way, by the next tick.
+                assert replaced["outcome"] in {"refreshed", "superseded"}
                 assert replaced["version"] != answers[-1]["version"]
                 rivals = app(house)["second_issuer"]
                 assert (rivals["count"], rivals["suspected"]) == (theft, theft == 3)
