@@ -5,6 +5,7 @@ replaced under us, one on the database file itself, which stays when the lock fi
 remembers the newest call ever reserved, so that a database restored from yesterday is recognised.
 """
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -14,6 +15,7 @@ from typing import Final
 from broker.core.ports import StoreBusy, StoreRefused
 
 OTHERS: Final = 0o077
+UNUSED: Final = b"new\n"  # shorter than any note of a call, which is written over it
 
 
 class Ownership:
@@ -25,6 +27,8 @@ class Ownership:
 
     def __init__(self, path: Path) -> None:
         self._lock_fd = _claim(lock_path(path))
+        if not path.exists() and not self._noted():
+            self._note(UNUSED)
         try:
             self._file_fd = _claim(path)
         except BaseException:
@@ -33,15 +37,24 @@ class Ownership:
 
     def newest_seen(self) -> tuple[str, int] | None:
         """The epoch and the newest call that this lock file remembers."""
-        words = os.pread(self._lock_fd, 200, 0).decode("ascii", "replace").split()
+        words = self._noted().decode("ascii", "replace").split()
         return (words[0], int(words[1])) if len(words) == 2 and words[1].isdecimal() else None  # noqa: PLR2004 -- two words
 
+    def unused(self) -> bool:
+        """Whether no call was ever reserved here: an empty file is then a first start that was cut off, not a loss."""
+        return self._noted() == UNUSED
+
     def remember(self, epoch: str, call: int) -> None:
-        """Note the newest call; a hint, so not synced and never an error."""
-        try:
-            os.pwrite(self._lock_fd, f"{epoch} {call:020d}\n".encode(), 0)
-        except OSError:
-            return  # a full disk loses the hint, not the ledger
+        """Note the newest call."""
+        self._note(f"{epoch} {call:020d}\n".encode())
+
+    def _noted(self) -> bytes:
+        return os.pread(self._lock_fd, 200, 0)
+
+    def _note(self, hint: bytes) -> None:
+        """A hint, so not synced and never an error: a full disk loses it, not the ledger."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock_fd, hint, 0)
 
     def follow(self, path: Path) -> None:
         """Own the file that is at `path` now, or a new one: the old was moved away."""

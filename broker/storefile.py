@@ -54,7 +54,7 @@ class StoreFile:
         emptied = path.is_file() and path.stat().st_size == 0
         self._owner = Ownership(path)
         try:
-            self.db = self._open_whole(emptied=emptied)
+            self.db = self._open_whole(emptied=emptied and not self._owner.unused())
         except BaseException:
             self._owner.release()
             raise

@@ -14,7 +14,7 @@ from broker import epoch
 from broker.core.ports import StoreError, StoreRefused
 from broker.emergency import BUDGET, EmergencyBudget
 from broker.keeper import Keeper
-from broker.ownership import network_file_system
+from broker.ownership import Ownership, network_file_system
 from broker.sealing import MARK, Plain, Sealed
 from broker.sqlite import SqliteStore
 from broker.storefile import inspect
@@ -397,6 +397,20 @@ async def test_a_sealed_token_does_not_open_in_another_accounts_place() -> None:
         assert seal.open(kept, wrong) is None
     for garbage in (MARK, MARK + "!!", MARK + "QUJD", "plain"):
         assert seal.open(garbage, "wx1/token/7") is None
+
+
+async def test_a_first_start_that_was_cut_off_is_not_taken_for_a_loss(bench: Bench) -> None:
+    Ownership(bench.path).release()  # as far as a start comes before the first page is written
+    assert bench.path.stat().st_size == 0
+    keeper = await bench.keeper()
+    assert bench.store is not None
+    assert bench.store.set_aside is None
+    await looked(keeper)
+    assert keeper.usage().remaining == 2000 - 1
+    await bench.close()
+    _emptied(bench.path)
+    await bench.keeper()
+    assert bench.store.set_aside is not None
 
 
 async def test_the_ledger_of_a_day_is_not_counted_twice_when_it_was_lost(bench: Bench) -> None:
