@@ -22,7 +22,7 @@ from broker.web.api import Edge
 from broker.web.connections import Connections, Guarded
 from broker.web.door import accepting, answering
 from broker.web.dropin import MOST_IN_WINDOW, WINDOW_S, DropIn
-from broker.web.express import AWAKE_S, MOST_KEPT, Lane, Rider, is_one_request
+from broker.web.express import AWAKE_S, MOST_KEPT, SOON_S, Lane, Rider, is_one_request
 from broker.web.gate import Client, Gate
 from broker.web.metrics import Metrics
 from broker.web.server import application
@@ -606,10 +606,10 @@ async def test_who_asks_again_at_once_finds_the_loop_awake_and_who_pauses_lets_i
         peer = await daemon.peer()
         for _ in range(3):
             await peer.ask()
-            bench.clock.pass_(AWAKE_S * 2)
+            bench.clock.pass_(SOON_S * 2)
         assert await sleeps()
         await peer.ask()
-        bench.clock.pass_(AWAKE_S / 2)
+        bench.clock.pass_(SOON_S / 2)
         await peer.ask()
         assert not await sleeps()
         bench.clock.pass_(AWAKE_S)

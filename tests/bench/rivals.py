@@ -43,6 +43,35 @@ func main() {
     http.Serve(l, nil)
 }
 """
+# What one connection can have at most: a program that never sleeps, reads nothing of what it is asked, and answers.
+FLOOR = """
+package main
+import ("fmt"; "net"; "os"; "syscall"; "unsafe")
+func main() {
+    body := os.Args[1]
+    answer := []byte(fmt.Sprintf("HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\n" +
+        "Cache-Control: no-store\\r\\nContent-Length: %d\\r\\n\\r\\n%s", len(body), body))
+    l, _ := net.Listen("tcp", "127.0.0.1:0")
+    fmt.Printf("http://%s\\n", l.Addr())
+    asked := make([]byte, 65536)
+    in, out := uintptr(unsafe.Pointer(&asked[0])), uintptr(unsafe.Pointer(&answer[0]))
+    for {
+        c, _ := l.Accept()
+        f, _ := c.(*net.TCPConn).File()
+        fd := f.Fd()
+        for {
+            n, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, in, 65536, syscall.MSG_DONTWAIT, 0, 0)
+            if e == 0 && n > 0 {
+                syscall.RawSyscall6(syscall.SYS_SENDTO, fd, out, uintptr(len(answer)), 0, 0, 0)
+            } else if e != syscall.EAGAIN {
+                break
+            }
+        }
+        f.Close()
+        c.Close()
+    }
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -110,7 +139,7 @@ def _laps(home: Path, stack: contextlib.ExitStack, *, brief: bool) -> list[Lap]:
     }
     theirs = {
         "nginx, a static file": stack.enter_context(_nginx(home)),
-        "Go net/http": stack.enter_context(_go(home)),
+        "Go net/http": stack.enter_context(_go(home, GO)),
         "bare aiohttp": stack.enter_context(bare()),
     }
     everywhere = [*list(ours.items())[:1], *((name, (base, Path())) for name, base in theirs.items())]
@@ -119,6 +148,7 @@ def _laps(home: Path, stack: contextlib.ExitStack, *, brief: bool) -> list[Lap]:
         for connections in ((32,) if brief else (1, 32, 1000))
         for name, (base, _) in (everywhere if connections != 32 else [*ours.items(), *everywhere[1:]])
     ]
+    laps.insert(1, Lap("a program that only spins, 1 connection(s)", _wrk(stack.enter_context(_go(home, FLOOR)), 1)))
     base, sock = ours["token-broker, express lane, uvloop"]
     redis = stack.enter_context(_redis(home))
     return [
@@ -165,9 +195,9 @@ def _nginx(home: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _go(home: Path) -> Iterator[str]:
-    source, binary = home / "rival.go", home / "rival"
-    source.write_text(GO)
+def _go(home: Path, program: str) -> Iterator[str]:
+    source, binary = home / "rival.go", home / f"rival-{len(program)}"
+    source.write_text(program)
     environ = {**os.environ, "HOME": str(home), "GOCACHE": str(home / "go"), "GO111MODULE": "off"}
     subprocess.run(["go", "build", "-o", str(binary), str(source)], check=True, env=environ)
     with _pinned(str(binary), BODY, GOMAXPROCS="1") as server:
