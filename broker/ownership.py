@@ -2,7 +2,8 @@
 
 Two locks (flock, so SQLite's own POSIX locks are not touched): one on `NAME.lock`, which stays when the database is
 replaced under us, one on the database file itself, which stays when the lock file is deleted. The lock file also
-remembers the newest call ever reserved, so that a database restored from yesterday is recognised.
+remembers the newest call ever reserved, so that a database restored from yesterday is recognised; or that there was none
+yet, so that a first start that was cut off is told from a file that was emptied.
 """
 
 import contextlib

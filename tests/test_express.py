@@ -3,7 +3,7 @@
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,12 +73,23 @@ class Daemon:
         self.peers.append(Peer(*await opening))
         return self.peers[-1]
 
+    async def arrived(self, peer: Peer, how: Callable[[Rider], bool]) -> None:
+        """Until the daemon has read what a peer wrote, as its connection shows."""
+        name = peer.writer.get_extra_info("sockname")
+        async with asyncio.timeout(10):
+            while not any(how(one) for one in self.lane.connections._open if isinstance(one, Rider) and _peer_of(one) == name):
+                await asyncio.sleep(0)
+
     @property
     def repeated(self) -> int:
         self.lane.account()
         return sum(self.told)
 
     told: list[int] = field(default_factory=list)
+
+
+def _peer_of(rider: Rider) -> object:
+    return rider.transport.get_extra_info("peername") if rider.transport else None
 
 
 @asynccontextmanager
@@ -434,7 +445,7 @@ async def test_a_request_behind_half_a_request_is_not_looked_up(daemon: Daemon) 
     peer = await daemon.peer()
     await peer.ask()
     peer.writer.write(b"GET /v1/tokens/main HTTP/1.1\r\nX-Note: ")
-    await asyncio.sleep(0.05)
+    await daemon.arrived(peer, lambda rider: not rider._is_regular)
     answer = await peer.ask()  # the rest of that header, and of that request
     assert status(answer) == 200
     assert daemon.repeated == 1
@@ -457,7 +468,7 @@ async def test_an_answer_does_not_overtake_one_that_is_still_to_come(daemon: Dae
     peer = await daemon.peer()
     assert etag
     peer.writer.write(request("/v1/tokens/main?wait=0.3", f"If-None-Match: {etag[1].decode()}"))
-    await asyncio.sleep(0.05)
+    await daemon.arrived(peer, lambda rider: rider.is_at_work)
     assert status(await peer.ask()) == 304
     assert status(await peer.answer()) == 200
     assert daemon.repeated == 1

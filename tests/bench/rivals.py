@@ -139,7 +139,7 @@ def _laps(home: Path, stack: contextlib.ExitStack, *, brief: bool) -> list[Lap]:
     }
     theirs = {
         "nginx, a static file": stack.enter_context(_nginx(home)),
-        "Go net/http": stack.enter_context(_go(home, GO)),
+        "Go net/http": stack.enter_context(_go(home, "rival", GO)),
         "bare aiohttp": stack.enter_context(bare()),
     }
     everywhere = [*list(ours.items())[:1], *((name, (base, Path())) for name, base in theirs.items())]
@@ -148,7 +148,7 @@ def _laps(home: Path, stack: contextlib.ExitStack, *, brief: bool) -> list[Lap]:
         for connections in ((32,) if brief else (1, 32, 1000))
         for name, (base, _) in (everywhere if connections != 32 else [*ours.items(), *everywhere[1:]])
     ]
-    laps.insert(1, Lap("a program that only spins, 1 connection(s)", _wrk(stack.enter_context(_go(home, FLOOR)), 1)))
+    laps.insert(1, Lap("a program that only spins, 1 connection(s)", _wrk(stack.enter_context(_go(home, "spinning", FLOOR)), 1)))
     base, sock = ours["token-broker, express lane, uvloop"]
     redis = stack.enter_context(_redis(home))
     return [
@@ -195,8 +195,8 @@ def _nginx(home: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _go(home: Path, program: str) -> Iterator[str]:
-    source, binary = home / "rival.go", home / f"rival-{len(program)}"
+def _go(home: Path, name: str, program: str) -> Iterator[str]:
+    source, binary = home / f"{name}.go", home / name
     source.write_text(program)
     environ = {**os.environ, "HOME": str(home), "GOCACHE": str(home / "go"), "GO111MODULE": "off"}
     subprocess.run(["go", "build", "-o", str(binary), str(source)], check=True, env=environ)
