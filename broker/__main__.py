@@ -1,5 +1,5 @@
 """`python -m broker` is `token-broker`."""
 
-from broker.cli import main
+from broker.cli.commands import main
 
 main()

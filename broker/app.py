@@ -11,36 +11,40 @@ from typing import Final, ParamSpec
 
 from aiohttp import web
 
-from broker import __version__, log, stores
-from broker.address import is_loopback
-from broker.clock import SystemClock
-from broker.config import ConfigError, Settings
-from broker.core.credential import RENEWED_AFTER, Endpoint
+from broker import __version__
+from broker.config.load import ConfigError
+from broker.config.reload import reloading
+from broker.config.settings import Settings
+from broker.core.credential import Endpoint
+from broker.core.decision import RENEWED_AFTER
 from broker.core.ports import Witness
-from broker.emergency import EmergencyBudget
-from broker.listen import listeners
-from broker.outgoing import MOST_CONNECTIONS, outgoing
-from broker.reload import reloading
-from broker.roster import Roster
-from broker.schedule import every
-from broker.systemd import NOBODY, Supervisor, Well
-from broker.tickets import Tickets
-from broker.tools import Tools
-from broker.web.api import Edge
-from broker.web.callers import Callers
-from broker.web.connections import Connections, most_connections
-from broker.web.door import accepting, answering, answers
-from broker.web.dropin import DropIn
-from broker.web.express import Lane
+from broker.store import open as stores
+from broker.system import log
+from broker.system.address import is_loopback
+from broker.system.clock import SystemClock
+from broker.system.sockets import listeners
+from broker.system.systemd import NOBODY, Supervisor, Well
+from broker.system.ticker import every
+from broker.tokens.dependencies import Tools
+from broker.tokens.emergency_budget import EmergencyBudget
+from broker.tokens.registry import Roster
+from broker.tokens.tickets import Tickets
+from broker.web.api.compat import DropIn
+from broker.web.api.metrics import Metrics
+from broker.web.api.tickets import TicketDesk
+from broker.web.client_stats import Visitors
+from broker.web.connection.connections import Connections, most_connections
+from broker.web.connection.fast_path import Lane
+from broker.web.connection.lifecycle import accepting, answering, answers
+from broker.web.connection.long_poll import Tell
+from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.handles import Handles
-from broker.web.limits import Limits
-from broker.web.metrics import Metrics
-from broker.web.proxy import Proxy
+from broker.web.proxy.callers import Callers
+from broker.web.proxy.handler import Proxy
+from broker.web.proxy.limits import Limits
+from broker.web.proxy.session import MOST_CONNECTIONS, outgoing
 from broker.web.server import application
-from broker.web.tickets import TicketDesk
-from broker.web.visitors import Visitors
-from broker.web.waiting import Tell
 from broker.wechat import WeChat
 
 BOOT_ID: Final = "TOKEN_BROKER_BOOT_ID"  # set by the unit (%b), whose ProcSubset=pid hides what /proc says

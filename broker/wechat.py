@@ -15,9 +15,10 @@ import aiohttp
 from yarl import URL
 
 from broker.core.answer import MOST_BYTES, token_answer, verdict
-from broker.core.credential import Account, Endpoint, Secret
+from broker.core.credential import Account, Endpoint
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Minted, Verdict
+from broker.core.secret import Secret
 
 TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
@@ -48,7 +49,7 @@ class WeChat:
             trace_configs=[_note_when_sent()],
         )
         # aiohttp repeats a GET by itself when the server drops the connection; on the classic endpoint that is a token
-        # call without a reservation. There is no public switch; tests/test_wechat.py counts requests on the wire.
+        # call without a reservation. There is no public switch; tests/wechat/test_wechat.py counts requests on the wire.
         session._retry_connection = False  # noqa: SLF001
         async with session:
             yield cls(session, api_base, timeout_s, wecom_base or api_base)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import cluster as clusters
-from tests.doubles import Bench
+from tests.harness import cluster as clusters
+from tests.harness.doubles import Bench
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.cli import main
-from broker.config import load
+from broker.cli.commands import main
+from broker.config.load import load
 from broker.core.serving import Code
-from broker.web.openapi import DOCUMENT
+from broker.web.api.openapi import DOCUMENT
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,10 +8,10 @@ from aiohttp import web
 
 from broker.avatars import queries
 from broker.avatars.companion import COMPANION
+from broker.avatars.errors import Trouble
 from broker.avatars.followers import OPENID, Follower, Status, cursor
 from broker.avatars.listing import Place
 from broker.avatars.problems import Bad
-from broker.avatars.trouble import Trouble
 
 FEW: Final = 100
 MOST: Final = 1000

@@ -9,11 +9,11 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from broker.avatars import words
-from broker.avatars.brake import Tell
+from broker.avatars import messages as words
+from broker.avatars.circuit_breaker import Tell
+from broker.avatars.errors import of_broker
 from broker.avatars.followers import Followers
 from broker.avatars.images import Images
-from broker.avatars.trouble import of_broker
 from broker.avatars.urls import is_loopback, origin
 from broker.avatars.wechat_api import DataApi
 from broker.client import AsyncTokenClient, BrokerError

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from broker.avatars.brake import Allowance, Brake, Tell
+from broker.avatars.circuit_breaker import Allowance, Brake, Tell
+from broker.avatars.errors import Trouble
 from broker.avatars.listing import PATIENCE_S, Listing, Place
 from broker.avatars.profiles import Profiles
-from broker.avatars.trouble import Trouble
 from broker.avatars.urls import sized
 from broker.avatars.wechat_api import DataApi, Profile
 

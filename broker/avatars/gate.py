@@ -8,8 +8,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
+from broker.avatars.errors import Trouble
 from broker.avatars.problems import Bad, of_trouble, problem
-from broker.avatars.trouble import Trouble
 
 Crash = Callable[[str, Exception], None]
 

@@ -18,8 +18,8 @@ from typing import Final
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from broker.avatars.flights import Flights
-from broker.avatars.trouble import Trouble
+from broker.avatars.errors import Trouble
+from broker.avatars.single_flight import Flights
 from broker.avatars.urls import is_qlogo, origin
 from broker.avatars.wechat_api import bounded
 

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from broker.avatars.brake import Allowance, Brake
-from broker.avatars.flights import Flights
-from broker.avatars.roll import Roll, Sheet
-from broker.avatars.trouble import Trouble, unreachable
+from broker.avatars.circuit_breaker import Allowance, Brake
+from broker.avatars.errors import Trouble, unreachable
+from broker.avatars.openids import Roll, Sheet
+from broker.avatars.single_flight import Flights
 from broker.avatars.wechat_api import DataApi
 
 PATIENCE_S: Final = 2.0  # with a new answer, where an old one can be shown

@@ -5,8 +5,8 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from broker.avatars import words
-from broker.avatars.trouble import Trouble
+from broker.avatars import messages as words
+from broker.avatars.errors import Trouble
 
 
 class Bad(Exception):  # noqa: N818 -- an answer to the client, not a fault of ours

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
-from broker.avatars.brake import Brake
-from broker.avatars.flights import Flights
+from broker.avatars.circuit_breaker import Brake
+from broker.avatars.errors import Trouble, unreachable
 from broker.avatars.listing import PATIENCE_S
-from broker.avatars.trouble import Trouble, unreachable
+from broker.avatars.single_flight import Flights
 from broker.avatars.wechat_api import BATCH, DataApi, Profile
 
 MOST: Final = 20_000  # some 12 MB

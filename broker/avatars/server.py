@@ -10,8 +10,9 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from broker.avatars import api, pages
-from broker.avatars.brake import Tell
+from broker.avatars import api
+from broker.avatars import gallery as pages
+from broker.avatars.circuit_breaker import Tell
 from broker.avatars.companion import COMPANION, Options, companion
 from broker.avatars.gate import Gate, front
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 from yarl import URL
 
-from broker.avatars.trouble import Trouble, of_broker, refused, unreachable
+from broker.avatars.errors import Trouble, of_broker, refused, unreachable
 from broker.avatars.urls import avatar_url
 from broker.client import AsyncTokenClient, BrokerError
 

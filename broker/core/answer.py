@@ -9,9 +9,9 @@ import json
 import re
 from typing import Any, Final
 
-from broker.core.credential import Secret
 from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind, rule_for
 from broker.core.ports import Minted, Verdict
+from broker.core.secret import Secret
 
 MOST_BYTES: Final = 64 * 1024
 LONGEST_LIFE: Final = 86400.0

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from broker.core.credential import Account, Credential, Policy, deposed, failed, fingerprint, lost, minted, outlives
+from broker.core.credential import Account, Credential, Policy
 from broker.core.errcodes import Failure, Kind, pause
 from broker.core.ports import Change, Grant, Minted
 from broker.core.quota import until_next_day
+from broker.core.secret import fingerprint
+from broker.core.transitions import deposed, failed, lost, minted, outlives
 
 
 @dataclass(frozen=True, slots=True)

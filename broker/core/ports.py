@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
-from broker.core.credential import Account, Credential, Secret
+from broker.core.credential import Account, Credential
 from broker.core.errcodes import Failure
 from broker.core.quota import Entry, Lane
+from broker.core.secret import Secret
 
 
 class StoreError(Exception):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from broker.core.credential import JITTER, LIFETIME, ROTATES_WITHIN, Endpoint, Policy
+from broker.core.credential import Endpoint, Policy
+from broker.core.decision import JITTER, LIFETIME, ROTATES_WITHIN
 
 DAY: Final = 86400.0
 BEIJING: Final = 8 * 3600.0

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from broker.core.credential import Account, Credential, Endpoint, Policy, allowed_at, scheduled_at
+from broker.core.credential import Account, Credential, Endpoint, Policy
+from broker.core.decision import allowed_at, scheduled_at
 from broker.core.errcodes import Kind
 from broker.core.ports import Claim, Decide, Denial, Reason
 from broker.core.quota import Entry, Lane, Limits, full

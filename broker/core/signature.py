@@ -2,7 +2,7 @@
 
 import hashlib
 
-from broker.core.credential import Secret
+from broker.core.secret import Secret
 
 
 def jsapi(ticket: Secret, nonce: str, timestamp: int, url: str) -> str:

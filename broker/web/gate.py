@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from aiohttp import hdrs, web
 
-from broker.web.problems import problem
+from broker.http.problems import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H", bound=Handler)

@@ -11,8 +11,8 @@ import hmac
 from collections.abc import Mapping
 from typing import Final
 
-from broker.keeper import Keeper
-from broker.roster import Roster
+from broker.tokens.keeper import Keeper
+from broker.tokens.registry import Roster
 from broker.web.gate import Client, Gate
 
 SCOPE: Final = "proxy"

@@ -5,10 +5,13 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from broker.web import api, openapi, probes, standing, status
+from broker.http.problems import problem
+from broker.web.api import openapi, probes
+from broker.web.api import status as standing
+from broker.web.api import tokens as api
+from broker.web.api.metrics import METRICS, Metrics, route_name
 from broker.web.gate import CLIENT, Gate
-from broker.web.metrics import METRICS, Metrics, route_name
-from broker.web.problems import problem
+from broker.web.page import status
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from broker.client import AsyncTokenClient, TokenClient
 from tests.bench.table import Row, yes
-from tests.processes import House, until
+from tests.harness.processes import House, until
 
 SYNC_PER_S = 1_000_000
 ASYNC_PER_S = 500_000

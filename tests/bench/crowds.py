@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.table import Row, yes
-from tests.crowd import Peer, crowd, open_files, request, resident_kb
-from tests.processes import House, Process, until
-from tests.watching import watching
+from tests.harness.crowd import Peer, crowd, open_files, request, resident_kb
+from tests.harness.processes import House, Process, until
+from tests.harness.watching import watching
 
 BAD = 1_000
 WATCHERS = 5_000
@@ -56,7 +56,7 @@ def slow_clients(home: Path, *, brief: bool) -> list[Row]:
 @contextmanager
 def bad_peers(base: str, count: int) -> Iterator[None]:
     """So many, in a process of their own."""
-    command = [sys.executable, "-m", "tests.crowd", base, str(count)]
+    command = [sys.executable, "-m", "tests.harness.crowd", base, str(count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowded:
         try:
             assert crowded.stdout is not None

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.table import Row, yes
-from tests.doubles import APPID
-from tests.processes import House, Process, ask, process, until
+from tests.harness.doubles import APPID
+from tests.harness.processes import House, Process, ask, process, until
 
 PAGE = 1000
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.bench.table import Row, yes
-from tests.processes import House, until
+from tests.harness.processes import House, until
 
 FIRST_TOKEN_S = 0.7
 ONE_APP_MB = 80

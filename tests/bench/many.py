@@ -6,10 +6,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from broker.roster import Roster
+from broker.tokens.registry import Roster
 from tests.bench.table import Row, yes
-from tests.doubles import ACCOUNT, Bench
-from tests.processes import House, until
+from tests.harness.doubles import ACCOUNT, Bench
+from tests.harness.processes import House, until
 
 METRICS_MS = 50.0
 FLAT = 3.0

@@ -17,16 +17,17 @@ from typing import Final
 
 from broker.core.credential import Policy
 from broker.core.ports import Clock
-from broker.postgres.account_rows import AccountRows
-from broker.postgres.link import Session
-from broker.postgres.moment import Moment
-from broker.postgres.store import PostgresStore
-from broker.roster import Roster
-from broker.tools import Tools
+from broker.store.postgres.account_rows import AccountRows
+from broker.store.postgres.clock_sample import Moment
+from broker.store.postgres.pool import Session
+from broker.store.postgres.store import PostgresStore
+from broker.tokens.dependencies import Tools
+from broker.tokens.registry import Roster
 from tests.bench.requests import rate
 from tests.bench.table import Row, yes
-from tests.cluster import Cluster, cluster, standby_of
-from tests.doubles import ACCOUNT, ScriptedWeChat, ToldClock
+from tests.harness.cluster import Cluster, cluster, standby_of
+from tests.harness.doubles import ACCOUNT, ScriptedWeChat, ToldClock
+from tests.harness.processes import House, until
 from tests.history import measures
 from tests.history.checker import violations
 from tests.history.clients import crowd
@@ -43,7 +44,6 @@ from tests.history.nemeses import (
 )
 from tests.history.record import History
 from tests.history.world import MAIN, NODES, Scale, world
-from tests.processes import House, until
 
 MINUTE: Final = 60.0
 DAY_MINUTES: Final = 1440

@@ -20,7 +20,7 @@ import aiohttp
 
 from tests.bench.rivals import Load
 from tests.bench.table import Row, yes
-from tests.processes import House, Process, ask, until
+from tests.harness.processes import House, Process, ask, until
 
 MB: Final = 1024 * 1024
 CONNECTIONS: Final = 32

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.table import Row, yes
-from tests.processes import House, process, until
+from tests.harness.processes import House, process, until
 
 BARE = """
 import asyncio, sys

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.bench.requests import BODY, bare
 from tests.bench.table import Row, yes
-from tests.processes import House, until
+from tests.harness.processes import House, until
 
 TOOLS = ("wrk", "h2load", "nginx", "go", "redis-server", "redis-benchmark", "taskset")
 KEY = "a-bearer-key-of-the-benchmarks-own"

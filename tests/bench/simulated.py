@@ -8,9 +8,9 @@ from pathlib import Path
 from broker.core.credential import Account
 from broker.core.errcodes import Failure
 from broker.core.ports import Minted
-from broker.roster import Roster
+from broker.tokens.registry import Roster
 from tests.bench.table import Row, yes
-from tests.doubles import ACCOUNT, Bench, ScriptedWeChat, looked
+from tests.harness.doubles import ACCOUNT, Bench, ScriptedWeChat, looked
 
 MOST_CALLS_A_DAY = 26
 AT_ONCE = 16

@@ -6,7 +6,7 @@ Triggers that only tests install write it down in the same transaction; so it is
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.cluster import Cluster
+from tests.harness.cluster import Cluster
 
 _TABLES: Final = """
 create schema audit;

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.doubles import CANARY
+from tests.harness.doubles import CANARY
 from tests.history import booked, served
 from tests.history.record import History
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import aiohttp
 
+from tests.harness.processes import ME
 from tests.history.record import Answer
 from tests.history.world import MAIN, POOR, Host, World
-from tests.processes import ME
 
 PAUSE_S: Final = 0.06  # of a getter
 TIMEOUT: Final = aiohttp.ClientTimeout(total=6, connect=2)

@@ -17,15 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from broker import app, cli
-from broker.clock import SystemClock
+from broker import app
+from broker.cli import commands as cli
 from broker.core.credential import Account, Credential
 from broker.core.errcodes import Failure
 from broker.core.ports import Change, Decide, Denied, Grant, Minted
 from broker.core.quota import Entry
-from broker.postgres import store
-from broker.postgres.account_rows import AccountRows
-from broker.postgres.store import PostgresStore
+from broker.store.postgres import store
+from broker.store.postgres.account_rows import AccountRows
+from broker.store.postgres.store import PostgresStore
+from broker.system.clock import SystemClock
 from broker.wechat import WeChat
 
 STEPS: Final = ("reserving", "reserved", "calling", "called", "answered", "settling", "settled")

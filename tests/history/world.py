@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from broker.clock import SystemClock
-from broker.flight import LEASE_SLACK_S
-from broker.postgres.store import PostgresStore
-from tests.cluster import Cluster
-from tests.doubles import APPID
+from broker.store.postgres.store import PostgresStore
+from broker.system.clock import SystemClock
+from broker.tokens.refresher import LEASE_SLACK_S
+from tests.harness.cluster import Cluster
+from tests.harness.doubles import APPID
+from tests.harness.processes import PATIENCE_S, House, Process
+from tests.harness.relay import Relay, relay_to
 from tests.history import audit, checker
 from tests.history.record import Blow, History, Rules
-from tests.processes import PATIENCE_S, House, Process
-from tests.relay import Relay, relay_to
 
 NODES: Final = ("a", "b", "c")
 MAIN, POOR = APPID, "wxpoor"  # one with plenty of calls, and one whose quota is used up in a minute

@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-PAGE = Path(__file__).parent.parent.parent / "deploy" / "sdk" / "README.md"
+from tests.harness.places import DEPLOY
+
+PAGE = DEPLOY / "sdk" / "README.md"
 BROKER, KEY = "http://127.0.0.1:8765", "the-key-of-this-service"
 MARKED = re.compile(r"<!-- run: (?P<sdk>[\w-]+) (?P<way>[\w-]+) -->\n```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.processes import House
+from tests.harness.places import TESTS
+from tests.harness.processes import House
 from tests.sdks.recipes import KEY, Recipe
 
-HERE = Path(__file__).parent
+HERE = TESTS / "sdks"
 PATIENCE_S = 60.0  # a crowd, or ten megabytes through two processes
 HARNESS = {"python": [sys.executable, str(HERE / "in_python.py")], "js": ["node", str(HERE / "in_node.js")]}
 

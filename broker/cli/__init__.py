@@ -1,0 +1,1 @@
+"""The commands: what `token-broker …` does, each loading only what it needs."""

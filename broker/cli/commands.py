@@ -1,0 +1,256 @@
+"""The commands. Each loads what it needs when it runs: `get` in a script must not pay for the server."""
+
+import asyncio
+import os
+import resource
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+from broker import __version__
+
+FAILED: Final = 1
+BUSY: Final = 75  # EX_TEMPFAIL: another daemon owns the store
+MISCONFIGURED: Final = 78  # EX_CONFIG
+
+CONFIG: Final = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The configuration; default: $TOKEN_BROKER_CONFIG, then /etc/token-broker/config.toml.",
+)
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+KEY_FILE: Final = click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    envvar="TOKEN_BROKER_KEY_FILE",
+    help="A file with this client's key, where the daemon has [clients] and no Unix socket.",
+)
+
+
+def stop(code: int, *lines: str) -> NoReturn:
+    """End with sentences on stderr; never a traceback."""
+    for line in lines:
+        click.echo(f"token-broker: {line}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="token-broker")
+def main() -> None:
+    """The one process that fetches WeChat access tokens, so that your services never fight over them."""
+
+
+@main.command()
+@CONFIG
+def serve(config: Path | None) -> None:
+    """Run the daemon."""
+    from broker.app import serve as run
+    from broker.config.load import ConfigError
+    from broker.core.ports import StoreBusy, StoreError, StoreRefused
+    from broker.system import log
+    from broker.system.sockets import AddressTaken
+
+    settings = _configured(config)
+    log.configure(os.environ.get("TOKEN_BROKER_LOG_LEVEL", ""))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold tokens and secrets
+    try:
+        _run(run(settings))
+    except StoreBusy as busy:
+        stop(BUSY, str(busy))
+    except StoreRefused as refused:
+        stop(MISCONFIGURED, str(refused))
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    except (StoreError, AddressTaken, OSError) as failure:
+        stop(FAILED, str(failure))
+
+
+@main.command()
+@CONFIG
+def check(config: Path | None) -> None:
+    """Read configuration, secrets, permissions and store; call nobody; say all that is wrong."""
+    from broker.config.load import ConfigError, load
+    from broker.store.open import inspect
+
+    try:
+        settings = load(config)
+        found = asyncio.run(inspect(settings.store))
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    if found:
+        stop(MISCONFIGURED, *(f"store.url: {complaint}" for complaint in found))
+    click.echo(f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store: {settings.store.path or 'PostgreSQL'}.")
+
+
+@main.command()
+@click.option("--from", "source", required=True, metavar="URL", help="The store to leave: sqlite:///… or postgresql://…")
+@click.option("--to", "target", required=True, metavar="URL", help="The store to move into; it must be empty.")
+@CONFIG
+def migrate(source: str, target: str, config: Path | None) -> None:
+    """Move tokens and ledger to another store, while no broker runs on either. Done again, it does nothing."""
+    from broker.config.load import ConfigError, load_stores
+    from broker.core.ports import StoreBusy, StoreError, StoreRefused
+    from broker.store.open import move
+    from broker.system.clock import SystemClock
+
+    try:
+        leaving, moving_in = load_stores(config, (source, target))
+        accounts, calls = asyncio.run(move(leaving, moving_in, SystemClock()))
+    except StoreBusy as busy:
+        stop(BUSY, f"{busy}. Stop the brokers that use it first.")
+    except StoreRefused as refused:
+        stop(MISCONFIGURED, str(refused))
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    except (StoreError, OSError) as failure:
+        stop(FAILED, str(failure))
+    click.echo(
+        f"moved: {accounts} account(s), {calls} call(s). Put the new store.url into the configuration; the old store is history."
+    )
+
+
+@main.command()
+@CONFIG
+@JSON
+def status(config: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click's way
+    """Ask the running daemon how it is."""
+    import json
+
+    from broker.cli import query as ask
+
+    answer = _asked(config, "/v1/status", None)
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False) if as_json else ask.table(answer))
+
+
+@main.command()
+@click.argument("app")
+@CONFIG
+@KEY_FILE
+@JSON
+def get(app: str, config: Path | None, key_file: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click's way
+    """Print the token of APP and nothing else, for scripts."""
+    import json
+    from urllib.parse import quote
+
+    answer = _asked(config, f"/v1/tokens/{quote(app, safe='')}", key_file)
+    click.echo(json.dumps(answer) if as_json else answer["access_token"])
+
+
+@main.command()
+@click.option("--port", default=8780, show_default=True, help="Where to listen on loopback.")
+@click.option("--expires-in", default=7200, show_default=True, help="Seconds a token lives.")
+@click.option("--overlap", default=300, show_default=True, help="Seconds the previous token lives on.")
+@click.option("--daily-quota", default=2000, show_default=True, help="Token calls a day.")
+@click.option("--followers", default=24, show_default=True, help="Followers of each account.")
+@click.option("--withhold-avatars", is_flag=True, help="Withhold nicknames and avatars, as WeChat does since 2021-12-27.")
+def sandbox(port: int, **options: Any) -> None:
+    """Stand in for WeChat, for development without an account."""
+    from broker.sandbox import Options
+    from broker.sandbox import serve as run
+
+    try:
+        _until_interrupted(lambda: run(Options(**options), port))
+    except OSError as error:
+        stop(FAILED, f"cannot listen on 127.0.0.1:{port}: {error.strerror}")
+
+
+@main.command()
+@CONFIG
+def avatars(config: Path | None) -> None:
+    """Run the companion, which shows the followers' avatars: a client of the daemon like any other."""
+    from broker.config.load import ConfigError, load_avatars
+    from broker.system import log
+    from broker.system.sockets import AddressTaken
+
+    try:
+        settings = load_avatars(config)
+        log.configure()
+        asyncio.run(_show_avatars(settings))
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    except AddressTaken:
+        stop(FAILED, f"avatars.listen: {settings.listen} is taken: another program is there; stop it or change the key")
+    except OSError as failure:
+        stop(FAILED, str(failure))
+
+
+@main.command()
+def demo() -> None:
+    """Run sandbox, daemon and companion on loopback, in a temporary directory, until Ctrl-C."""
+    from broker.cli.demo import run
+
+    try:
+        run(click.echo)
+    except KeyboardInterrupt:
+        click.echo("")
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run it on uvloop where that is installed (the extra [speed]), else on asyncio's own loop."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    faster: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return faster
+
+
+def _configured(config: Path | None) -> Any:
+    from broker.config.load import ConfigError, load
+
+    try:
+        return load(config)
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+
+
+def _asked(config: Path | None, path: str, key_file: Path | None) -> Any:
+    """Ask the running daemon, wherever the configuration says it listens; needs no secret of an app."""
+    from broker.cli import query as ask
+    from broker.config.load import ConfigError, load_server
+
+    try:
+        addresses = load_server(config).listen
+        key = key_file.read_text().strip() if key_file else None
+        return ask.daemon(addresses, path, key)
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    except (ask.NoAnswer, OSError) as error:
+        stop(FAILED, str(error))
+
+
+async def _show_avatars(settings: Any) -> None:
+    from broker.avatars import Options
+    from broker.avatars import serve as run
+    from broker.system.sockets import listeners
+
+    options = Options(
+        broker=settings.broker,
+        app=settings.app,
+        key_file=settings.key_file,
+        api_base=settings.wechat.api_base,
+        timeout_s=settings.wechat.timeout,
+        cache_ttl_s=settings.cache_ttl,
+        proxy_images=settings.proxy_images,
+        hosts=frozenset({settings.listen.host, *settings.allowed_hosts}),
+    )
+    async with listeners([settings.listen], ()) as bound:
+        names = ", ".join(address for address, _ in bound)
+        await run(
+            options, [sock for _, sock in bound], lambda: click.echo(f"token-broker avatars {__version__} serves on {names}")
+        )
+
+
+def _until_interrupted(work: Callable[[], Any]) -> None:
+    import contextlib
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(work())

@@ -1,0 +1,271 @@
+"""What may be written in the configuration: every key with its kind, range and default.
+
+How it is read is document.py's business, what keys mean together config.py's. Sentences never quote a value.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated, Final, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic_settings import NoDecode
+
+from broker.core.credential import Endpoint, Policy
+from broker.system.address import Address, host_name, parse_address, parse_broker, parse_origin
+
+DEFAULT: Final = Policy()
+WHY_A_GAP: Final = "two calls at once would kill each other's token"
+WHY_SERVE: Final = "a token of the stable endpoint is replaced with 240 to 270 seconds left"
+
+# --- the kinds of values ----------------------------------------------------------------------------------------------
+
+
+class EnvText(str):
+    """A value from the environment, where everything is text. In TOML a number is not."""
+
+    __slots__ = ()
+
+
+def number(value: object) -> object:
+    """Return the number that a text from the environment stands for; everything else as it is."""
+    if not isinstance(value, EnvText):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def flag(value: object) -> bool:
+    """Return true or false as TOML writes them, and as the environment does."""
+    meant = {"true": True, "false": False}.get(value) if isinstance(value, EnvText) else value
+    if not isinstance(meant, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 -- pydantic collects ValueErrors only
+    return meant
+
+
+def _named(pattern: str, meant: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(meant)
+        return value
+
+    return AfterValidator(check)
+
+
+def _plain(broker: str) -> str:
+    if broker.startswith("https:"):
+        raise ValueError("the daemon speaks http: http://127.0.0.1:8765 or unix:/run/token-broker/broker.sock")
+    return broker
+
+
+def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ValueError(f"{address} is listed twice")
+    return addresses
+
+
+Whole = Annotated[int, Field(strict=True), BeforeValidator(number)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(number)]
+Flag = Annotated[bool, PlainValidator(flag)]
+Name = Annotated[
+    str,
+    _named(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a name is 1 to 64 letters, digits, '-', '_', '.', and begins with a letter or digit"
+    ),
+]
+AppId = Annotated[
+    str, _named(r"w[wx][0-9A-Za-z_-]{1,62}", "an AppID looks like wx0123456789abcdef, a corpid of WeCom like ww0123456789abcdef")
+]
+# A bare word could be the secret itself, written to the wrong key; what passes here may be shown in errors.
+FilePath = Annotated[str, _named(r"\.{0,2}/[^\x00-\x1f\x7f]+", "must be a path that begins with / or ./ (beside this file)")]
+Sha256 = Annotated[str, _named(r"[0-9A-Fa-f]{64}", "must be 64 hex digits: printf %s KEY | sha256sum"), AfterValidator(str.lower)]
+Listener = Annotated[Address, PlainValidator(parse_address), NoDecode]
+HostName = Annotated[str, AfterValidator(host_name)]
+ApiBase = Annotated[str, AfterValidator(lambda url: parse_origin(url, plain_http=False))]
+Broker = Annotated[str, AfterValidator(parse_broker), AfterValidator(_plain)]
+
+
+OURS: Final = {"v1", "static", "sns"}  # our own paths, and one that takes other tokens
+
+
+def _prefix(prefix: str) -> str:
+    if prefix.split("/")[1] in OURS:
+        raise ValueError("must not be a path of the broker's own, nor /sns/, which takes tokens of users")
+    return prefix
+
+
+Prefix = Annotated[
+    str, _named(r"/(?:[A-Za-z0-9_-]+/)+", "must look like /cgi-bin/: names between slashes"), AfterValidator(_prefix)
+]
+
+
+def _store_url(url: str) -> str:
+    if re.match(r"postgres(ql)?://", url):
+        return _postgres_url(url)
+    path = url.removeprefix("sqlite:///")
+    if path == url or path.endswith("/") or not re.fullmatch(r"/?[^/?#:\x00-\x1f\x7f][^?#:\x00-\x1f\x7f]*", path):
+        cure = "sqlite:///var/lib/token-broker/broker.db; or postgresql://role@host/database"
+        raise ValueError(f'must be "sqlite:///" and an absolute path: {cure}')
+    return f"sqlite://{PurePosixPath('/', path)}"
+
+
+def _postgres_url(url: str) -> str:
+    """As libpq reads it. No password: the configuration is shown, copied and read by more than a passfile is."""
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError("holds blanks or control characters")
+    there = urlsplit(url)
+    if ":" in there.netloc.rpartition("@")[0] or {"password", "sslpassword"} & {name for name, _ in parse_qsl(there.query)}:
+        raise ValueError("holds a password: put it into a passfile, mode 600 (PGPASSFILE, or ?passfile=/path in the URL)")
+    return url
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+class Table(BaseModel):
+    """A table of the configuration; a `description` below is the reason or cure that follows a complaint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Server(Table):
+    """[server]."""
+
+    listen: Annotated[tuple[Listener, ...], AfterValidator(_distinct)] = (Address("tcp", "127.0.0.1", 8765),)
+    allowed_hosts: tuple[HostName, ...] = ()
+    express_lane: Flag = True
+
+
+class Store(Table):
+    """[store]."""
+
+    url: Annotated[str, AfterValidator(_store_url)] | None = None
+    node: Name | None = None
+    encryption_key_file: FilePath | None = None
+
+
+class WeChat(Table):
+    """[wechat]."""
+
+    api_base: ApiBase = "https://api.weixin.qq.com"
+    timeout: Annotated[Number, Field(gt=0, le=300)] = 10
+
+
+class WeCom(Table):
+    """[wecom]."""
+
+    api_base: ApiBase = "https://qyapi.weixin.qq.com"
+
+
+class Compat(Table):
+    """[compat]."""
+
+    enabled: Flag = False
+
+
+class Proxy(Table):
+    """[proxy]: the largest bodies are bytes of requests; `rate` is requests a second of one client."""
+
+    enabled: Flag = False
+    prefixes: Annotated[tuple[Prefix, ...], Field(min_length=1)] = (
+        "/cgi-bin/",
+        "/wxa/",
+        "/customservice/",
+        "/card/",
+        "/datacube/",
+    )
+    max_concurrency: Annotated[Whole, Field(ge=1, le=200)] = 64
+    rate: Annotated[Number, Field(gt=0, le=1_000_000)] = 100
+    burst: Annotated[Whole, Field(ge=1, le=1_000_000)] = 200
+    max_body: Annotated[Whole, Field(ge=0, le=16 * 1024**3)] = 100 * 1024**2
+    max_retry_body: Annotated[Whole, Field(ge=0, le=64 * 1024**2)] = 1024**2
+    connect_timeout: Annotated[Number, Field(gt=0, le=300)] = 10
+    idle_timeout: Annotated[Number, Field(gt=0, le=3600)] = 30
+    total_timeout: Annotated[Number, Field(gt=0, le=86400)] = 3600
+
+
+class PolicyTable(Table):
+    """[policy]: the fields of :class:`Policy`."""
+
+    tick: Annotated[Number, Field(gt=0, le=300)] = DEFAULT.tick
+    refresh_fraction: Annotated[Number, Field(ge=0.01, lt=1)] = DEFAULT.refresh_fraction
+    overlap: Annotated[Number, Field(ge=0, le=3600)] = DEFAULT.overlap
+    min_gap: Annotated[Number, Field(gt=0, le=3600, description=WHY_A_GAP)] = DEFAULT.min_gap
+    max_backoff: Annotated[Number, Field(gt=0, le=86400)] = DEFAULT.max_backoff
+    min_serve: Annotated[Number, Field(ge=0, le=240, description=WHY_SERVE)] = DEFAULT.min_serve
+    verify_gap: Annotated[Number, Field(gt=0, le=3600)] = DEFAULT.verify_gap
+    report_quota: Annotated[Whole, Field(ge=0)] = DEFAULT.report_quota
+
+
+class AppEndpoint(StrEnum):
+    """Those endpoints of the core's that an app may have."""
+
+    TOKEN = Endpoint.TOKEN.value
+    STABLE = Endpoint.STABLE.value
+    WECOM = Endpoint.WECOM.value
+
+
+class App(Table):
+    """[apps.NAME]."""
+
+    appid: AppId | None = None
+    secret_file: FilePath | None = None
+    secret: str | None = None
+    endpoint: AppEndpoint = AppEndpoint.TOKEN
+    daily_quota: Annotated[Whole, Field(ge=1, le=10_000_000)] = 2000
+
+
+class Client(Table):
+    """[clients.NAME]."""
+
+    key_sha256: Sha256 | None = None
+    key_file: FilePath | None = None
+    apps: tuple[str, ...] | None = None
+    scopes: tuple[Literal["read", "report", "admin", "proxy"], ...] = ("read", "report")
+
+
+class Avatars(Table):
+    """[avatars]."""
+
+    listen: Listener = Address("tcp", "127.0.0.1", 8766)
+    broker: Broker = "http://127.0.0.1:8765"
+    app: str = "main"
+    key_file: FilePath | None = None
+    cache_ttl: Annotated[Number, Field(ge=0, le=86400)] = 600
+    proxy_images: Flag = False
+
+
+class Document(Table):
+    """The whole configuration. Keys that must be given are None where they are missing: config.py says what that means."""
+
+    server: Server = Server()
+    store: Store = Store()
+    wechat: WeChat = WeChat()
+    wecom: WeCom = WeCom()
+    policy: PolicyTable = PolicyTable()
+    compat: Compat = Compat()
+    proxy: Proxy = Proxy()
+    apps: dict[Name, App] = {}
+    clients: dict[Name, Client] = {}
+    avatars: Avatars | None = None
+
+
+TABLES: Final[Mapping[str, type[Table]]] = {
+    "server": Server,
+    "store": Store,
+    "wechat": WeChat,
+    "wecom": WeCom,
+    "policy": PolicyTable,
+    "compat": Compat,
+    "proxy": Proxy,
+    "apps": App,
+    "clients": Client,
+    "avatars": Avatars,
+}

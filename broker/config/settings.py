@@ -1,0 +1,88 @@
+"""The configuration as the daemon uses it: checked, frozen, with secrets in hand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker.config.schema import Proxy
+from broker.core.credential import Account, Policy
+from broker.core.secret import Secret
+from broker.system.address import Address
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the daemon listens, and which names it answers to beside loopback and the bound addresses (lower case).
+
+    With `express_lane`, a request like one before it is answered without being parsed, while nothing has changed.
+    """
+
+    listen: tuple[Address, ...]
+    allowed_hosts: tuple[str, ...]
+    express_lane: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where state is kept: an absolute path, or, where that is None, a shared database, in which we are called `node`.
+
+    Tokens are sealed with `encryption_key` where there is one.
+    """
+
+    url: str
+    path: Path | None
+    encryption_key: Secret | None = None
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WeChatSettings:
+    """Where WeChat and WeCom are (`scheme://host[:port]`, no slash at its end), and the seconds a whole call may take."""
+
+    api_base: str
+    timeout: float
+    wecom_base: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Who may ask: the SHA-256 of its bearer key in lower-case hex, the names of its apps, and its scopes."""
+
+    name: str
+    key_sha256: str = field(repr=False)
+    apps: frozenset[str]
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class AvatarsSettings:
+    """The companion's own, and what it shares with the daemon: where WeChat is, and the names both answer to.
+
+    `key` is read by :func:`load_avatars` only; `broker` is a URL's origin or `unix:/path`.
+    """
+
+    listen: Address
+    broker: str
+    app: str
+    cache_ttl: float
+    key_file: Path | None
+    proxy_images: bool
+    wechat: WeChatSettings
+    allowed_hosts: tuple[str, ...]
+    key: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of it, checked, with secrets in hand. Nothing in it can be changed."""
+
+    path: Path
+    server: ServerSettings
+    store: StoreSettings
+    wechat: WeChatSettings
+    policy: Policy
+    apps: Mapping[str, Account]
+    clients: Mapping[str, ClientSettings]
+    avatars: AvatarsSettings | None
+    compat: bool = False  # whether WeChat's own token paths are answered
+    proxy: Proxy = field(default_factory=Proxy)

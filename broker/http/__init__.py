@@ -1,0 +1,1 @@
+"""What the daemon and the companion share of HTTP: problems, host checks, pages, languages."""

@@ -1,0 +1,73 @@
+"""Which store a configuration means: a file of this host, or a database that several share. Nobody else knows there are two."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol
+
+from broker.config.load import ConfigError
+from broker.config.settings import StoreSettings
+from broker.core.ports import Store
+from broker.store import transfer as moving
+from broker.store.encryption import Plain, Sealed
+from broker.store.sqlite import file as storefile
+from broker.store.sqlite.anchor import BootClock
+from broker.store.sqlite.store import SqliteStore
+from broker.store.transfer import Movable
+from broker.system import log
+
+
+class Whole(Store, Movable, Protocol):
+    """A store with all it can do."""
+
+
+@asynccontextmanager
+async def store(settings: StoreSettings, clock: BootClock) -> AsyncIterator[Store]:
+    """The store, open. Raises StoreBusy, StoreRefused, StoreError, ConfigError."""
+    opened = await _opened(settings, clock)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def move(source: StoreSettings, target: StoreSettings, clock: BootClock) -> tuple[int, int]:
+    """Move everything from one to the other, while nobody runs on either; how many accounts and calls (moving.py).
+
+    Raises StoreBusy, StoreRefused, StoreError, ConfigError.
+    """
+    async with AsyncExitStack() as stack:
+        both = []
+        for settings in (source, target):
+            both.append(await _opened(settings, clock, alone=True))
+            stack.push_async_callback(both[-1].close)
+        return await moving.move(*both)
+
+
+async def inspect(settings: StoreSettings) -> list[str]:
+    """What is wrong with the store, all of it, without changing or owning it; empty where it is good or not there yet."""
+    if settings.path is None:
+        _need_psycopg()
+        from broker.store.postgres.check import inspect  # noqa: PLC0415 -- an extra, loaded where it is used
+
+        return await inspect(settings.url)
+    return storefile.inspect(settings.path)
+
+
+async def _opened(settings: StoreSettings, clock: BootClock, *, alone: bool = False) -> Whole:
+    seal = Sealed(settings.encryption_key.reveal()) if settings.encryption_key else Plain()
+    if settings.path is None:
+        _need_psycopg()
+        from broker.store.postgres.store import PostgresStore  # noqa: PLC0415 -- the same
+
+        return await PostgresStore.open(settings.url, clock, seal, settings.node, alone=alone)
+    file = await SqliteStore.open(settings.path, clock, seal)
+    if file.set_aside:
+        log.tell("store-set-aside", path=file.set_aside)
+    return file
+
+
+def _need_psycopg() -> None:
+    try:
+        import psycopg  # noqa: F401, PLC0415 -- the same
+    except ImportError:  # it is there, but not the C library it needs
+        raise ConfigError(["store.url: psycopg cannot be loaded: pip install 'wechat-token-broker[postgres]'"]) from None

@@ -1,0 +1,202 @@
+"""Connections to PostgreSQL: few, made when needed, and never waited for longer than a few seconds.
+
+A pool of our own rather than psycopg_pool: that one reconnects in the background at growing intervals and tells who asks
+only that it has none; here whoever asks meets the fault itself, and the first to ask after it was cured has a connection.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+
+from broker.core.ports import StoreBusy, StoreError, StoreRefused
+from broker.store.postgres.errors import store_error
+
+T = TypeVar("T")
+
+MOST_CONNECTIONS: Final = 4  # beside the listener's; ten brokers fit into PostgreSQL's own default of 100
+CONNECT_S: Final = 2  # per host
+DEADLINE_S: Final = 5.0  # of a transaction, whatever the server does
+LOCKS: Final = 0x746B6272  # the first half of every advisory lock of ours
+RUNS: Final = 1  # held, shared, by every connection of a running broker: whoever has it alone knows that nobody runs
+SCHEMA: Final = 2  # held by whoever creates or migrates the tables
+NO_SESSION: Final = (
+    "store.url leads to a pooler that changes the server's session between transactions (PgBouncer: pool_mode = session "
+    "is needed, or name the server itself)"
+)
+_DEFAULTS: Final = {
+    "target_session_attrs": "read-write",
+    "connect_timeout": str(CONNECT_S),
+    "keepalives_idle": "3",
+    "keepalives_interval": "1",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+}
+# A stopped process that holds a row is rid of it before those who wait for the row give up. The server's own keepalives:
+# locks of a host that vanished are not held for hours. Set by statement, since poolers take no such options.
+_SESSION: Final = {
+    "idle_in_transaction_session_timeout": "2s",
+    "lock_timeout": "3s",
+    "statement_timeout": "4s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "search_path": "pg_catalog",
+}
+_SET: Final = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items())
+# A database may be set to lose what it has just committed; a reservation must stay.
+_DURABLE: Final = """set_config('synchronous_commit', case when current_setting('synchronous_commit')
+ in ('off', 'local', 'remote_write') then 'on' else current_setting('synchronous_commit') end, false)"""
+
+
+@dataclass
+class Session:
+    """A connection in use. `pid` is the server process behind it."""
+
+    connection: psycopg.AsyncConnection[DictRow]
+    pid: int = 0
+    is_cut: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    async def run(self, statement: str, row: Any = ()) -> list[DictRow]:
+        """A statement's rows. Raises psycopg.Error."""
+        cursor = await self.connection.execute(statement.encode(), row)
+        return await cursor.fetchall() if cursor.description else []
+
+    def cut(self) -> None:
+        """Make whatever waits for the server fail at once, however deaf the network is."""
+        self.is_cut = True
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.connection.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+
+    @asynccontextmanager
+    async def bounded(self, seconds: float) -> AsyncIterator[None]:
+        """Cut the connection where it takes longer. Raises TimeoutError then."""
+        timer = asyncio.get_running_loop().call_later(seconds, self.cut)
+        try:
+            yield
+        except (psycopg.Error, OSError):
+            if self.is_cut:
+                raise TimeoutError from None
+            raise
+        finally:
+            timer.cancel()
+
+
+class Link:
+    """Where the database is, and the connections to it; `alone`: one, and no broker may run meanwhile.
+
+    Raises StoreRefused where the URL names none.
+    """
+
+    def __init__(self, url: str, *, alone: bool = False) -> None:
+        try:
+            params: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(url)}
+        except psycopg.ProgrammingError:
+            raise StoreRefused("store.url is not one that PostgreSQL's libpq understands") from None
+        self._where = make_conninfo(**params)
+        hosts = str(params.get("host", "")).count(",") + 1
+        self._patience_s = CONNECT_S * hosts + 1.0
+        self._idle: list[Session] = []
+        self._slots = asyncio.Semaphore(1 if alone else MOST_CONNECTIONS)
+        self._prepare = _prepare("" if alone else "_shared")
+
+    async def connect(self, name: str) -> Session:
+        """A new connection as `name`, made ready. Raises psycopg.Error, TimeoutError, StoreBusy."""
+        session = await self.bare(name)
+        try:
+            async with session.bounded(DEADLINE_S):
+                (row,) = await session.run(self._prepare)
+        except BaseException:
+            await session.connection.close()
+            raise
+        if not row["is_free"]:
+            await session.connection.close()
+            raise StoreBusy("the store is being moved or migrated: start the broker when that is done")
+        session.pid = row["pid"]
+        return session
+
+    async def bare(self, name: str) -> Session:
+        """A new connection as it comes. Raises psycopg.Error and TimeoutError."""
+        where = make_conninfo(self._where, application_name=f"token-broker {name}")
+        async with asyncio.timeout(self._patience_s):
+            connection = await psycopg.AsyncConnection.connect(where, autocommit=True, row_factory=dict_row)
+        session = Session(connection)
+        connection.add_notice_handler(lambda said: session.warnings.append(said.severity_nonlocalized or ""))
+        return session
+
+    async def transaction(self, name: str, work: Callable[[Session], Awaitable[T]], deadline_s: float = DEADLINE_S) -> T:
+        """Do it in one READ COMMITTED transaction. Raises StoreError: then nothing is committed, or nobody knows.
+
+        What each caller makes of "nobody knows" (the link was cut during COMMIT) is written at the store's methods.
+        """
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise store_error(error) from None
+        try:
+            session = await self._begun(name)
+            try:
+                async with session.bounded(deadline_s):
+                    done = await work(session)
+                    await _commit(session)
+            except BaseException:
+                await session.connection.close()  # also rolls back
+                raise
+        except (psycopg.Error, OSError) as error:
+            raise store_error(error) from None
+        except StoreBusy as error:
+            raise StoreError(str(error)) from None
+        else:
+            self.keep(session)
+            return done
+        finally:
+            self._slots.release()
+
+    async def _begun(self, name: str) -> Session:
+        """A session in a transaction. One that broke while nobody used it costs nothing: nothing was asked of it yet."""
+        while self._idle:
+            session = self._idle.pop()
+            try:
+                await _begin(session)
+            except (psycopg.Error, OSError):
+                await session.connection.close()
+            else:
+                return session
+        session = await self.connect(name)
+        await _begin(session)
+        return session
+
+    def keep(self, session: Session) -> None:
+        """Have a session used by whoever needs one next."""
+        self._idle.append(session)
+
+    async def close(self) -> None:
+        """Let go of what is not in use."""
+        while self._idle:
+            await self._idle.pop().connection.close()
+
+
+def _prepare(shared: str) -> str:
+    return f"select pg_backend_pid() as pid, {_SET}, {_DURABLE}, pg_try_advisory_lock{shared}({LOCKS}, {RUNS}) as is_free"
+
+
+async def _begin(session: Session) -> None:
+    async with session.bounded(DEADLINE_S):
+        await session.run("begin isolation level read committed read write")
+
+
+async def _commit(session: Session) -> None:
+    """Commit, for good. A synchronous standby that does not confirm in time is only a warning to PostgreSQL."""
+    session.warnings.clear()
+    await session.run("commit")
+    if "WARNING" in session.warnings:
+        raise StoreError("PostgreSQL: the synchronous standby did not confirm what was committed")

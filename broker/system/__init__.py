@@ -1,0 +1,1 @@
+"""The operating system: clocks, sockets, systemd, the log."""

@@ -1,0 +1,126 @@
+"""Every app's keeper, by name and by AppID."""
+
+import asyncio
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from broker.core.credential import NEVER, Account, Policy
+from broker.core.ports import STEP_S, wall_offset
+from broker.tokens.dependencies import Tools
+from broker.tokens.keeper import Keeper
+
+
+class Roster:
+    """All keepers of one daemon, looked at together: at each tick, those for whom something is due."""
+
+    def __init__(self, accounts: Sequence[Account], tools: Tools) -> None:
+        self._tools = tools
+        self._keepers = {account.name: Keeper(account, tools, partial(self._changed, account.name)) for account in accounts}
+        appids = Counter(account.appid for account in accounts)  # a corpid may have many apps: then it names none
+        self._by_any_name = {k.account.appid: k for k in self._keepers.values() if appids[k.account.appid] == 1} | self._keepers
+        self._wall_offset = wall_offset(tools.clock)
+        self._looks: dict[str, float] = {}  # by app: when it is looked at next
+        self._agenda: list[tuple[float, str]] = []  # the same as a heap, with plans that are no more
+        self.ticked_at = NEVER
+        self.stopping = False
+
+    async def add(self, account: Account) -> Keeper:
+        """Take up one more app. Raises StoreError."""
+        keeper = Keeper(account, self._tools, partial(self._changed, account.name))
+        await keeper.start()
+        self._keepers[account.name] = self._by_any_name[account.name] = keeper
+        self._plan(account.name, NEVER)
+        return keeper
+
+    def drop(self, name: str) -> None:
+        """Look no more at an app that was added."""
+        self._looks.pop(name, None)
+        self._keepers.pop(name, None)
+        self._by_any_name.pop(name, None)
+
+    def find(self, app: str) -> Keeper | None:
+        """The keeper of an app, named by name or AppID."""
+        return self._by_any_name.get(app)
+
+    def __iter__(self) -> Iterator[Keeper]:
+        return iter(self._keepers.values())
+
+    def __len__(self) -> int:
+        return len(self._keepers)
+
+    async def start(self) -> None:
+        """Take up what the store holds; calls nobody. Raises StoreError."""
+        for keeper in self:
+            await keeper.start()
+            self._plan(keeper.account.name, NEVER)
+
+    def hear(self, account: str | None) -> None:
+        """Another process that shares the store may have changed an account, or any of them where none is named."""
+        for keeper in self:
+            if account in {None, keeper.account.id}:
+                keeper.hear()
+
+    def versions(self) -> dict[str, str | None]:
+        """What each account's keeper serves, by the account's id."""
+        return {keeper.account.id: keeper.credential.version for keeper in self}
+
+    def tick(self) -> None:
+        """Look at every app that may need it; none of the looks waits for anything."""
+        now = self.ticked_at = self._tools.clock.now()
+        if self.stopping:  # nobody would act on what is found
+            return
+        if abs(offset := wall_offset(self._tools.clock) - self._wall_offset) > STEP_S:
+            self._wall_offset += offset
+            for name in self._keepers:
+                self._plan(name, NEVER)
+        while self._agenda and self._agenda[0][0] <= now:
+            at, name = heapq.heappop(self._agenda)
+            if self._looks.get(name) == at:
+                self._plan(name, self._look(self._keepers[name], now))
+
+    def _look(self, keeper: Keeper, now: float) -> float:
+        """One keeper's look, and when the next is due; a bug in it is told, costs that app a pause, and the others nothing."""
+        try:
+            keeper.tick()
+            return max(keeper.due_at(), math.nextafter(now, math.inf))  # at the next tick, where it is due still
+        except Exception as error:  # noqa: BLE001 -- the daemon outlives its bugs
+            self._tools.witness("crashed", keeper.account.name, error=error)
+            return now + self._tools.policy.max_backoff
+
+    def _changed(self, name: str) -> None:
+        if self._looks.get(name, math.inf) > self.ticked_at:
+            self._plan(name, self.ticked_at)
+        self._tools.on_change()
+
+    def _plan(self, name: str, at: float) -> None:
+        self._looks[name] = at
+        heapq.heappush(self._agenda, (at, name))
+
+    def govern(self, policy: Policy) -> None:
+        """Go by another policy from now on; calls nobody."""
+        self._tools.policy = policy
+        for keeper in self:
+            keeper.govern(policy)
+
+    @property
+    def ticking(self) -> bool:
+        """Whether the schedule is alive: three ticks late, and five seconds, is dead."""
+        return self._tools.clock.now() <= self.ticking_until
+
+    @property
+    def ticking_until(self) -> float:
+        """Steady time to which the schedule counts as alive."""
+        return self.ticked_at + 3 * self._tools.policy.tick + 5
+
+    def halt(self) -> None:
+        """Begin no more calls and wake everyone who waits."""
+        self.stopping = True
+        for keeper in self:
+            keeper.halt()
+
+    async def landed(self) -> None:
+        """See the calls under way to their end."""
+        await asyncio.gather(*(keeper.landed() for keeper in self))

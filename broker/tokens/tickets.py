@@ -1,0 +1,122 @@
+"""Tickets (wechat.md §4): kept like tokens, by keepers of their own, for the apps and types that somebody asks for.
+
+Nobody is fetched a ticket he never asked for: not every account may have them, and most do not need them.
+"""
+
+import asyncio
+from dataclasses import replace
+from typing import Final, Protocol
+
+from broker.core.credential import TICKETS, Account, Endpoint, Policy
+from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind
+from broker.core.ports import Minted, Verdict
+from broker.core.quota import DAY
+from broker.core.secret import Secret
+from broker.core.serving import Served
+from broker.tokens.dependencies import Tools
+from broker.tokens.keeper import Keeper
+from broker.tokens.registry import Roster
+
+REFUSED: Final = Failure(Kind.TRANSIENT, "WeChat refused the token that the ticket was asked for with")
+AT_ONCE: Final = 16
+STEPS: Final = 4  # of a fetch, each as long as a call may take: a token, a ticket, a report, a ticket
+
+
+class Issuer(Protocol):
+    """Who gives tickets for tokens."""
+
+    async def ticket(self, kind: Endpoint, token: Secret) -> Minted | Failure:
+        """Fetch a ticket; ends within the call timeout and does not raise."""
+
+
+class ByToken:
+    """A :class:`broker.core.ports.Upstream` for tickets: each costs a call with the app's token, two where it is refused."""
+
+    def __init__(self, tokens: Roster, issuer: Issuer, timeout_s: float) -> None:
+        self._tokens = tokens
+        self._issuer = issuer
+        self._timeout_s = timeout_s
+
+    async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:  # noqa: ARG002 -- nothing forces a ticket
+        """See :class:`broker.core.ports.Upstream`."""
+        keeper = self._tokens.find(account.appid)
+        served = await keeper.get(patience_s=self._timeout_s) if keeper else None
+        if keeper is None or not isinstance(served, Served):
+            return Failure(Kind.TRANSIENT, "there is no token to ask for a ticket with")
+        answer = await self._with(served, account.endpoint)
+        if not _is_refused(answer):
+            return answer
+        reported = await keeper.report(self._timeout_s, version=served.credential.version)
+        if isinstance(reported, tuple) and reported[1].credential.version != served.credential.version:
+            answer = await self._with(reported[1], account.endpoint)
+        return REFUSED if _is_refused(answer) else answer
+
+    async def check(self, account: Account, token: Secret) -> Verdict:  # noqa: ARG002
+        """No cheap call tells if a ticket lives."""
+        return Verdict.UNKNOWN
+
+    async def _with(self, served: Served, kind: Endpoint) -> Minted | Failure:
+        return await self._issuer.ticket(kind, served.token.value)
+
+
+def _is_refused(answer: Minted | Failure) -> bool:
+    return isinstance(answer, Failure) and answer.errcode in TOKEN_REFUSED
+
+
+class Tickets:
+    """The keepers of those tickets that were asked for within a day."""
+
+    def __init__(self, tokens: Roster, tools: Tools, issuer: Issuer) -> None:
+        timeout_s = tools.call_timeout_s
+        # Slots of their own: a ticket's fetch waits for a token's, and must not take the place it needs.
+        self._tools = replace(
+            tools,
+            upstream=ByToken(tokens, issuer, timeout_s),
+            slots=asyncio.Semaphore(AT_ONCE),
+            call_timeout_s=STEPS * timeout_s,
+        )
+        self._roster = Roster([], self._tools)
+        self._asked_at: dict[str, float] = {}
+        self._opening = asyncio.Lock()
+
+    async def keeper(self, account: Account, kind: Endpoint) -> Keeper | None:
+        """The keeper of an app's ticket, taken up where nobody has asked before; None where there is no such ticket.
+
+        Raises StoreError.
+        """
+        if kind not in TICKETS or account.endpoint is Endpoint.WECOM:
+            return None
+        name = f"{account.name}/{kind.value}"
+        self._asked_at[name] = self._tools.clock.now()
+        async with self._opening:
+            found = self._roster.find(name)
+            return found or await self._roster.add(replace(account, name=name, endpoint=kind))
+
+    def of(self, app: str) -> dict[str, Keeper]:
+        """Those an app has now, by type."""
+        found = ((kind.value, self._roster.find(f"{app}/{kind.value}")) for kind in TICKETS)
+        return {kind: keeper for kind, keeper in found if keeper is not None}
+
+    def tick(self) -> None:
+        """Look at every ticket that may need it; let go of those nobody asks for any more."""
+        now = self._tools.clock.now()
+        for name in [name for name, at in self._asked_at.items() if now > at + DAY]:
+            del self._asked_at[name]
+            self._roster.drop(name)
+        self._roster.tick()
+
+    def hear(self, account: str | None) -> None:
+        """Another process that shares the store may have changed an account."""
+        self._roster.hear(account)
+
+    def govern(self, policy: Policy) -> None:
+        """Go by another policy from now on."""
+        self._roster.govern(policy)
+
+    def halt(self) -> None:
+        """Begin no more calls and wake everyone who waits."""
+        self._roster.halt()
+
+    async def landed(self) -> None:
+        """See the calls under way to their end."""
+        await self._roster.landed()

@@ -1,0 +1,1 @@
+"""Connections: caps, deadlines, the fast path, long polls."""

@@ -1,0 +1,103 @@
+"""The door: opens on listening sockets, closes without turning anybody away, and knocks at itself.
+
+Closing is what takes care. Sockets that systemd holds go on listening without us, so whoever is not accepted yet waits
+for our successor; whoever is, gets an answer. A client that keeps its connection is told `Connection: close` with its
+next answer, and for that we leave it a moment: closing at once would meet requests that are on their way.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+from broker.web.connection.connections import Connections, GuardedSite
+from broker.web.connection.fast_path import Lane
+
+FAREWELL_S: Final = 0.5  # for clients that keep their connection to ask once more
+LOOK_S: Final = 0.02
+DRAIN_S: Final = 5.0  # for answers under way
+SWEEP_S: Final = 60.0
+CROWD: Final = 1000  # connections that have left since the last sweep
+UNBOUNDED_S: Final = 366 * 86400.0
+
+KNOCK: Final = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@asynccontextmanager
+async def answering(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    """A server that answers, and at its end finishes the answers under way."""
+    # A client that hangs up ends its handler; what must go on (a flight) is a task of its keeper's.
+    # Idle connections are ours to close: aiohttp does not see all of their requests (express.py).
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S, keepalive_timeout=UNBOUNDED_S
+    )
+    await runner.setup()
+    try:
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def accepting(runner: web.AppRunner, sockets: Sequence[socket.socket], lane: Lane) -> AsyncIterator[None]:
+    """Take connections; at its end take no more, and wait until those that are kept alive are gone, or silent."""
+    sweeping = asyncio.create_task(_sweep(lane.connections))
+    try:
+        for sock in sockets:
+            await GuardedSite(runner, sock, lane.guard).start()
+        yield
+    finally:
+        sweeping.cancel()
+        for site in runner.sites:
+            await site.stop()
+        await lane.end()
+        await _farewell(lane.connections)
+        lane.connections.close_the_rest()
+
+
+async def _sweep(connections: Connections) -> None:
+    """Close what is idle; after a crowd has left, give its memory back: the collector and glibc would keep half of it."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        connections.close_idle()
+        if connections.left() > CROWD:
+            await asyncio.to_thread(_give_back)
+
+
+def _give_back() -> None:
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # glibc's own
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+async def _farewell(connections: Connections) -> None:
+    late = asyncio.get_running_loop().time() + FAREWELL_S
+    while asyncio.get_running_loop().time() < late:
+        # First the pause: connections accepted a moment ago are not listed yet.
+        await asyncio.sleep(LOOK_S)
+        if not connections.open:
+            return
+
+
+async def answers(sock: socket.socket) -> bool:
+    """Whether a request to this listening socket of ours is answered with 200. The caller bounds it in time."""
+    name = sock.getsockname()
+    unix = sock.family == socket.AF_UNIX
+    try:
+        reader, writer = await (asyncio.open_unix_connection(name) if unix else asyncio.open_connection(*name[:2]))
+    except OSError:
+        return False
+    try:
+        writer.write(KNOCK)
+        status = await reader.readline()
+    except OSError:
+        return False
+    finally:
+        writer.close()
+    return status.split()[1:2] == [b"200"]

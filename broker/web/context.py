@@ -1,0 +1,45 @@
+"""What handlers need."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from broker.core.credential import Account
+from broker.core.ports import Node
+from broker.tokens.keeper import Keeper
+from broker.tokens.registry import Roster
+from broker.web.client_stats import Visitors
+from broker.web.connection.fast_path import Lane
+from broker.web.page.plot import Plot
+
+History = Callable[[float, Account], Awaitable[list[dict[str, Any]]]]
+
+
+async def _no_history(_since: float, _account: Account) -> list[dict[str, Any]]:
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What handlers need. `patience_s`: how long a request waits for a refresh under way; `wall`: unix time.
+
+    `history` reads the calls of an account since a wall time; raises StoreError.
+    """
+
+    roster: Roster
+    patience_s: float
+    lane: Lane
+    wall: Callable[[], float] = time.time
+    visitors: Visitors = field(default_factory=lambda: Visitors(time.monotonic))
+    history: History = _no_history
+    tickets_of: Callable[[str], Mapping[str, Keeper]] = lambda _: {}  # by type, those an app has now
+    nodes: Callable[[], Sequence[Node]] = tuple  # who shares the store
+    rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(default_factory=dict)  # by app, the last answer
+    plots: dict[str, tuple[object, Plot]] = field(default_factory=dict)  # by app, the last drawn
+
+
+EDGE: Final = web.AppKey("edge", Edge)

@@ -1,0 +1,134 @@
+"""A supervisor that restarts a daemon which dies again and again: what is persisted keeps it from calling WeChat each time."""
+
+import asyncio
+import itertools
+import json
+import random
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from broker.core.quota import DAY
+from tests.harness import invariants
+from tests.harness.doubles import APPID, DOWN, LOST, Bench, looked
+from tests.harness.fake_systemd import missing
+from tests.harness.processes import until
+from tests.processes.crashpoints import Cradle, Nursery, nursery
+from tests.store.test_disk import fill
+
+BETWEEN_STARTS_S = 150
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Nursery]:
+    with nursery() as it:
+        yield it
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, ours alone."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        missing("root is needed, to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+class Cramped(Cradle):
+    """A house whose store is on the small disk."""
+
+    @property
+    def store(self) -> Path:
+        return self.home / "disk" / "broker.db"
+
+
+@pytest.fixture
+def house(tmp_path: Path, disk: Path, forks: Nursery) -> Iterator[Cradle]:
+    """A store on the small disk, tokens that are in their last minutes from the start and due after 0.2 s."""
+    assert disk.is_mount()
+    house = Cramped(tmp_path, nursery=forks)
+    with house.simulating("--expires-in", "20"):
+        house.configure(policy="min_gap = 0.1\nmax_backoff = 0.1\nmin_serve = 1\nrefresh_fraction = 0.01")
+        yield house
+
+
+def die() -> None:
+    raise asyncio.CancelledError
+
+
+async def test_a_day_of_crashes_while_wechat_is_down_follows_the_persisted_backoff(bench: Bench) -> None:
+    chance, called_at = random.Random(7), list[float]()
+    morning = bench.clock.now()
+    while bench.clock.now() < morning + DAY:
+        keeper = await bench.restarted()
+        before = bench.wechat.calls
+        bench.wechat.answers.append(chance.choice([DOWN, LOST]))
+        bench.wechat.before_answer = chance.choice([die, lambda: None])
+        await looked(keeper)
+        called_at += [bench.clock.now()] * (bench.wechat.calls - before)
+        bench.clock.pass_(BETWEEN_STARTS_S)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(called_at)]
+    assert gaps[:4] == [150, 150, 150, 300]  # 30, 60, 120, 240: as soon as a start comes
+    assert set(gaps[4:]) == {300}
+    assert len(called_at) < DAY / 300 + 5
+    assert len(await bench.rows()) == len(called_at)
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_a_daemon_that_starts_again_and_again_on_an_unwritable_store_makes_no_call(house: Cradle, disk: Path, how: str) -> None:
+    with house.living() as daemon:
+        until(lambda: house.get("/readyz")[0] == 200, "a token")
+        daemon.kill()
+    calls = len(house.calls())
+    if how == "full":
+        fill(disk)
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    for _ in range(10):
+        with house.living(environ={"RUNTIME_DIRECTORY": str(house.home)}) as daemon:
+            assert daemon.ended() == 1
+    assert len(house.calls()) == calls
+    assert "Traceback" not in (house.home / "daemon.log").read_text()
+
+
+def said_more(house: Cradle, event: str, than: int) -> bool:
+    return len(house.said(event)) > than
+
+
+def test_daemons_that_die_after_their_disk_broke_share_one_emergency_budget(house: Cradle, disk: Path) -> None:
+    runtime = house.home / "run"
+    runtime.mkdir()
+    for life in range(6):
+        before = len(house.said("store-failed")) if life else 0
+        with house.living(environ={"RUNTIME_DIRECTORY": str(runtime)}) as daemon:
+            until(lambda: house.get("/readyz")[0] == 200, "a token")
+            ballast = fill(disk)
+            more = partial(said_more, house, "store-failed" if life else "emergency-call", before)
+            until(more, "an emergency call, or where there is none to make, a refresh that cannot be reserved")
+            daemon.kill()
+        ballast.unlink()
+    spent = json.loads((runtime / "emergency.json").read_text())[APPID]["made"]
+    assert (len(spent), len(house.said("emergency-call"))) == (1, 1)  # the next one may be made after 300 s
+    assert len(house.calls()) <= len(house.ledger()) + len(spent)
+    invariants.i6_nothing_leaks(house.home)
+
+
+def test_an_emergency_call_of_a_dead_process_is_entered_into_the_ledger(house: Cradle, disk: Path) -> None:
+    runtime = house.home / "run"
+    runtime.mkdir()
+    with house.living(environ={"RUNTIME_DIRECTORY": str(runtime)}) as daemon:
+        until(lambda: house.get("/readyz")[0] == 200, "a token")
+        ballast = fill(disk)
+        until(partial(said_more, house, "emergency-call", 0), "an emergency call")
+        daemon.kill()
+    ballast.unlink()
+    with house.living(environ={"RUNTIME_DIRECTORY": str(runtime)}) as daemon:
+        n = len(house.ledger())
+        until(lambda: len(house.ledger()) > n + 1, "looks after it")
+        daemon.end()
+    invariants.i1_every_call_has_its_row(house.calls(), house.ledger())

@@ -1,0 +1,299 @@
+"""The hosts of country.py: brokers that may be stopped or die at any await of a refresh, and whose link to the database fails."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from broker.core.credential import Account, Credential
+from broker.core.errcodes import Failure
+from broker.core.ports import Change, Decide, Denied, Grant, Hear, Held, Minted, Node, StoreError, Verdict, Versions
+from broker.core.secret import Secret
+from broker.core.serving import Code, Unavailable
+from broker.tokens.dependencies import Tools
+from broker.tokens.refresher import LEASE_SLACK_S
+from broker.tokens.registry import Roster
+from broker.wechat import WeChat
+from tests.harness.manual_postgres import ToldStore
+from tests.simulation.one_host import APPS, CALL_TIMEOUT, TIMEOUT_S, Checker, Times
+
+if TYPE_CHECKING:
+    from tests.simulation.shared import Country
+
+T = TypeVar("T")
+
+LEASE_S: Final = CALL_TIMEOUT + LEASE_SLACK_S
+SEES_AGAIN_S: Final = 60.0  # after its link was healed, or it went on, a host may be behind for this long
+UNSEEN: Final = ("whose death was known", "our own call pushed out", "two calls of ours pushed out", "longer than the overlap")
+
+
+@dataclass
+class CountryTimes(Times):
+    """What time it is, and how often a standby was promoted."""
+
+    timeline: int = 1
+
+
+@dataclass
+class HostClock:
+    """One host's: its steady clock began at another time than the others', its wall may be set wrong."""
+
+    times: CountryTimes
+    ahead: float
+    skew: float = 0.0
+
+    def now(self) -> float:
+        return self.times.steady + self.ahead
+
+    def wall(self) -> float:
+        return self.times.true + self.skew
+
+    def database(self) -> float:
+        return self.times.true
+
+    def timeline(self) -> int:
+        return self.times.timeline
+
+
+class Fate:
+    """A process that may die, or be stopped for a while, at an await of the refresh path."""
+
+    def __init__(self) -> None:
+        self.awaits_left: int | None = None
+        self.is_fatal = False
+        self.is_dead = False
+        self.stopped: Callable[[], None] = lambda: None
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+
+    @property
+    def hangs(self) -> bool:
+        return self.is_dead or not self.goes_on.is_set()
+
+    async def step(self) -> None:
+        if self.awaits_left is not None:
+            self.awaits_left -= 1
+            if self.awaits_left <= 0:
+                self.awaits_left = None
+                self.is_dead = self.is_fatal
+                self.goes_on.clear()
+                if not self.is_dead:
+                    self.stopped()
+        await self.goes_on.wait()
+
+
+class HostChecker(Checker):
+    """One host's answers. While it `is_cut`, and until `sees_at`, it cannot know what the others found out."""
+
+    is_cut = False
+    sees_at = 0.0
+    is_spent: Callable[[Account], bool]
+
+    def clouded(self, until: float) -> None:
+        self.sees_at = max(self.sees_at, until)
+
+    def _without(self, account: Account, served: Unavailable, now: float) -> None:
+        super()._without(account, served, now)
+        if served.code is Code.QUOTA_EXHAUSTED and self.is_spent(account):  # also by calls that were reserved and not made
+            self._needless.pop(account.name, None)
+
+    def _note(self, account: Account, what: str, now: float) -> None:
+        if (self.is_cut or now < self.sees_at) and any(unseen in what for unseen in UNSEEN):
+            self.unlucky += 1
+        else:
+            super()._note(account, what, now)
+
+
+@dataclass
+class Link:
+    """A host's store, behind a network."""
+
+    host: "Host"
+    inner: ToldStore
+    is_cut: bool = False
+    loses: int = 0  # so many answers from now on
+    connects: int = 0
+    sole_owner: bool = False
+
+    @property
+    def trouble(self) -> str | None:
+        return "cut" if self.is_cut else self.inner.trouble
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        return self.inner.nodes
+
+    def watch(self, hear: Hear, versions: Versions) -> None:
+        self.hear = hear
+        self.inner.watch(self._heard, versions)
+
+    def _heard(self, account: str | None) -> None:
+        self.connects += account is None
+        if not self.is_cut:
+            self.hear(account)
+
+    async def load(self, account: Account) -> Held:
+        return await self._over(lambda: self.inner.load(account))
+
+    async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
+        async def work() -> Grant | Denied:
+            granted = await self.inner.reserve(account, decide)
+            if isinstance(granted, Grant):
+                self.host.country.reserved(self.host, account, granted)
+            return granted
+
+        return await self._over(work)
+
+    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+        async def work() -> Credential:
+            held = await self.inner.settle(account, grant, outcome, change)
+            self.host.country.settled(account, grant, outcome)
+            return held
+
+        return await self._over(work)
+
+    async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
+        return await self._over(lambda: self.inner.amend(account, change))
+
+    async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
+        return await self.inner.history(since, account)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    async def _over(self, transaction: Callable[[], Awaitable[T]]) -> T:
+        await self.host.fate.step()
+        if self.is_cut:
+            raise StoreError("cut")
+        self.host.country.changed = True
+        done = await transaction()
+        if self.loses:
+            self.loses -= 1
+            self.host.checker.clouded(self.host.clock.times.true + SEES_AGAIN_S)
+            raise StoreError("the answer was lost")
+        await self.host.fate.step()
+        return done
+
+
+class CarelessLink(Link):
+    """What must not be: a call is settled whether or not its reservation is in force. The control of the whole."""
+
+    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+        async def work() -> Credential:
+            held, _ = await self.inner.amend(account, lambda held, now: change(replace(held, reserved_call=grant.call), now))
+            self.host.country.settled(account, grant, outcome)
+            return held
+
+        return await self._over(work)
+
+
+@dataclass
+class HostClient:
+    """The real client of one host, on whose calls time passes for all."""
+
+    host: "Host"
+    inner: WeChat
+
+    async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
+        host, country = self.host, self.host.country
+        await host.fate.step()
+        await country.take_time(country.luck.uniform(0, 1.5))
+        late = country.open.get(account.name) != host.grants.get(account.name)
+        async with country.wires[account.name]:
+            with country.checker.minting(account, country.times.true, ours=not late, force=force) as killed:
+                asked_at = country.times.true
+                answer = await self.inner.fetch(account, force=force)
+            await country.quiet(account)
+        if late:
+            country.happened["late calls"] += 1
+            country.excuse([account], 2)
+        if isinstance(answer, Minted):
+            country.checker.told(account, answer, asked_at)
+        host.killed |= killed
+        silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
+        await country.take_time(CALL_TIMEOUT if silent else country.luck.uniform(0, 1.5))
+        await host.fate.step()
+        return answer
+
+    async def check(self, account: Account, token: Secret) -> Verdict:
+        await self.host.fate.step()
+        verdict = await self.inner.check(account, token)
+        country = self.host.country
+        if verdict is Verdict.DEAD:
+            self.host.dying.add(token.reveal())
+        await country.take_time(country.luck.uniform(0, 1.5))
+        await self.host.fate.step()
+        return verdict
+
+
+@dataclass
+class Host:
+    """One broker."""
+
+    country: "Country"
+    number: int
+    clock: HostClock
+    checker: HostChecker
+    fate: Fate = field(default_factory=Fate)
+    grants: dict[str, tuple[str, int]] = field(default_factory=dict)
+    dying: set[str] = field(default_factory=set)  # of what its flights found out; known to all once they have come to their ends
+    killed: set[str] = field(default_factory=set)  # by its own forced calls
+    found: set[str] = field(default_factory=set)  # those that it knows to be dead, whether it could tell the others or not
+    is_up: bool = False
+    roster: Roster = field(init=False)
+    link: Link = field(init=False)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def serves(self) -> bool:
+        return self.is_up and not self.fate.hangs
+
+    def flights(self) -> "list[asyncio.Task[Any]]":
+        current = (keeper._flights.current for keeper in self.roster)
+        return [flight for flight in current if flight is not None]
+
+    def tell(self) -> set[str]:
+        """What it has found out since the last time, where nothing keeps it from telling the others."""
+        if self.flights():
+            return set()
+        self.found |= self.dying
+        told = set() if self.link.is_cut else self.dying | self.killed
+        self.dying, self.killed = set(), set()
+        return told
+
+    async def start(self) -> None:
+        country = self.country
+        self.fate, self.stack = Fate(), AsyncExitStack()
+        store = await ToldStore.open(country.url, self.clock, node=f"host{self.number}")
+        assert isinstance(store, ToldStore)
+        self.link = country.link(self, store)
+        client = await self.stack.enter_async_context(WeChat.connect(country._base, TIMEOUT_S))
+        tools = Tools(
+            store=self.link,
+            upstream=HostClient(self, client),
+            clock=self.clock,
+            policy=country.policy,
+            slots=asyncio.Semaphore(1),
+            witness=partial(country.witness, self),
+            call_timeout_s=CALL_TIMEOUT,
+            spread=country.luck.random,
+        )
+        self.roster = Roster(APPS, tools)
+        await self.roster.start()
+        self.link.watch(self.roster.hear, self.roster.versions)
+        self.is_up = True
+
+    async def die(self) -> None:
+        """Gone between two awaits: nothing is put in order."""
+        self.is_up = False
+        for known in (self.dying, self.killed, self.found):
+            known.clear()
+        self.roster.halt()  # else a flight that is cancelled may begin another
+        flights = self.flights()
+        for task in flights:
+            task.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+        await self.stack.aclose()
+        await self.link.close()

@@ -1,0 +1,422 @@
+"""C. Disk and database: whatever breaks, memory serves, nothing is called without being counted, nothing is deleted."""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.core import epoch
+from broker.core.ports import StoreError, StoreRefused
+from broker.store.encryption import MARK, Plain, Sealed
+from broker.store.sqlite.file import inspect
+from broker.store.sqlite.lock import Ownership, network_file_system
+from broker.store.sqlite.store import SqliteStore
+from broker.tokens.emergency_budget import BUDGET, EmergencyBudget
+from broker.tokens.keeper import Keeper
+from tests.harness.doubles import ACCOUNT, CANARY, DOWN, Bench, looked, value_of
+
+
+def token(number: int) -> str:
+    return f"{CANARY}-main-t{number}"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, ours alone."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mounted.returncode:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must be able to mount a tmpfs: {mounted.stderr.decode()}")
+        pytest.skip("needs root to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture
+def tight(bench: Bench, small_disk: Path) -> Bench:
+    """Keepers whose store is on the small disk."""
+    bench.path = small_disk / "broker.db"
+    return bench
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while out.write(b"x" * 4096) == 4096:
+            pass
+    return ballast
+
+
+async def in_need(bench: Bench, runtime: Path | None) -> Keeper:
+    """A keeper with a token and an emergency budget."""
+    tools = await bench.tools()
+    tools.emergency = EmergencyBudget(runtime)
+    keeper = Keeper(ACCOUNT, tools)
+    await keeper.start()
+    await looked(keeper)
+    return keeper
+
+
+# --- a disk that is full, read-only or locked -------------------------------------------------------------------------
+
+
+async def test_a_full_disk_before_a_refresh_means_no_call_until_there_is_room(tight: Bench, small_disk: Path) -> None:
+    keeper = await in_need(tight, None)
+    ballast = fill(small_disk)
+    for _ in range(20):
+        tight.clock.pass_(200 + 1)
+        await looked(keeper)
+    assert tight.wechat.calls == 1
+    assert value_of(keeper) == token(1)
+    assert "full" in str(keeper.store_error)
+    ballast.unlink()
+    tight.clock.pass_(6)
+    await looked(keeper)
+    assert (tight.wechat.calls, value_of(keeper), keeper.store_error) == (2, token(2), None)
+
+
+async def test_a_full_disk_after_the_call_means_serving_from_memory_and_storing_later(tight: Bench, small_disk: Path) -> None:
+    keeper = await in_need(tight, None)
+    tight.clock.pass_(4000)
+    full: list[Path] = []
+    tight.wechat.before_answer = lambda: full.append(fill(small_disk))
+    await looked(keeper)
+    tight.wechat.before_answer = lambda: None
+    assert value_of(keeper) == token(2)
+    full[0].unlink()
+    tight.clock.pass_(6)
+    await looked(keeper)
+    assert tight.wechat.calls == 2
+    restarted = await tight.restarted()
+    assert (value_of(restarted), restarted.credential.suspicion) == (token(2), None)
+
+
+async def test_in_the_last_minutes_of_a_token_the_emergency_budget_pays_and_the_ledger_learns_of_it(
+    tight: Bench, small_disk: Path, tmp_path: Path
+) -> None:
+    keeper = await in_need(tight, tmp_path)
+    ballast = fill(small_disk)
+    tight.clock.pass_(6800)
+    await looked(keeper)
+    assert tight.wechat.calls == 1  # still 400 s left: the disk may recover
+    tight.clock.pass_(150)
+    await looked(keeper)
+    assert (tight.wechat.calls, value_of(keeper)) == (2, token(2))
+    in_emergency = keeper.credential.version
+    ballast.unlink()
+    tight.clock.pass_(6)
+    await looked(keeper)
+    assert tight.wechat.calls == 2
+    assert [row["outcome"] for row in await tight.rows()] == ["minted", "emergency minted"]
+    restarted = await tight.restarted()
+    assert value_of(restarted) == token(2)
+    assert restarted.credential.version != in_emergency
+
+
+async def test_a_disk_that_breaks_after_a_call_and_stays_broken_does_not_keep_the_emergency_budget_from_paying(
+    tight: Bench, small_disk: Path, tmp_path: Path
+) -> None:
+    keeper = await in_need(tight, tmp_path)
+    tight.clock.pass_(4000)
+    full: list[Path] = []
+    tight.wechat.before_answer = lambda: full.append(fill(small_disk))
+    await looked(keeper)
+    tight.wechat.before_answer = lambda: None
+    for _ in range(690):
+        assert value_of(keeper) == token(2)
+        tight.clock.pass_(10)
+        await looked(keeper)
+    tight.clock.pass_(100)
+    await looked(keeper)
+    assert (tight.wechat.calls, value_of(keeper)) == (3, token(3))
+    full[0].unlink()
+    tight.clock.pass_(6)
+    await looked(keeper)
+    assert [row["outcome"] for row in await tight.rows()] == ["minted", "minted", "emergency minted"]
+    assert keeper.store_error is None
+    assert value_of(await tight.restarted()) == token(3)
+
+
+async def test_a_wall_that_is_set_while_the_disk_is_full_is_written_down_when_there_is_room(
+    tight: Bench, small_disk: Path
+) -> None:
+    keeper = await in_need(tight, None)
+    ballast = fill(small_disk)
+    tight.clock.unix += 3600
+    for _ in range(3):
+        tight.clock.pass_(10)
+        await looked(keeper)
+    assert "full" in str(keeper.store_error)
+    assert len(tight.told("store-failed")) == 1
+    ballast.unlink()
+    tight.clock.pass_(10)
+    await looked(keeper)
+    assert keeper.store_error is None
+    await tight.close()
+    tight.clock.reboot(60)
+    assert (await tight.keeper()).credential.suspicion is None  # the wall it is known by did not jump
+
+
+@pytest.mark.parametrize("last", epoch.ALPHABET)
+def test_no_epoch_that_is_drawn_is_taken_for_one_of_an_emergency(last: str) -> None:
+    """Two tokens of one version would be one token to every client."""
+    drawn = "k3f" + last
+    assert epoch.in_emergency(drawn) == epoch.in_emergency(epoch.in_emergency(drawn)) != drawn
+
+
+async def test_the_emergency_budget_holds_for_a_whole_day_of_a_broken_disk_and_over_restarts(
+    tight: Bench, small_disk: Path, tmp_path: Path
+) -> None:
+    tools = await tight.tools()
+    tools.emergency = EmergencyBudget(tmp_path)
+    keeper = Keeper(ACCOUNT, tools)
+    await keeper.start()
+    await looked(keeper)
+    fill(small_disk)
+    tight.wechat.answers.extend([DOWN] * 1000)
+    for _ in range(1700):
+        tight.clock.pass_(50)
+        await looked(keeper)
+        tools.emergency = EmergencyBudget(tmp_path)
+    assert tight.wechat.calls == 1 + BUDGET
+
+
+async def test_after_an_emergency_call_of_a_dead_process_the_stored_token_is_suspect(
+    tight: Bench, small_disk: Path, tmp_path: Path
+) -> None:
+    keeper = await in_need(tight, tmp_path)
+    ballast = fill(small_disk)
+    tight.clock.pass_(6950)
+    await looked(keeper)
+    assert tight.wechat.calls == 2
+    ballast.unlink()
+    await tight.close()
+    tools = await tight.tools()
+    tools.emergency = EmergencyBudget(tmp_path)
+    restarted = Keeper(ACCOUNT, tools)
+    await restarted.start()
+    assert restarted.credential.suspicion is not None
+
+
+def test_an_emergency_budget_that_cannot_be_read_or_written_is_spent(tmp_path: Path) -> None:
+    budget = EmergencyBudget(tmp_path)
+    assert budget.spend("wx1", 1000.0)
+    assert not budget.spend("wx1", 1100.0)  # too soon after the last
+    assert budget.spend("wx2", 1100.0)
+    (tmp_path / "emergency.json").write_text("not json")
+    assert not budget.spend("wx1", 90_000.0)
+    assert not EmergencyBudget(None).spend("wx1", 0.0)
+    assert not EmergencyBudget(tmp_path / "nowhere").spend("wx1", 0.0)
+
+
+async def test_a_file_system_remounted_read_only_is_like_a_full_one(tight: Bench, small_disk: Path) -> None:
+    keeper = await in_need(tight, None)
+    await tight.rows()
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    # Files that are open for writing keep it busy, as they would in the world: then only a forced remount works.
+    if subprocess.run(remount, capture_output=True, check=False).returncode:
+        await tight.close()
+        subprocess.run(remount, check=True)
+        with pytest.raises(StoreError):
+            await SqliteStore.open(tight.path, tight.clock)
+        return
+    tight.clock.pass_(4000)
+    await looked(keeper)
+    assert (tight.wechat.calls, value_of(keeper)) == (1, token(1))
+
+
+# --- a database that is damaged ---------------------------------------------------------------------------------------
+
+
+def _flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for place in range(4096, len(content), 512):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2 + 100)
+
+
+def _emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _foreign(path: Path) -> None:
+    path.write_bytes(b"-----BEGIN SOMETHING ELSE-----\n" * 500)
+
+
+def _header(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0:16] = b"\x00" * 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_flipped, _truncated, _emptied, _foreign, _header])
+async def test_a_damaged_store_is_set_aside_and_its_successor_is_careful(bench: Bench, damage: Callable[[Path], None]) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    served_last = keeper.credential.version
+    await bench.close()
+    damage(bench.path)
+    spoiled = bench.path.read_bytes()
+    keeper = await bench.keeper()
+    assert bench.store is not None
+    assert bench.store.set_aside is not None
+    assert Path(bench.store.set_aside).read_bytes() == spoiled
+    assert ".corrupt-" in bench.store.set_aside
+    for _ in range(3):
+        bench.clock.pass_(40)
+        await looked(keeper)
+    assert bench.wechat.calls == 2  # one refresh
+    assert keeper.credential.epoch not in str(served_last)
+    assert keeper.usage().remaining == 500 - 1  # of 2000: the ledger is lost, so most of the day is taken as spent
+
+
+async def test_a_store_whose_wal_is_gone_is_recognised_and_its_token_not_served(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    await bench.close()
+    keeper = await bench.keeper()
+    bench.clock.pass_(4000)
+    await looked(keeper)
+    served_last = keeper.credential.version
+    # What a power cut and a careless cleanup leave: the main file without what was only in the WAL.
+    aside = bench.path.with_name("kept.db")
+    shutil.copy(bench.path, aside)
+    await bench.close()
+    shutil.copy(aside, bench.path)
+    keeper = await bench.keeper()
+    assert keeper.serve() is None
+    bench.clock.pass_(40)
+    await looked(keeper)
+    assert keeper.credential.version != served_last
+    assert keeper.credential.epoch not in str(served_last)
+    assert bench.wechat.calls == 3
+    assert keeper.usage().last_24h >= 3
+
+
+async def test_damage_while_running_is_served_through_and_repaired(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    with sqlite3.connect(bench.path) as other:
+        other.execute("pragma wal_checkpoint(truncate)")
+    _foreign(bench.path)
+    bench.clock.pass_(4000)
+    for _ in range(8):
+        bench.clock.pass_(40)
+        await looked(keeper)
+        assert value_of(keeper) is not None
+    assert (value_of(keeper), keeper.store_error) == (token(2), None)
+    assert bench.wechat.calls == 2
+    assert list(bench.path.parent.glob("*.corrupt-*"))
+    assert value_of(await bench.restarted()) == token(2)
+
+
+async def test_a_store_replaced_by_an_empty_one_while_running_takes_over_what_memory_holds(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    store = await bench.open()
+    with sqlite3.connect(bench.path) as other:
+        other.execute("delete from accounts")
+    bench.clock.pass_(4000)
+    await looked(keeper)
+    assert value_of(keeper) is not None
+    bench.clock.pass_(40)
+    await looked(keeper)
+    assert (value_of(keeper), bench.wechat.calls) == (token(2), 2)
+    assert store is bench.store
+
+
+# --- where it may be --------------------------------------------------------------------------------------------------
+
+MOUNTS = """\
+22 28 0:21 / /proc rw - proc proc rw
+28 1 254:0 / / rw - ext4 /dev/vda rw
+40 28 0:50 / {mount} rw shared:1 - {kind} server:/export rw
+"""
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.sshfs", "9p"])
+async def test_a_store_on_a_network_file_system_is_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, bench: Bench
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS.format(mount=tmp_path, kind=kind))
+    assert network_file_system(tmp_path / "broker.db", mounts) == kind
+    assert network_file_system(Path("/elsewhere/broker.db"), mounts) is None
+    assert network_file_system(tmp_path / "broker.db") is None  # as it is
+    monkeypatch.setattr("broker.store.sqlite.file.network_file_system", lambda _: kind)
+    with pytest.raises(StoreRefused, match="network file system"):
+        await SqliteStore.open(tmp_path / "broker.db", bench.clock)
+    assert "network file system" in inspect(tmp_path / "broker.db")[0]
+
+
+# --- tokens at rest ---------------------------------------------------------------------------------------------------
+
+
+async def reopened(bench: Bench, key: str | None) -> Keeper:
+    await bench.close()
+    bench.store = await SqliteStore.open(bench.path, bench.clock, Sealed(key) if key else Plain())
+    return await bench.keeper()
+
+
+async def test_a_sealed_token_is_not_in_the_file_and_opens_with_its_key(bench: Bench) -> None:
+    keeper = await reopened(bench, "k" * 32)
+    await looked(keeper)
+    assert value_of(await reopened(bench, "k" * 32)) == token(1)
+    await bench.close()
+    assert token(1).encode() not in b"".join(path.read_bytes() for path in bench.path.parent.glob("broker.db*"))
+
+
+@pytest.mark.parametrize("other", ["another key, of length 32 or so.", None])
+async def test_a_wrong_key_reads_as_no_token_and_one_refresh_follows(bench: Bench, other: str | None) -> None:
+    await looked(await reopened(bench, "k" * 32))
+    keeper = await reopened(bench, other)
+    assert keeper.credential.token is None
+    bench.clock.pass_(40)
+    await looked(keeper)
+    assert (value_of(keeper), bench.wechat.calls) == (token(2), 2)
+
+
+async def test_a_sealed_token_does_not_open_in_another_accounts_place() -> None:
+    seal = Sealed("k" * 32)
+    kept = seal.close("token", "wx1/token/7")
+    assert kept.startswith(MARK)
+    assert seal.open(kept, "wx1/token/7") == "token"
+    for wrong in ("wx2/token/7", "wx1/stable_token/7", "wx1/token/8"):
+        assert seal.open(kept, wrong) is None
+    for garbage in (MARK, MARK + "!!", MARK + "QUJD", "plain"):
+        assert seal.open(garbage, "wx1/token/7") is None
+
+
+async def test_a_first_start_that_was_cut_off_is_not_taken_for_a_loss(bench: Bench) -> None:
+    Ownership(bench.path).release()  # as far as a start comes before the first page is written
+    assert bench.path.stat().st_size == 0
+    keeper = await bench.keeper()
+    assert bench.store is not None
+    assert bench.store.set_aside is None
+    await looked(keeper)
+    assert keeper.usage().remaining == 2000 - 1
+    await bench.close()
+    _emptied(bench.path)
+    await bench.keeper()
+    assert bench.store.set_aside is not None
+
+
+async def test_the_ledger_of_a_day_is_not_counted_twice_when_it_was_lost(bench: Bench) -> None:
+    await looked(await bench.keeper())
+    await bench.close()
+    _emptied(bench.path)
+    for _ in range(3):
+        keeper = await bench.restarted()
+    assert keeper.usage().remaining == 500

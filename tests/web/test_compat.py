@@ -1,0 +1,201 @@
+"""WeChat's own token paths: an SDK is a client by one changed line, and what it means by asking again is found out."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from broker.core.errcodes import Failure, Kind
+from broker.core.ports import Verdict
+from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S
+from broker.web.gate import Client, Gate
+from tests.harness.doubles import ACCOUNT, APPID, CANARY, Bench
+from tests.web.test_api import Daemon
+
+KEY, OTHER = f"{CANARY}-key-of-orders", f"{CANARY}-key-of-shop"
+GRANT = {"grant_type": "client_credential", "appid": APPID, "secret": KEY}
+
+
+@pytest.fixture
+async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
+    scopes = frozenset({"read"})
+    keys = {KEY: Client("orders", scopes), OTHER: Client("shop", scopes, frozenset({"another"}))}
+    daemon = Daemon(bench)
+    gate = Gate({hashlib.sha256(key.encode()).hexdigest(): client for key, client in keys.items()}, [])
+    await daemon.start(gate, drop_in=True)
+    await daemon.look()
+    yield daemon
+    await daemon.http.close()
+
+
+async def ask(daemon: Daemon, path: str = "/cgi-bin/token", **said: str) -> dict[str, Any]:
+    answer = await daemon.http.get(path, params={**GRANT, **said})
+    assert answer.status == 200
+    assert answer.content_type == "application/json"
+    assert answer.headers["Cache-Control"] == "no-store"
+    body: dict[str, Any] = await answer.json()
+    assert CANARY not in str(body.get("errmsg", ""))
+    return body
+
+
+def value(number: int) -> str:
+    return f"{CANARY}-main-t{number}"
+
+
+# --- as WeChat answers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slashes", ["/", "//", "///"])
+@pytest.mark.parametrize("path", ["cgi-bin/token", "cgi-bin/stable_token"])
+async def test_both_paths_answer_like_wechat_without_an_errcode(daemon: Daemon, slashes: str, path: str) -> None:
+    url = str(daemon.http.make_url("/")).rstrip("/") + slashes + path
+    async with daemon.http.session.get(url, params=GRANT) as answer:
+        assert await answer.json() == {"access_token": value(1), "expires_in": 7200}
+
+
+@pytest.mark.parametrize("kind", ["json", "data"])
+async def test_a_body_will_do_as_well(daemon: Daemon, kind: str) -> None:
+    said: dict[str, Any] = {kind: GRANT}
+    answer = await daemon.http.post("/cgi-bin/stable_token", **said)
+    assert (await answer.json())["access_token"] == value(1)
+
+
+async def test_expires_in_is_never_more_than_the_truth(daemon: Daemon) -> None:
+    daemon.bench.clock.pass_(1000.5)
+    assert (await ask(daemon))["expires_in"] == 6199
+
+
+@pytest.mark.parametrize(
+    ("said", "errcode", "words"),
+    [
+        ({"grant_type": "code"}, 40002, "invalid grant_type"),
+        ({"appid": ""}, 41002, "appid missing"),
+        ({"secret": ""}, 41004, "appsecret missing"),
+        ({"appid": "wxnobody"}, 40013, "invalid appid"),
+        ({"secret": "wrong"}, 40125, "invalid appsecret"),
+        ({"secret": ACCOUNT.secret.reveal()}, 40125, "invalid appsecret"),
+        ({"secret": OTHER}, 40013, "invalid appid"),
+    ],
+    ids=["grant_type", "no appid", "no secret", "unknown app", "wrong key", "the AppSecret is no key", "another's app"],
+)
+async def test_refusals_are_wechats_numbers_and_words(daemon: Daemon, said: dict[str, str], errcode: int, words: str) -> None:
+    answer = await ask(daemon, **said)
+    assert answer["errcode"] == errcode
+    assert words in answer["errmsg"]
+    assert "access_token" not in answer
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"[" * 100_00])
+async def test_a_body_that_is_none_is_an_errcode_too(daemon: Daemon, body: bytes) -> None:
+    answer = await daemon.http.post("/cgi-bin/token", data=body)
+    assert answer.status == 200
+    assert (await answer.json())["errcode"] in {40002, 47001}
+
+
+async def test_without_a_token_it_is_an_errcode_and_no_503(daemon: Daemon) -> None:
+    daemon.bench.wechat.answers.extend([Failure(Kind.TRANSIENT, "HTTP 502")] * 9)
+    daemon.bench.clock.pass_(7300)
+    assert (await ask(daemon))["errcode"] == -1
+    daemon.bench.clock.pass_(400)
+    daemon.bench.wechat.answers.clear()
+    daemon.bench.wechat.answers.append(Failure(Kind.QUOTA, "errcode 45009", 45009))
+    assert (await ask(daemon))["errcode"] == 45009
+
+
+async def test_the_gate_stands_before_it(daemon: Daemon) -> None:
+    assert (await daemon.http.get("/cgi-bin/token", params=GRANT, headers={"Host": "evil.example"})).status == 403
+    assert (await daemon.http.get("/cgi-bin/token", params=GRANT, headers={"Origin": "https://evil.example"})).status == 403
+    assert (await daemon.http.get("/cgi-bin/token", params=GRANT, headers={"X-Forwarded-For": "1.2.3.4"})).status == 403
+
+
+async def test_it_is_off_unless_asked_for(bench: Bench) -> None:
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []))
+    assert (await daemon.http.get("/cgi-bin/token", params=GRANT)).status == 404
+    await daemon.http.close()
+
+
+async def test_on_a_machine_without_clients_any_key_will_do_but_there_must_be_one(bench: Bench) -> None:
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), drop_in=True)
+    await daemon.look()
+    assert "access_token" in await ask(daemon, secret="anything")
+    assert (await ask(daemon, secret=""))["errcode"] == 41004
+    await daemon.http.close()
+
+
+# --- asking again -----------------------------------------------------------------------------------------------------
+
+
+async def test_fifty_at_a_cold_start_are_one_call_and_no_suspicion(bench: Bench) -> None:
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), drop_in=True)
+    answers = await asyncio.gather(*(ask(daemon) for _ in range(50)))
+    assert {answer["access_token"] for answer in answers} == {value(1)}
+    assert bench.wechat.calls == 1
+    await daemon.http.close()
+
+
+async def test_who_asks_again_reports_and_a_dead_token_is_replaced_on_wechats_word(daemon: Daemon) -> None:
+    assert (await ask(daemon))["access_token"] == value(1)
+    daemon.bench.clock.pass_(3000)
+    daemon.bench.wechat.verdicts.append(Verdict.DEAD)
+    assert (await ask(daemon))["access_token"] == value(2)
+    assert (daemon.bench.wechat.calls, daemon.bench.wechat.checks) == (2, 1)
+
+
+async def test_who_asks_again_for_a_good_token_gets_it_and_costs_one_check_in_verify_gap(daemon: Daemon) -> None:
+    for _ in range(20):
+        daemon.bench.clock.pass_(0.4)
+        assert (await ask(daemon))["access_token"] == value(1)
+    assert (daemon.bench.wechat.calls, daemon.bench.wechat.checks) == (1, 1)
+
+
+async def test_force_refresh_is_a_report_and_nothing_more(daemon: Daemon) -> None:
+    daemon.bench.clock.pass_(60)
+    body = {**GRANT, "force_refresh": True}
+    answer = await daemon.http.post("/cgi-bin/stable_token", json=body)
+    assert (await answer.json())["access_token"] == value(1)
+    assert (daemon.bench.wechat.calls, daemon.bench.wechat.checks) == (1, 1)
+
+
+async def test_another_client_is_not_taken_to_ask_again(bench: Bench) -> None:
+    daemon, keys = Daemon(bench), {name: Client(name, frozenset({"read"})) for name in ("a", "b", "c")}
+    await daemon.start(Gate({hashlib.sha256(key.encode()).hexdigest(): one for key, one in keys.items()}, []), drop_in=True)
+    await daemon.look()
+    for key in keys:
+        daemon.bench.clock.pass_(30)
+        assert (await ask(daemon, secret=key))["access_token"] == value(1)
+    assert bench.wechat.checks == 0
+    await daemon.http.close()
+
+
+async def test_a_client_that_loops_gets_a_bounded_number_of_answers_then_45011_and_later_again(daemon: Daemon) -> None:
+    said = [await ask(daemon) for _ in range(MOST_IN_WINDOW + 20)]
+    assert [answer.get("errcode") for answer in said] == [None] * MOST_IN_WINDOW + [45011] * 20
+    daemon.bench.clock.pass_(WINDOW_S + 1)
+    assert "access_token" in await ask(daemon)
+
+
+async def test_a_token_that_stays_dead_costs_no_more_than_reports_may(daemon: Daemon) -> None:
+    daemon.bench.wechat.verdicts.extend([Verdict.DEAD] * 200)
+    for _ in range(200):
+        daemon.bench.clock.pass_(1)
+        await ask(daemon)
+    assert daemon.bench.wechat.calls <= 1 + 200 / daemon.bench.policy.min_gap + 1
+
+
+async def test_clients_of_the_drop_in_paths_are_counted_too(daemon: Daemon) -> None:
+    await ask(daemon)
+    assert "orders" in await (await daemon.http.get("/")).text()
+
+
+@pytest.mark.parametrize("path", ["/cgi-bin/token", "/cgi-bin/gettoken", "/cgi-bin/ticket/getticket"])
+async def test_a_word_that_is_no_unicode_is_a_wrong_one_and_no_bug(daemon: Daemon, path: str) -> None:
+    names = ("appid", "secret", "corpid", "corpsecret", "access_token", "type")
+    body = '{"grant_type": "client_credential"' + "".join(f', "{name}": "\\ud800"' for name in names) + "}"
+    answer = await daemon.http.post(path, data=body)
+    assert (answer.status, (await answer.json())["errcode"]) in {(200, 40125), (200, 40001)}
+    assert daemon.crashes == []

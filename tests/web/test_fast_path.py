@@ -1,0 +1,632 @@
+"""The express lane: the same request, the same answer, and not one condition less than it takes."""
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from broker.core.credential import Credential, Doubt, Endpoint, Token
+from broker.core.decision import scheduled_at
+from broker.core.errcodes import Failure, Kind
+from broker.core.ports import Verdict
+from broker.core.secret import Secret
+from broker.tokens.live import Published
+from broker.tokens.registry import Roster
+from broker.tokens.tickets import Tickets
+from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S, DropIn
+from broker.web.api.metrics import Metrics
+from broker.web.connection.connections import Connections, Guarded
+from broker.web.connection.fast_path import AWAKE_S, MOST_KEPT, SOON_S, Lane, Rider, is_one_request
+from broker.web.connection.lifecycle import accepting, answering
+from broker.web.context import Edge
+from broker.web.gate import Client, Gate
+from broker.web.server import application
+from tests.harness.doubles import ACCOUNT, CANARY, LOST, Bench, looked
+
+ASK = b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n"
+KEY, OTHER = "a key of some length", "another key of some length"
+
+
+def request(path: str = "/v1/tokens/main", *headers: str) -> bytes:
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "X-Token-Broker: 1", *headers, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+@dataclass
+class Peer:
+    """A connection, and what came over it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ask(self, chunk: bytes = ASK) -> bytes:
+        """Send a chunk in one piece; the answer, as it came."""
+        self.writer.write(chunk)
+        return await self.answer()
+
+    async def answer(self) -> bytes:
+        async with asyncio.timeout(10):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"Content-Length: (\d+)", head)
+            return head + await self.reader.readexactly(int(length[1]) if length and b" 304 " not in head else 0)
+
+
+@dataclass
+class Daemon:
+    """The application behind its door, on TCP and a Unix socket, and the number of answers that the lane gave."""
+
+    roster: Roster
+    lane: Lane
+    gate: Gate
+    metrics: Metrics
+    port: int
+    path: Path
+    peers: list[Peer] = field(default_factory=list)
+
+    async def peer(self, *, unix: bool = False) -> Peer:
+        opening = asyncio.open_unix_connection(self.path) if unix else asyncio.open_connection("127.0.0.1", self.port)
+        self.peers.append(Peer(*await opening))
+        return self.peers[-1]
+
+    async def arrived(self, peer: Peer, how: Callable[[Rider], bool]) -> None:
+        """Until the daemon has read what a peer wrote, as its connection shows."""
+        name = peer.writer.get_extra_info("sockname")
+        async with asyncio.timeout(10):
+            while not any(how(one) for one in self.lane.connections._open if isinstance(one, Rider) and _peer_of(one) == name):
+                await asyncio.sleep(0)
+
+    @property
+    def repeated(self) -> int:
+        self.lane.account()
+        return sum(self.told)
+
+    told: list[int] = field(default_factory=list)
+
+
+def _peer_of(rider: Rider) -> object:
+    return rider.transport.get_extra_info("peername") if rider.transport else None
+
+
+@asynccontextmanager
+async def daemon_on(bench: Bench, keys: dict[str, Client] | None = None, *, enabled: bool = True) -> AsyncIterator[Daemon]:
+    told: list[int] = []
+    metrics = Metrics()
+
+    def tell(resource: web.AbstractResource | None, _client: Client | None, status: int, number: int, _last: float) -> None:
+        told.append(number)
+        metrics.request(resource, status, number)
+
+    lane = Lane(Connections(100, bench.clock.now), tell, enabled=enabled)
+    tools = await bench.tools()
+    tools.on_change = lane.drop
+    roster = Roster([ACCOUNT], tools)
+    await roster.start()
+    roster.tick()
+    await roster.landed()
+    bench.clock.pass_(0.3)
+    gate = Gate(keys or {}, [])
+    metrics.edge = edge = Edge(roster, 5.0, lane, bench.clock.wall)
+    drop_in = DropIn(gate, Tickets(roster, tools, bench.wechat))
+    app = application(edge, gate, metrics, lambda *_: None, drop_in.routes())
+    path = bench.path.parent / f"express-{enabled}.sock"
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
+        tcp.bind(("127.0.0.1", 0))
+        unix.bind(str(path))
+        async with answering(app) as runner, accepting(runner, [tcp, unix], lane):
+            daemon = Daemon(roster, lane, gate, metrics, tcp.getsockname()[1], path, told=told)
+            try:
+                yield daemon
+            finally:
+                for peer in daemon.peers:
+                    peer.writer.close()
+                roster.halt()
+
+
+@pytest.fixture
+async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
+    async with daemon_on(bench) as daemon:
+        yield daemon
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def without_date(answer: bytes) -> bytes:
+    return re.sub(rb"Date: [^\r]*", b"Date: -", answer)
+
+
+# --- what is repeated -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [ASK, request("/livez"), request("/readyz"), request("/v1/tokens/main?min_ttl=60")])
+async def test_a_request_like_one_before_gets_the_same_bytes_on_any_connection(daemon: Daemon, chunk: bytes) -> None:
+    peer, other = await daemon.peer(), await daemon.peer()
+    first = await peer.ask(chunk)
+    assert status(first) == 200
+    assert daemon.repeated == 0
+    assert await peer.ask(chunk) == first
+    assert await other.ask(chunk) == first
+    assert daemon.repeated == 2
+
+
+async def test_what_the_lane_says_is_what_aiohttp_would_say(bench: Bench, daemon: Daemon) -> None:
+    etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
+    assert etag
+    chunks = [ASK, request("/livez"), request("/readyz"), request("/v1/tokens/main", f"If-None-Match: {etag[1].decode()}")]
+    repeated = [[await (await daemon.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
+    assert daemon.repeated == 4 + 1
+    async with daemon_on(bench, enabled=False) as plain:
+        said = [[await (await plain.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
+        assert plain.repeated == 0
+    assert [without_date(one) for one in repeated] == [without_date(one) for one in said]
+    assert [status(one) for one in said] == [200, 200, 200, 304]
+
+
+async def test_metrics_count_repeated_answers_like_others(daemon: Daemon) -> None:
+    peer = await daemon.peer()
+    for _ in range(7):
+        await peer.ask()
+    text = (await peer.ask(request("/metrics"))).decode()
+    assert 'token_broker_http_requests_total{route="/v1/tokens/{app}",status="200"} 7.0' in text
+    assert daemon.repeated == 6
+
+
+async def test_a_connection_that_only_the_lane_has_answered_is_not_silent(daemon: Daemon) -> None:
+    await (await daemon.peer()).ask()
+    peer = await daemon.peer()
+    await peer.ask()
+    assert daemon.repeated == 1
+    rider = _connection(daemon, peer)
+    assert rider.heard_at == daemon.lane.now()
+
+
+def _connection(daemon: Daemon, peer: Peer) -> Guarded:
+    name = peer.writer.get_extra_info("sockname")
+    (found,) = [
+        one
+        for one in daemon.lane.connections._open
+        if one.transport is not None and one.transport.get_extra_info("peername") == name
+    ]
+    return found
+
+
+async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_stops(bench: Bench) -> None:
+    async with daemon_on(bench) as daemon:
+        await (await daemon.peer()).ask()
+        peer, silent = await daemon.peer(), await daemon.peer()
+        await peer.ask()
+        assert daemon.repeated == 1
+        assert _connection(daemon, peer).inner is None
+        daemon.roster.halt()
+        assert b"Connection: close" in await peer.ask()
+    async with asyncio.timeout(10):
+        assert await silent.reader.read() == b""
+
+
+# --- what ends it -----------------------------------------------------------------------------------------------------
+
+
+async def test_it_is_never_said_to_live_longer_than_it_does(bench: Bench, daemon: Daemon) -> None:
+    peer = await daemon.peer()
+    token = daemon.roster.find("main")
+    assert token is not None
+    for step in (0.0, 0.4, 0.5, 0.2, 0.9, 1.0, 0.3):
+        await peer.ask()
+        bench.clock.pass_(step)
+        said = re.search(rb'"expires_in": (\d+)', await peer.ask())
+        held = token.credential.token
+        assert said
+        assert held
+        left = held.expires_at - bench.clock.now()
+        assert left - 1 < int(said[1]) <= left
+
+
+async def test_another_version_is_served_at_once(bench: Bench, daemon: Daemon) -> None:
+    peer = await daemon.peer()
+    before = await peer.ask()
+    assert await peer.ask() == before
+    bench.clock.pass_(40)
+    before = await peer.ask()
+    keeper = daemon.roster.find("main")
+    assert keeper is not None
+    await keeper.refresh(5)
+    assert f"{CANARY}-main-t2".encode() in await peer.ask()
+    assert f"{CANARY}-main-t2".encode() not in before
+
+
+async def test_a_token_in_doubt_is_called_so_at_once(bench: Bench, daemon: Daemon) -> None:
+    peer = await daemon.peer()
+    bench.clock.pass_(40)
+    assert b'"state": "fresh"' in await peer.ask()
+    bench.wechat.answers.append(LOST)
+    keeper = daemon.roster.find("main")
+    assert keeper is not None
+    await keeper.refresh(5)
+    assert keeper.credential.suspicion is not None
+    assert keeper.credential.suspicion.doubt is Doubt.LOST_ANSWER
+    assert b'"state": "suspect"' in await peer.ask()
+
+
+async def test_a_token_that_wechat_refuses_is_not_given_again_while_another_is_fetched(bench: Bench, daemon: Daemon) -> None:
+    peer, keeper = await daemon.peer(), daemon.roster.find("main")
+    assert keeper is not None
+    bench.clock.pass_(40)
+    before = [await peer.ask() for _ in range(2)]
+    assert daemon.repeated == 1
+    bench.wechat.shut_after_check = True
+    bench.wechat.verdicts.append(Verdict.DEAD)
+    report = asyncio.create_task(keeper.report(5, version=keeper.credential.version))
+    async with asyncio.timeout(10):
+        while not keeper.credential.refused:
+            await asyncio.sleep(0)
+    peer.writer.write(ASK)
+    bench.wechat.gate.set()
+    assert f"{CANARY}-main-t2".encode() in await peer.answer()
+    assert f"{CANARY}-main-t1".encode() in before[1]
+    await report
+
+
+@pytest.mark.parametrize("min_ttl", [0, 3000.5, 100])
+def test_an_answer_is_never_good_beyond_its_own_words(bench: Bench, min_ttl: float) -> None:
+    published = Published(ACCOUNT, bench.clock, bench.policy, lambda: None)
+    token = Token(Secret("t"), 1, bench.clock.now(), bench.clock.now() + 7200.25)
+    published.adopt(Credential("e", token))
+    stale_at = scheduled_at(published.credential, Endpoint.TOKEN, bench.policy)
+    for _ in range(20_000):
+        bench.clock.pass_(0.37)
+        if (served := published.serve(min_ttl)) is None:
+            break
+        now = bench.clock.now()
+        assert now <= served.until <= now + 1
+        assert token.expires_at - served.until >= max(served.expires_in, min_ttl)
+        assert now >= stale_at or served.until <= stale_at
+    assert served is None
+
+
+async def test_a_token_that_is_due_is_called_stale_from_that_moment(bench: Bench, daemon: Daemon) -> None:
+    bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
+    keeper, peer = daemon.roster.find("main"), await daemon.peer()
+    assert keeper is not None
+    bench.clock.pass_(keeper.next_call_in() - 0.3)
+    assert b'"state": "fresh"' in await peer.ask()
+    assert b'"state": "fresh"' in await peer.ask()
+    bench.clock.pass_(0.31)
+    assert b'"state": "stale"' in await peer.ask()
+
+
+async def test_a_min_ttl_that_is_out_of_reach_is_not_repeated(bench: Bench, daemon: Daemon) -> None:
+    bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
+    peer, chunk = await daemon.peer(), request("/v1/tokens/main?min_ttl=3000.5")
+    bench.clock.pass_(7200 - 3001)
+    keeper = daemon.roster.find("main")
+    assert keeper is not None
+    await looked(keeper)
+    for _ in range(2):
+        assert status(await peer.ask(chunk)) == 200
+    bench.clock.pass_(0.3)
+    assert status(await peer.ask(chunk)) == 503
+
+
+async def test_a_schedule_that_has_stopped_shows(bench: Bench, daemon: Daemon) -> None:
+    peer = await daemon.peer()
+    bench.clock.pass_(3 * bench.policy.tick + 4.6)
+    for _ in range(2):
+        assert status(await peer.ask(request("/livez"))) == 200
+    bench.clock.pass_(0.2)
+    for _ in range(2):
+        assert status(await peer.ask(request("/livez"))) == 503
+    daemon.roster.tick()
+    assert status(await peer.ask(request("/livez"))) == 200
+
+
+async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_lane(daemon: Daemon) -> None:
+    peer = await daemon.peer()
+    await peer.ask()
+    daemon.roster.halt()
+    assert b"Connection: close" in await peer.ask()
+    assert daemon.repeated == 0
+
+
+async def test_a_key_that_is_taken_away_is_refused_at_once(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        peer = await daemon.peer()
+        chunk = request("/v1/tokens/main", f"Authorization: Bearer {KEY}")
+        assert status(await peer.ask(chunk)) == status(await peer.ask(chunk)) == 200
+        assert daemon.repeated == 1
+        daemon.gate.govern({"0" * 64: Client("nobody", frozenset())}, [])
+        daemon.lane.drop()
+        assert status(await peer.ask(chunk)) == 401
+
+
+async def test_who_was_let_in_before_a_reload_and_answered_after_it_is_not_answered_again(bench: Bench) -> None:
+    bench.wechat.gate.clear()
+    async with daemon_on_the_way(bench) as (daemon, chunk, peer):
+        peer.writer.write(chunk)
+        await asyncio.wait_for(_passed(daemon), 10)
+        daemon.gate.govern({"0" * 64: Client("nobody", frozenset())}, [])
+        daemon.lane.drop()
+        bench.wechat.before_answer = lambda: bench.clock.pass_(0.3)
+        bench.wechat.gate.set()
+        assert status(await peer.answer()) == 200  # its request was let in
+        assert status(await peer.ask(chunk)) == 401
+
+
+@asynccontextmanager
+async def daemon_on_the_way(bench: Bench) -> AsyncIterator[tuple[Daemon, bytes, Peer]]:
+    """A daemon whose first token is being fetched while somebody asks for it."""
+    opening = daemon_on(bench, _keys())
+    task = asyncio.create_task(opening.__aenter__())
+    await bench.wechat.arrived.wait()
+    bench.wechat.gate.set()
+    daemon = await task
+    bench.wechat.gate.clear()
+    bench.clock.pass_(8000)
+    yield daemon, request("/v1/tokens/main", f"Authorization: Bearer {KEY}"), await daemon.peer()
+    await opening.__aexit__(None, None, None)
+
+
+async def _passed(daemon: Daemon) -> None:
+    while not daemon.gate._passed:
+        await asyncio.sleep(0)
+
+
+# --- who is who -------------------------------------------------------------------------------------------------------
+
+
+def _keys() -> dict[str, Client]:
+    import hashlib  # noqa: PLC0415 -- only here
+
+    scopes = frozenset({"read"})
+    named = {KEY: Client("one", scopes), OTHER: Client("two", scopes, frozenset({"shop"}))}
+    return {hashlib.sha256(key.encode()).hexdigest(): client for key, client in named.items()}
+
+
+async def test_nobody_is_answered_with_anothers_rights(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        peer = await daemon.peer()
+        for _ in range(3):
+            assert status(await peer.ask(request("/v1/tokens/main", f"Authorization: Bearer {KEY}"))) == 200
+            assert status(await peer.ask(request("/v1/tokens/main", f"Authorization: Bearer {OTHER}"))) == 403
+            assert status(await peer.ask(request("/v1/tokens/main", "Authorization: Bearer wrong"))) == 401
+            assert status(await peer.ask(ASK)) == 401
+        assert daemon.repeated == 2
+
+
+async def test_what_the_unix_socket_may_a_tcp_peer_may_not(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        near, far = await daemon.peer(unix=True), await daemon.peer()
+        assert status(await near.ask()) == status(await near.ask()) == 200
+        assert status(await far.ask()) == 401
+        assert status(await near.ask()) == 200
+        assert daemon.repeated == 2
+
+
+@pytest.mark.parametrize("chunk", [request("/v1/tokens/nope"), request("/nope"), request("/v1/status"), request("/health")])
+async def test_only_good_answers_of_routes_that_say_so_are_repeated(daemon: Daemon, chunk: bytes) -> None:
+    peer = await daemon.peer()
+    for _ in range(3):
+        await peer.ask(chunk)
+    assert daemon.repeated == 0
+
+
+async def test_a_bad_answer_is_not_repeated(bench: Bench) -> None:
+    bench.wechat.answers.append(LOST)
+    async with daemon_on(bench) as daemon:
+        peer = await daemon.peer()
+        for _ in range(3):
+            assert status(await peer.ask(request("/readyz"))) == 503
+        assert daemon.repeated == 0
+
+
+# --- what stays with aiohttp ------------------------------------------------------------------------------------------
+
+BODY = ASK.replace(b"\r\n\r\n", b"\r\nContent-Length: %d\r\n\r\n" % len(ASK))
+HALF = len(ASK) // 2
+
+
+async def test_a_body_that_looks_like_a_request_is_a_body(daemon: Daemon) -> None:
+    await (await daemon.peer()).ask()
+    peer = await daemon.peer()
+    assert status(await peer.ask(BODY)) == 200
+    peer.writer.write(ASK)  # the body
+    peer.writer.write(request("/livez"))
+    assert b'{"status"' in await peer.answer()
+    assert daemon.repeated == 0
+
+
+async def test_a_request_behind_half_a_request_is_not_looked_up(daemon: Daemon) -> None:
+    await (await daemon.peer()).ask()
+    peer = await daemon.peer()
+    await peer.ask()
+    peer.writer.write(b"GET /v1/tokens/main HTTP/1.1\r\nX-Note: ")
+    await daemon.arrived(peer, lambda rider: not rider._is_regular)
+    answer = await peer.ask()  # the rest of that header, and of that request
+    assert status(answer) == 200
+    assert daemon.repeated == 1
+    assert status(await peer.ask()) == 200
+    assert daemon.repeated == 1
+
+
+async def test_two_requests_in_one_chunk_are_two_requests(daemon: Daemon) -> None:
+    await (await daemon.peer()).ask()
+    peer = await daemon.peer()
+    assert status(await peer.ask(ASK + request("/livez"))) == 200
+    assert b'{"status"' in await peer.answer()
+    assert status(await peer.ask()) == 200
+    assert daemon.repeated == 0
+
+
+async def test_an_answer_does_not_overtake_one_that_is_still_to_come(daemon: Daemon) -> None:
+    await (await daemon.peer()).ask()
+    etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
+    peer = await daemon.peer()
+    assert etag
+    peer.writer.write(request("/v1/tokens/main?wait=0.3", f"If-None-Match: {etag[1].decode()}"))
+    await daemon.arrived(peer, lambda rider: rider.is_at_work)
+    assert status(await peer.ask()) == 304
+    assert status(await peer.answer()) == 200
+    assert daemon.repeated == 1
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [request("/v1/tokens/main", "Connection: close"), ASK.replace(b"HTTP/1.1", b"HTTP/1.0")],
+    ids=["Connection: close", "HTTP/1.0"],
+)
+async def test_a_connection_that_ends_with_its_answer_ends(daemon: Daemon, chunk: bytes) -> None:
+    for _ in range(3):
+        peer = await daemon.peer()
+        assert status(await peer.ask(chunk)) == 200
+        async with asyncio.timeout(10):
+            assert await peer.reader.read() == b""
+    assert daemon.repeated == 0
+
+
+async def test_a_wait_is_a_wait(daemon: Daemon) -> None:
+    etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
+    assert etag
+    peer, loop = await daemon.peer(), asyncio.get_running_loop()
+    for _ in range(2):
+        began = loop.time()
+        assert status(await peer.ask(request("/v1/tokens/main?wait=0.1", f"If-None-Match: {etag[1].decode()}"))) == 304
+        assert loop.time() - began >= 0.1
+    assert daemon.repeated == 1
+
+
+async def test_a_peer_that_does_not_read_is_aiohttps(daemon: Daemon) -> None:
+    await (await daemon.peer()).ask()
+    peer = await daemon.peer()
+    await peer.ask()
+    rider = _connection(daemon, peer)
+    assert isinstance(rider, Rider)
+    rider.pause_writing()
+    rider.resume_writing()
+    assert status(await peer.ask()) == 200
+    assert daemon.repeated == 1
+
+
+async def test_what_is_kept_is_bounded(daemon: Daemon) -> None:
+    peer = await daemon.peer()
+    for number in range(MOST_KEPT + 10):
+        await peer.ask(request("/livez", f"X-Number: {number}"))
+    assert sum(len(kept) for kept in daemon.lane._kept.values()) <= MOST_KEPT
+
+
+@pytest.mark.parametrize(
+    ("chunk", "is_one"),
+    [
+        (ASK, True),
+        (ASK[:-1], False),
+        (ASK + b"G", False),
+        (ASK * 2, False),
+        (b"\r\n" + ASK, False),
+        (ASK.replace(b"GET", b"HEAD"), False),
+        (ASK.replace(b"GET", b"POST"), False),
+        (ASK.replace(b"\r\nX", b"\nX"), False),
+        (ASK.replace(b"\r\nX", b"\rX"), False),
+        (request("/", "content-LENGTH: 5"), False),
+        (request("/", "Transfer-Encoding: chunked"), False),
+        (request("/", "Expect: 100-continue"), False),
+        (request("/", "Upgrade: websocket"), False),
+        (request("/", "X: " + "x" * 5000), False),
+    ],
+)
+def test_a_chunk_is_one_request_or_it_is_not(chunk: bytes, *, is_one: bool) -> None:
+    assert is_one_request(chunk) is is_one
+
+
+# --- what it leans on -------------------------------------------------------------------------------------------------
+
+
+async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemon) -> None:
+    assert "_request_in_progress" in RequestHandler.__slots__
+    etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
+    assert etag
+    peer = await daemon.peer()
+    await peer.ask(request("/livez"))
+
+    def answering() -> bool:
+        return _connection(daemon, peer).is_answering
+
+    assert not answering()
+    peer.writer.write(request("/v1/tokens/main?wait=0.2", f"If-None-Match: {etag[1].decode()}"))
+    async with asyncio.timeout(10):
+        while not answering():
+            await asyncio.sleep(0)
+    assert status(await peer.answer()) == 304
+    assert not answering()
+
+
+# --- SDKs -------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_never_come_from_there(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        peer = await daemon.peer()
+        ask = request(f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}")
+        said = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
+        assert all(b"access_token" in answer for answer in said)
+        assert daemon.repeated == 0
+        refused = [await peer.ask(ask) for _ in range(10)]
+        assert all(b'"errcode": 45011' in answer for answer in refused)
+        assert daemon.repeated == 9
+        bench.clock.pass_(WINDOW_S)
+        assert b"access_token" in await peer.ask(ask)
+
+
+async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) -> None:
+    async with daemon_on(bench, _keys()) as daemon:
+        peer = await daemon.peer()
+        ask = request(f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}")
+        while b"45011" not in await peer.ask(ask):
+            pass
+        bench.clock.pass_(bench.policy.min_gap)
+        assert b"45011" in await peer.ask(ask)
+        keeper = daemon.roster.find("main")
+        assert keeper is not None
+        await keeper.refresh(5)
+        assert f"{CANARY}-main-t2".encode() in await peer.ask(ask)
+
+
+# --- awake ------------------------------------------------------------------------------------------------------------
+
+
+async def test_who_asks_again_at_once_finds_the_loop_awake_and_who_pauses_lets_it_sleep(bench: Bench, daemon: Daemon) -> None:
+    naps: list[float | None] = []
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined] # asyncio's, of which the tests' loop is one
+    select = selector.select
+
+    def seen(timeout: float | None = None) -> object:
+        naps.append(timeout)
+        return select(timeout)
+
+    async def sleeps() -> bool:
+        naps.clear()
+        for _ in range(20):
+            await asyncio.get_running_loop().run_in_executor(None, int)  # which a loop that has nothing to do waits for
+        return any(timeout != 0 for timeout in naps)
+
+    selector.select = seen
+    try:
+        peer = await daemon.peer()
+        for _ in range(3):
+            await peer.ask()
+            bench.clock.pass_(SOON_S * 2)
+        assert await sleeps()
+        await peer.ask()
+        bench.clock.pass_(SOON_S / 2)
+        await peer.ask()
+        assert not await sleeps()
+        bench.clock.pass_(AWAKE_S)
+        await asyncio.sleep(0)
+        assert await sleeps()
+    finally:
+        selector.select = select

@@ -1,0 +1,148 @@
+"""TLS to WeChat: a certificate that is expired, signed by nobody, or for another name is refused, and nothing is sent."""
+
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from socket import MSG_PEEK, create_server, socket
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.harness import invariants
+from tests.harness.processes import PATIENCE_S, House, _url, process, until
+
+BODY = b'{"access_token":"over-tls","expires_in":7200}'
+HANDSHAKE = b"\x16"
+NOW = datetime.now(UTC)
+
+
+def name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+@dataclass
+class Authority:
+    """One that the daemon trusts; what it makes is written where `ssl` can load it."""
+
+    home: Path
+    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+
+    def __post_init__(self) -> None:
+        own = self._certificate("authority", self.key, [x509.BasicConstraints(ca=True, path_length=None)], self.key, NOW)
+        (self.home / "ca.pem").write_bytes(own)
+
+    def context(self, file: str, subject: x509.GeneralName, *, days: int = 1, trusted: bool = True) -> ssl.SSLContext:
+        """A server's side, with a certificate for that subject."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        parts = [x509.SubjectAlternativeName([subject])]
+        signed = self._certificate("authority", key, parts, self.key if trusted else key, NOW + timedelta(days=days - 1))
+        secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (self.home / file).write_bytes(signed + secret)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.home / file)
+        return context
+
+    @staticmethod
+    def _certificate(issuer: str, key: Any, parts: list[Any], signer: ec.EllipticCurvePrivateKey, ends: datetime) -> bytes:
+        builder = x509.CertificateBuilder(
+            issuer_name=name(issuer),
+            subject_name=name(issuer if key is signer else "server"),
+            public_key=key.public_key(),
+            serial_number=x509.random_serial_number(),
+            not_valid_before=NOW - timedelta(days=9),
+            not_valid_after=ends + timedelta(hours=1),
+        )
+        for part in parts:
+            builder = builder.add_extension(part, critical=True)
+        return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+@dataclass
+class Impostor:
+    """A TLS server whose certificate can be changed; it notes what it heard."""
+
+    sock: socket
+    context: ssl.SSLContext
+    first_bytes: list[bytes] = field(default_factory=list)
+    requests: int = 0
+
+    def met(self, connections: int) -> bool:
+        return len(self.first_bytes) >= connections
+
+    def serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self.sock.accept()
+            except OSError:
+                return
+            with peer:
+                peer.settimeout(PATIENCE_S)
+                self._answer(peer)
+
+    def _answer(self, peer: socket) -> None:
+        self.first_bytes.append(peer.recv(1, MSG_PEEK))
+        try:
+            with self.context.wrap_socket(peer, server_side=True) as secure:
+                if secure.recv(65536):
+                    self.requests += 1
+                    secure.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
+        except OSError:
+            return  # the handshake was refused
+
+
+@contextmanager
+def impersonating(context: ssl.SSLContext) -> Iterator[Impostor]:
+    with create_server(("127.0.0.1", 0)) as sock:
+        impostor = Impostor(sock, context)
+        thread = threading.Thread(target=impostor.serve)
+        thread.start()
+        try:
+            yield impostor
+        finally:
+            sock.shutdown(2)
+            thread.join(PATIENCE_S)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def test_a_certificate_that_is_expired_of_nobody_or_for_another_name_is_refused_and_the_secret_not_sent(house: House) -> None:
+    authority, here = Authority(house.home), x509.IPAddress(ip_address("127.0.0.1"))
+    refused = [
+        authority.context("expired.pem", here, days=-1),
+        authority.context("self-signed.pem", here, trusted=False),
+        authority.context("other.pem", x509.DNSName("api.weixin.qq.com.example")),
+    ]
+    with impersonating(refused[0]) as impostor:
+        house.sandbox = f"https://127.0.0.1:{impostor.sock.getsockname()[1]}"
+        house.configure(policy="min_gap = 0.1\nmax_backoff = 0.2")
+        trust = {"SSL_CERT_FILE": str(house.home / "ca.pem")}
+        with process(house.home / "daemon.log", "serve", "--config", str(house.config), **trust) as daemon:
+            house.daemon = _url(daemon.first_line())
+            for context in refused:
+                impostor.context = context
+                until(partial(impostor.met, len(impostor.first_bytes) + 2), "two attempts")
+                status, problem = house.get("/v1/tokens/main")
+                assert (status, problem["code"]) == (503, "upstream-unavailable")
+                assert "certificate" in problem["detail"]
+                assert impostor.requests == 0
+            impostor.context = authority.context("good.pem", here)
+            assert until(lambda: house.get("/v1/tokens/main")[0] == 200, "a token")
+            assert house.get("/v1/tokens/main")[1]["access_token"] == "over-tls"
+        assert set(impostor.first_bytes) == {HANDSHAKE}  # never downgraded
+        assert impostor.requests == 1
+        assert {row["outcome"] for row in house.ledger()} <= {"transient", "minted", None}  # nothing was sent, so nothing is lost
+        assert len(house.ledger()) >= len(impostor.first_bytes)
+        invariants.i6_nothing_leaks(house.home)
