@@ -17,37 +17,39 @@ from broker.config.reload import reloading
 from broker.config.settings import Settings
 from broker.core.credential import Endpoint
 from broker.core.decision import RENEWED_AFTER
-from broker.core.ports import Witness
+from broker.core.ports import EventSink
 from broker.store import open as stores
 from broker.system import log
 from broker.system.address import is_loopback
 from broker.system.clock import SystemClock
 from broker.system.sockets import listeners
-from broker.system.systemd import NOBODY, Supervisor, Well
+from broker.system.systemd import NOBODY, Supervisor, WhyUnhealthy
 from broker.system.ticker import every
-from broker.tokens.dependencies import Tools
+from broker.tokens.dependencies import Dependencies
 from broker.tokens.emergency_budget import EmergencyBudget
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
-from broker.web.api.compat import DropIn
+from broker.web.api.compat import Compat
 from broker.web.api.metrics import Metrics
 from broker.web.api.tickets import TicketDesk
-from broker.web.client_stats import Visitors
+from broker.web.client_stats import ClientStats
 from broker.web.connection.connections import Connections, most_connections
-from broker.web.connection.fast_path import Lane
+from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering, answers
-from broker.web.connection.long_poll import Tell
+from broker.web.connection.long_poll import OnAnswered
 from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.handles import Handles
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
-from broker.web.proxy.limits import Limits
+from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import MOST_CONNECTIONS, outgoing
 from broker.web.server import application
 from broker.wechat import WeChat
 
-BOOT_ID: Final = "TOKEN_BROKER_BOOT_ID"  # set by the unit (%b), whose ProcSubset=pid hides what /proc says
+BOOT_ID: Final = (
+    "TOKEN_BROKER_BOOT_ID"  # set by the unit (%b), whose ProcSubset=pid hides what /proc says
+)
 CALLS_AT_ONCE: Final = 16  # to WeChat, over all apps
 PATIENCE_SLACK_S: Final = 2.0  # beyond a call's timeout: a waiter hears of its outcome
 
@@ -59,14 +61,20 @@ Bound = Sequence[tuple[str, socket.socket]]
 async def serve(settings: Settings) -> None:
     """Run the daemon until SIGTERM or SIGINT; SIGHUP makes it read its configuration again.
 
-    Raises StoreBusy, StoreRefused, StoreError, ConfigError and OSError (a port that is taken) at start-up only.
+    Raises StoreBusy, StoreRefused, StoreError, ConfigError and OSError (a port that is taken) at
+    start-up only.
     """
     supervisor = Supervisor.from_environ()
     stopped, hung_up = asyncio.Event(), asyncio.Event()
-    for number, event in {signal.SIGTERM: stopped, signal.SIGINT: stopped, signal.SIGHUP: hung_up}.items():
+    for number, event in {
+        signal.SIGTERM: stopped,
+        signal.SIGINT: stopped,
+        signal.SIGHUP: hung_up,
+    }.items():
         asyncio.get_running_loop().add_signal_handler(number, event.set)
     async with daemon(settings, supervisor, hung_up) as addresses:
-        print(f"token-broker {__version__} serves on {', '.join(addresses)}", flush=True)  # noqa: T201 -- the contract's line
+        # The contract's line
+        print(f"token-broker {__version__} serves on {', '.join(addresses)}", flush=True)  # noqa: T201
         supervisor.notify("READY=1", f"STATUS=serves on {', '.join(addresses)}")
         await stopped.wait()
         supervisor.notify("STOPPING=1", "STATUS=answers what is under way")
@@ -76,71 +84,108 @@ async def serve(settings: Settings) -> None:
 async def daemon(
     settings: Settings, supervisor: Supervisor = NOBODY, hung_up: asyncio.Event | None = None
 ) -> AsyncIterator[Sequence[str]]:
-    """The running daemon, as its addresses. It reads its configuration again each time `hung_up` is set."""
+    """The running daemon, as its addresses.
+
+    It reads its configuration again each time `hung_up` is set.
+    """
     metrics, clock = Metrics(), SystemClock(os.environ.get(BOOT_ID))
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(stores.store(settings.store, clock))
         # Before the first look: a daemon that cannot serve must not spend a call.
-        bound = await stack.enter_async_context(listeners(settings.server.listen, supervisor.sockets))
+        bound = await stack.enter_async_context(
+            listeners(settings.server.listen, supervisor.sockets)
+        )
         gate = Gate({}, [])
         admit(gate, settings, bound)
         wechat = settings.wechat
-        upstream = await stack.enter_async_context(WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base))
-        visitors = Visitors(clock.now)
+        upstream = await stack.enter_async_context(
+            WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base)
+        )
+        client_stats = ClientStats(clock.now)
         most = most_connections(MOST_CONNECTIONS if settings.proxy.enabled else 0)
-        lane = Lane(Connections(most, clock.now), _count(metrics, visitors), enabled=settings.server.express_lane)
-        tools = Tools(
+        response_cache = ResponseCache(
+            Connections(most, clock.now),
+            _count(metrics, client_stats),
+            enabled=settings.server.express_lane,
+        )
+        dependencies = Dependencies(
             store=store,
             upstream=upstream,
             clock=clock,
             policy=settings.policy,
             slots=asyncio.Semaphore(CALLS_AT_ONCE),
-            witness=_witness(metrics),
+            emit=_emit(metrics),
             call_timeout_s=settings.wechat.timeout,
-            emergency=EmergencyBudget(_runtime_directory()),
-            on_change=lane.drop,
+            emergency_budget=EmergencyBudget(_runtime_directory()),
+            on_change=response_cache.drop,
         )
-        roster = Roster(list(settings.apps.values()), tools)
-        await roster.start()
-        tickets = Tickets(roster, tools, upstream)
-        store.watch(together(roster.hear, tickets.hear), roster.versions)
+        registry = Registry(list(settings.apps.values()), dependencies)
+        await registry.start()
+        tickets = Tickets(registry, dependencies, upstream)
+        store.watch(
+            together(registry.on_store_changed, tickets.on_store_changed), registry.versions
+        )
         metrics.edge = edge = Edge(
-            roster,
+            registry,
             patience(settings),
-            lane,
-            visitors=visitors,
+            response_cache,
+            client_stats=client_stats,
             history=store.history,
             tickets_of=tickets.of,
             nodes=lambda: store.nodes,
         )
-        handles = Handles(gate, roster) if settings.proxy.enabled else None
-        routes = TicketDesk(tickets).routes() + (DropIn(gate, tickets, handles).routes() if settings.compat else [])
+        handles = Handles(gate, registry) if settings.proxy.enabled else None
+        routes = TicketDesk(tickets).routes() + (
+            Compat(gate, tickets, handles).routes() if settings.compat else []
+        )
         if handles is not None:  # behind the drop-in's, whose paths it never passes on
             out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
-            callers, limits = Callers(gate, roster, handles), Limits(settings.proxy, clock.now)
-            routes += Proxy(settings.proxy, callers, limits, out, upstream.base, metrics.proxied, metrics.refused).routes()
-        runner = await stack.enter_async_context(answering(application(edge, gate, metrics, log.crash, routes)))
-        for kept in (roster, tickets):  # those who wait for a call under way are answered by its end
-            stack.push_async_callback(kept.landed)
-        look = together(roster.tick, tickets.tick)
+            callers, limits = (
+                Callers(gate, registry, handles),
+                ProxyLimits(settings.proxy, clock.now),
+            )
+            routes += Proxy(
+                settings.proxy,
+                callers,
+                limits,
+                out,
+                upstream.base,
+                metrics.proxied,
+                metrics.refused,
+            ).routes()
+        runner = await stack.enter_async_context(
+            answering(application(edge, gate, metrics, log.crash, routes))
+        )
+        for kept in (
+            registry,
+            tickets,
+        ):  # those who wait for a call under way are answered by its end
+            stack.push_async_callback(kept.drain)
+        look = together(registry.tick, tickets.tick)
         ticks = await stack.enter_async_context(AsyncExitStack())
         await ticks.enter_async_context(every(settings.policy.tick, look))
-        await stack.enter_async_context(accepting(runner, [sock for _, sock in bound], lane))
+        await stack.enter_async_context(
+            accepting(runner, [sock for _, sock in bound], response_cache)
+        )
 
-        async def govern(read: Settings) -> None:
+        async def apply(read: Settings) -> None:
             admit(gate, read, bound)
-            pace = tools.policy.tick
-            lane.admit_anew()
-            together(roster.govern, tickets.govern)(read.policy)
+            pace = dependencies.policy.tick
+            response_cache.admit_anew()
+            together(registry.apply_policy, tickets.apply_policy)(read.policy)
             if read.policy.tick != pace:
                 await ticks.aclose()
                 await ticks.enter_async_context(every(read.policy.tick, look))
 
-        await stack.enter_async_context(reloading(settings, hung_up or asyncio.Event(), govern, supervisor))
+        await stack.enter_async_context(
+            reloading(settings, hung_up or asyncio.Event(), apply, supervisor)
+        )
         # A Unix socket if there is one: strangers cannot crowd it.
         nearest = min((sock for _, sock in bound), key=lambda sock: sock.family != socket.AF_UNIX)
-        await stack.enter_async_context(supervisor.watched(wellness(roster, nearest), _say_how_we_are))
-        stack.callback(together(roster.halt, tickets.halt))
+        await stack.enter_async_context(
+            supervisor.watched(wellness(registry, nearest), _say_how_we_are)
+        )
+        stack.callback(together(registry.stop, tickets.stop))
         yield [address for address, _ in bound]
 
 
@@ -156,25 +201,42 @@ def together(*each: Callable[P, object]) -> Callable[P, None]:
 
 def patience(settings: Settings) -> float:
     """Seconds a request waits for a refresh: a call, or the time in which WeCom's last token serves no more (min_serve)."""
-    gaps = [settings.policy.min_serve + RENEWED_AFTER for app in settings.apps.values() if app.endpoint is Endpoint.WECOM]
+    gaps = [
+        settings.policy.min_serve + RENEWED_AFTER
+        for app in settings.apps.values()
+        if app.endpoint is Endpoint.WECOM
+    ]
     return max([settings.wechat.timeout, *gaps]) + PATIENCE_SLACK_S
 
 
 def admit(gate: Gate, settings: Settings, bound: Bound) -> None:
-    """Let in whom the configuration names. Raises ConfigError, and changes nothing, where that is anybody from anywhere."""
+    """Let in whom the configuration names.
+
+    Raises ConfigError, and changes nothing, where that is anybody from anywhere.
+    """
     hosts = [sock.getsockname()[0] for _, sock in bound if sock.family != socket.AF_UNIX]
     if not settings.clients and not all(map(is_loopback, hosts)):
-        raise ConfigError(["clients: needed, since a socket listens beyond loopback: anybody who reaches it would get tokens"])
-    keys = {client.key_sha256: Client(client.name, client.scopes, client.apps) for client in settings.clients.values()}
+        raise ConfigError(
+            [
+                (
+                    "clients: needed, since a socket listens beyond loopback: anybody who reaches it"
+                    " would get tokens"
+                )
+            ]
+        )
+    keys = {
+        client.key_sha256: Client(client.name, client.scopes, client.apps)
+        for client in settings.clients.values()
+    }
     named = [address.host for address in settings.server.listen if address.kind == "tcp"]
-    gate.govern(keys, [*hosts, *named, *settings.server.allowed_hosts])
+    gate.admit(keys, [*hosts, *named, *settings.server.allowed_hosts])
 
 
-def wellness(roster: Roster, listener: socket.socket) -> Well:
+def wellness(registry: Registry, listener: socket.socket) -> WhyUnhealthy:
     """What the watchdog asks: do we look, and are we heard? The answer is why not, or nothing."""
 
     async def well() -> str:
-        if not roster.ticking:
+        if not registry.ticking:
             return "the schedule has stopped"
         return "" if await answers(listener) else "our own listener does not answer"
 
@@ -187,24 +249,32 @@ def _say_how_we_are(why_not: str) -> None:
 
 def _runtime_directory() -> Path | None:
     """A directory that needs no disk: systemd's for this service, else the user's; None where there is neither."""
-    named = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or os.environ.get("XDG_RUNTIME_DIR", "")
+    named = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or os.environ.get(
+        "XDG_RUNTIME_DIR", ""
+    )
     return Path(named) if named else None
 
 
-def _count(metrics: Metrics, visitors: Visitors) -> Tell:
-    """Who counts the answers that the express lane gave."""
+def _count(metrics: Metrics, client_stats: ClientStats) -> OnAnswered:
+    """Who counts the answers that the response cache gave."""
 
-    def count(resource: web.AbstractResource | None, client: Client | None, status: int, number: int, last: float) -> None:
+    def count(
+        resource: web.AbstractResource | None,
+        client: Client | None,
+        status: int,
+        number: int,
+        last: float,
+    ) -> None:
         metrics.request(resource, status, number)
         if client is not None:
-            visitors.came(client.name, number, last)
+            client_stats.record(client.name, number, last)
 
     return count
 
 
-def _witness(metrics: Metrics) -> Witness:
+def _emit(metrics: Metrics) -> EventSink:
     def both(event: str, app: str, **facts: object) -> None:
-        metrics.witness(event, app, **facts)
-        log.witness(event, app, **facts)
+        metrics.emit(event, app, **facts)
+        log.emit(event, app, **facts)
 
     return both

@@ -1,4 +1,7 @@
-"""The only module that speaks to WeChat. Errors of others end here, without their text: it holds the URL, the URL the secret."""
+"""The only module that speaks to WeChat.
+
+Errors of others end here, without their text: it holds the URL, the URL the secret.
+"""
 
 import asyncio
 import ssl
@@ -24,32 +27,46 @@ TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
 WECOM_PATH: Final = "/cgi-bin/gettoken"
 TICKET_PATH: Final = "/cgi-bin/ticket/getticket"
-CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"  # the cheap call that tells whether a token lives (wechat.md §2); WeCom has it
+# The cheap call that tells whether a token lives (wechat.md §2); WeCom has it
+CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"
 
 
 class WeChat:
     """A :class:`broker.core.ports.Upstream` over HTTP."""
 
-    def __init__(self, session: aiohttp.ClientSession, api_base: str, timeout: float, wecom_base: str) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, api_base: str, timeout: float, wecom_base: str
+    ) -> None:
         self._session = session
         self._base, self._wecom_base = URL(api_base), URL(wecom_base)
         self._timeout = timeout
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, api_base: str, timeout_s: float, wecom_base: str = "") -> AsyncIterator["WeChat"]:
-        """Open a client whose every request goes over the wire at most once. `timeout_s` is for a whole call."""
-        # A connection per call: calls are rare, and an idle connection that WeChat has closed would lose an answer.
+    async def connect(
+        cls, api_base: str, timeout_s: float, wecom_base: str = ""
+    ) -> AsyncIterator["WeChat"]:
+        """Open a client whose every request goes over the wire at most once.
+
+        `timeout_s` is for a whole call.
+        """
+        # A connection per call: calls are rare, and an idle connection that WeChat has closed would
+        # lose an answer.
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True, limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
-            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "token-broker"},
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "User-Agent": "token-broker",
+            },
             auto_decompress=False,  # bounded by hand below: aiohttp would inflate 48 KB to 50 MB
             trace_configs=[_note_when_sent()],
         )
-        # aiohttp repeats a GET by itself when the server drops the connection; on the classic endpoint that is a token
-        # call without a reservation. There is no public switch; tests/wechat/test_wechat.py counts requests on the wire.
+        # aiohttp repeats a GET by itself when the server drops the connection; on the classic
+        # endpoint that is a token call without a reservation. There is no public switch;
+        # tests/wechat/test_wechat.py counts requests on the wire.
         session._retry_connection = False  # noqa: SLF001
         async with session:
             yield cls(session, api_base, timeout_s, wecom_base or api_base)
@@ -61,9 +78,15 @@ class WeChat:
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
         """See :class:`broker.core.ports.Upstream`."""
         is_wecom, url = account.endpoint is Endpoint.WECOM, self.base(account)
-        fields = {"grant_type": "client_credential", "appid": account.appid, "secret": account.secret.reveal()}
+        fields = {
+            "grant_type": "client_credential",
+            "appid": account.appid,
+            "secret": account.secret.reveal(),
+        }
         if account.endpoint is Endpoint.STABLE:
-            answer = await self._call("POST", url.with_path(STABLE_PATH), json={**fields, "force_refresh": force})
+            answer = await self._call(
+                "POST", url.with_path(STABLE_PATH), json={**fields, "force_refresh": force}
+            )
         elif is_wecom:
             corp = {"corpid": account.appid, "corpsecret": account.secret.reveal()}
             answer = await self._call("GET", url.with_path(WECOM_PATH), params=corp)
@@ -79,7 +102,11 @@ class WeChat:
 
     async def ticket(self, kind: Endpoint, token: Secret) -> Minted | Failure:
         """Fetch a ticket, which `token` pays for (wechat.md §4)."""
-        answer = await self._call("GET", self._base.with_path(TICKET_PATH), params={"access_token": token.reveal(), "type": kind})
+        answer = await self._call(
+            "GET",
+            self._base.with_path(TICKET_PATH),
+            params={"access_token": token.reveal(), "type": kind},
+        )
         return answer if isinstance(answer, Failure) else token_answer(answer, "ticket")
 
     async def _call(self, method: str, url: URL, **request: Any) -> bytes | Failure:
@@ -87,26 +114,42 @@ class WeChat:
         sent = SimpleNamespace(headers=False)
         status = None
         try:
-            # The session's own deadline starts late (after name resolution queues); this one covers everything.
+            # The session's own deadline starts late (after name resolution queues); this one covers
+            # everything.
             async with (
                 asyncio.timeout(self._timeout),
-                self._session.request(method, url, allow_redirects=False, trace_request_ctx=sent, **request) as response,
+                self._session.request(
+                    method, url, allow_redirects=False, trace_request_ctx=sent, **request
+                ) as response,
             ):
                 status = response.status
                 if status != HTTPStatus.OK:
                     return Failure(
-                        Kind.TRANSIENT, f"HTTP {status}", retry_after=_retry_after(response.headers.get("Retry-After"))
+                        Kind.TRANSIENT,
+                        f"HTTP {status}",
+                        retry_after=_retry_after(response.headers.get("Retry-After")),
                     )
                 body = await _read(response)
-                return body if body is not None else Failure(Kind.TRANSIENT, "an answer too large or garbled", lost=True)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it must not travel on with its text
-            return Failure(Kind.TRANSIENT, _reason(error, self._timeout), lost=sent.headers and status in {None, HTTPStatus.OK})
+                return (
+                    body
+                    if body is not None
+                    else Failure(Kind.TRANSIENT, "an answer too large or garbled", lost=True)
+                )
+        # Whatever it is, it must not travel on with its text
+        except Exception as error:  # noqa: BLE001
+            return Failure(
+                Kind.TRANSIENT,
+                _reason(error, self._timeout),
+                lost=sent.headers and status in {None, HTTPStatus.OK},
+            )
 
 
 def _note_when_sent() -> aiohttp.TraceConfig:
     """Tell a call that never left (nothing was minted) from one whose answer is lost (something may have been)."""
 
-    async def note(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
+    async def note(
+        _session: aiohttp.ClientSession, context: SimpleNamespace, _params: object
+    ) -> None:
         context.trace_request_ctx.headers = True
 
     trace = aiohttp.TraceConfig()
@@ -142,7 +185,11 @@ def _reason(error: Exception, timeout: float) -> str:
             return "the name does not resolve"
         case aiohttp.ClientConnectorError():
             return "cannot connect"
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | aiohttp.ClientPayloadError():
+        case (
+            aiohttp.ServerDisconnectedError()
+            | aiohttp.ClientOSError()
+            | aiohttp.ClientPayloadError()
+        ):
             return "the connection broke"
         case _:
             return f"not HTTP ({type(error).__name__})"

@@ -25,7 +25,11 @@ def test_every_command_shown_exists_and_every_command_is_shown() -> None:
 
 
 def test_every_route_shown_exists_and_every_route_is_shown() -> None:
-    shown = set(re.findall(r"(?<![\w.])(/(?:v1/[\w{}/]+|livez|readyz|health|metrics|openapi\.json))", README))
+    shown = set(
+        re.findall(
+            r"(?<![\w.])(/(?:v1/[\w{}/]+|livez|readyz|health|metrics|openapi\.json))", README
+        )
+    )
     shown = {path.replace("/main", "/{app}") for path in shown}
     assert shown == set(DOCUMENT["paths"])
 
@@ -36,7 +40,9 @@ def test_every_code_is_explained() -> None:
 
 
 def test_every_file_named_exists() -> None:
-    for name in re.findall(r"`((?:broker|tests|deploy)/[\w./]+)`", README) + re.findall(r"\]\(([\w./]+)\)", README):
+    for name in re.findall(r"`((?:broker|tests|deploy)/[\w./]+)`", README) + re.findall(
+        r"\]\(([\w./]+)\)", README
+    ):
         assert (ROOT / name).exists(), name
 
 
@@ -45,7 +51,9 @@ def test_the_configurations_shown_are_accepted(tmp_path: Path) -> None:
     secret = tmp_path / "main.secret"
     secret.write_text("secret")
     secret.chmod(0o600)
-    text = shown.replace("/etc/token-broker/main.secret", str(secret)).replace('"…"', f'"{"a" * 64}"')
+    text = shown.replace("/etc/token-broker/main.secret", str(secret)).replace(
+        '"…"', f'"{"a" * 64}"'
+    )
     config = tmp_path / "config.toml"
     config.write_text(text)
     settings = load(config, {})
@@ -56,7 +64,12 @@ def test_the_configurations_shown_are_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_every_command_explains_itself(command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "broker", command, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "broker", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0
     assert "--help" in done.stdout
 

@@ -251,7 +251,9 @@ def functions_of(file: str) -> frozenset[str]:
     """The names of a file's functions; none where there is no such file."""
     path = TESTS / f"{file}.py"
     body = ast.parse(path.read_text()).body if path.is_file() else []
-    return frozenset(it.name for it in body if isinstance(it, ast.FunctionDef | ast.AsyncFunctionDef))
+    return frozenset(
+        it.name for it in body if isinstance(it, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
 
 def test_every_scenario_has_a_test() -> None:

@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import web
 
 from broker.avatars import messages as words
-from broker.avatars.circuit_breaker import Tell
+from broker.avatars.circuit_breaker import TellEvent
 from broker.avatars.errors import of_broker
 from broker.avatars.followers import Followers
 from broker.avatars.images import Images
@@ -19,14 +19,16 @@ from broker.avatars.wechat_api import DataApi
 from broker.client import AsyncTokenClient, BrokerError
 
 QLOGO: Final = ("http://*.qlogo.cn", "https://*.qlogo.cn")
-KEEP_S: Final = 4  # an idle connection is closed by us, before WeChat does: a POST that meets a closed one is lost
+# An idle connection is closed by us, before WeChat does: a POST that meets a closed one is lost
+KEEP_S: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class CompanionOptions:
     """`broker` is a URL's origin or `unix:/path`, `app` one of its apps, `key_file` this client's key.
 
-    `hosts` are names it answers to, beside loopback's and the address a request came in at. Seconds where a time.
+    `hosts` are names it answers to, beside loopback's and the address a request came in at. Seconds
+    where a time.
     """
 
     broker: str = "http://127.0.0.1:8765"
@@ -53,7 +55,7 @@ class Options:
 class Companion:
     """The parts. `wall` tells Unix seconds."""
 
-    options: Options
+    options: CompanionOptions
     client: AsyncTokenClient
     followers: Followers
     images: Images
@@ -74,7 +76,10 @@ COMPANION: Final = web.AppKey("companion", Companion)
 
 @asynccontextmanager
 async def companion(
-    options: Options, clock: Callable[[], float], wall: Callable[[], float], tell: Tell
+    options: CompanionOptions,
+    clock: Callable[[], float],
+    wall: Callable[[], float],
+    tell: TellEvent,
 ) -> AsyncIterator[Companion]:
     """Put the parts together. `clock` tells the seconds that ages are measured in."""
     async with AsyncExitStack() as stack:
@@ -82,7 +87,9 @@ async def companion(
         client = await stack.enter_async_context(
             AsyncTokenClient(broker=options.broker, app=options.app, key_file=options.key_file)
         )
-        api = DataApi(session, client, origin(options.api_base), options.broker, options.timeout_s, wall)
+        api = DataApi(
+            session, client, origin(options.api_base), options.broker, options.timeout_s, wall
+        )
         followers = Followers(api, options.cache_ttl_s, clock, tell)
         stack.push_async_callback(followers.close)
         images = await stack.enter_async_context(Images.open(options.sandbox, options.timeout_s))
@@ -93,9 +100,14 @@ def _session() -> aiohttp.ClientSession:
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(keepalive_timeout=KEEP_S),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "token-broker"},
+        headers={
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "token-broker",
+        },
         auto_decompress=False,
     )
-    # aiohttp repeats a GET by itself when the server drops the connection, and user/get is counted. No public switch.
+    # aiohttp repeats a GET by itself when the server drops the connection, and user/get is counted.
+    # No public switch.
     session._retry_connection = False  # noqa: SLF001
     return session

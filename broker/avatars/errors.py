@@ -1,6 +1,7 @@
 """What keeps avatars from being shown, as something that can be said: a code, a status, and when to ask again.
 
-The sentences are in words.py, in two languages. Nothing of a foreign error's text travels on: it may hold a token.
+The sentences are in messages.py, in two languages. Nothing of a foreign error's text travels on: it
+may hold a token.
 """
 
 import re
@@ -43,12 +44,18 @@ _BY_ERRCODE: Final = {
     45011: "slow-down",
     -1: "upstream-unavailable",
 } | dict.fromkeys(DEAD, "token-refused")
-_OUR_FAULT: Final = {"missing-key", "invalid-key", "insufficient-scope", "unknown-app", "host-not-allowed"}
+_OUR_FAULT: Final = {
+    "missing-key",
+    "invalid-key",
+    "insufficient-scope",
+    "unknown-app",
+    "host-not-allowed",
+}
 _NOBODY: Final = {"unreachable", "not-a-broker"}
 _SOON_S: Final = 5
 
 
-class Trouble(Exception):  # noqa: N818 -- a state of the world, not a bug
+class AvatarError(Exception):
     """`code` is stable; `facts` fill the sentence; `retry_after` is whole seconds, None where waiting does not help."""
 
     def __init__(self, code: str, retry_after: float | None = None, **facts: object) -> None:
@@ -61,21 +68,32 @@ class Trouble(Exception):  # noqa: N818 -- a state of the world, not a bug
         self.retry_after = None if retry_after is None else max(1, round(retry_after))
 
 
-def refused(answer: Mapping[str, Any], errcode: int, wall: Callable[[], float]) -> Trouble:
-    """What an errcode of WeChat's data APIs means. `wall` tells Unix seconds: a spent quota comes back with the Beijing day."""
+def refused(answer: Mapping[str, Any], errcode: int, wall: Callable[[], float]) -> AvatarError:
+    """What an errcode of WeChat's data APIs means.
+
+    `wall` tells Unix seconds: a spent quota comes back with the Beijing day.
+    """
     code = _BY_ERRCODE.get(errcode, "upstream-refused")
     until = DAY_S - (wall() + BEIJING_S) % DAY_S if code == "quota-exhausted" else None
     ip = _IP.search(str(answer.get("errmsg", "")))
-    return Trouble(code, until, errcode=errcode, ip=ip[1] if ip else "", why="busy")
+    return AvatarError(code, until, errcode=errcode, ip=ip[1] if ip else "", why="busy")
 
 
-def unreachable(why: str, amount: float = 0) -> Trouble:
-    """WeChat cannot be reached, or what came was not an answer; `why` is a key of words.py, `amount` the number in it."""
-    return Trouble("upstream-unavailable", why=why, amount=amount)
+def unreachable(why: str, amount: float = 0) -> AvatarError:
+    """WeChat cannot be reached, or what came was not an answer; `why` is a key of messages.py, `amount` the number in it."""
+    return AvatarError("upstream-unavailable", why=why, amount=amount)
 
 
-def of_broker(error: BrokerError, broker: str) -> Trouble:
+def of_broker(error: BrokerError, broker: str) -> AvatarError:
     """What the daemon's refusal, or its absence, means."""
     away = error.code in _NOBODY
-    code = "broker-refused" if error.code in _OUR_FAULT else "broker-unavailable" if away else "no-token"
-    return Trouble(code, error.retry_after, broker=broker, why=error.detail, broker_code=error.code)
+    code = (
+        "broker-refused"
+        if error.code in _OUR_FAULT
+        else "broker-unavailable"
+        if away
+        else "no-token"
+    )
+    return AvatarError(
+        code, error.retry_after, broker=broker, why=error.detail, broker_code=error.code
+    )

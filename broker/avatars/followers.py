@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from broker.avatars.circuit_breaker import Allowance, Brake, Tell
-from broker.avatars.errors import Trouble
-from broker.avatars.listing import PATIENCE_S, Listing, Place
+from broker.avatars.circuit_breaker import CircuitBreaker, TellEvent, TokenBucket
+from broker.avatars.errors import AvatarError
+from broker.avatars.listing import PATIENCE_S, Cursor, Listing
 from broker.avatars.profiles import Profiles
 from broker.avatars.urls import sized
 from broker.avatars.wechat_api import DataApi, Profile
@@ -41,47 +41,70 @@ class Follower:
         return Status.AVAILABLE if self.profile.avatar_url else Status.WITHHELD
 
     def url(self, size: int | None) -> str | None:
-        """Where the picture is, None where there is none to show. Without a size it is WeChat's own URL."""
+        """Where the picture is, None where there is none to show.
+
+        Without a size it is WeChat's own URL.
+        """
         found = self.profile.avatar_url if self.status is Status.AVAILABLE else None
         return found if found is None or size is None else sized(found, size)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some followers in order. Where `trouble` is set they are older than they should be, and that is why."""
+    """Some followers in order.
+
+    Where `trouble` is set they are older than they should be, and that is why.
+    """
 
     followers: list[Follower]
     total: int
     start: int
-    next: Place | None
+    next: Cursor | None
     age_s: float
-    trouble: Trouble | None
+    trouble: AvatarError | None
 
 
 class Followers:
     """The cached list."""
 
-    def __init__(self, api: DataApi, ttl_s: float, clock: Callable[[], float], tell: Tell) -> None:
-        self._listing = Listing(api, ttl_s, clock, Allowance(clock), Brake("user/get", clock, tell))
-        self._profiles = Profiles(api, ttl_s, clock, Brake("user/info/batchget", clock, tell))
+    def __init__(
+        self, api: DataApi, ttl_s: float, clock: Callable[[], float], tell: TellEvent
+    ) -> None:
+        self._listing = Listing(
+            api, ttl_s, clock, TokenBucket(clock), CircuitBreaker("user/get", clock, tell)
+        )
+        self._profiles = Profiles(
+            api, ttl_s, clock, CircuitBreaker("user/info/batchget", clock, tell)
+        )
 
     @property
     def is_known(self) -> bool:
         """Whether there is anything to show without asking."""
         return self._listing.is_known
 
-    async def page(self, place: Place, limit: int) -> Page:
-        """Up to `limit` followers. Raises Trouble."""
-        window = await self._listing.window(place, limit)
-        shown = await self._profiles.of(window.openids, 0 if window.trouble else PATIENCE_S)  # it was waited once
+    async def page(self, cursor: Cursor, limit: int) -> Page:
+        """Up to `limit` followers. Raises AvatarError."""
+        window = await self._listing.window(cursor, limit)
+        shown = await self._profiles.of(
+            window.openids, 0 if window.trouble else PATIENCE_S
+        )  # it was waited once
         numbered = enumerate(zip(window.openids, shown.profiles, strict=True), window.start + 1)
         followers = [Follower(openid, number, profile) for number, (openid, profile) in numbered]
-        end = None if window.is_end or not followers else Place(followers[-1].number, followers[-1].openid)
+        end = (
+            None
+            if window.is_end or not followers
+            else Cursor(followers[-1].number, followers[-1].openid)
+        )
         age_s = max(window.age_s, shown.age_s)
-        return Page(followers, window.total, window.start, end, age_s, window.trouble or shown.trouble)
+        return Page(
+            followers, window.total, window.start, end, age_s, window.trouble or shown.trouble
+        )
 
-    async def one(self, openid: str) -> tuple[Follower, float, Trouble | None]:
-        """One of them, how old that is, and why if it is older than it should be. Raises Trouble."""
+    async def one(self, openid: str) -> tuple[Follower, float, AvatarError | None]:
+        """One of them, how old that is, and why if it is older than it should be.
+
+        Raises AvatarError.
+        """
         shown = await self._profiles.of([openid])
         return Follower(openid, 0, shown.profiles[0]), shown.age_s, shown.trouble
 
@@ -91,12 +114,12 @@ class Followers:
         await self._profiles.close()
 
 
-def cursor(place: Place) -> str:
-    """A place, for a URL."""
-    return f"{place.position}.{place.anchor}" if place.anchor else str(place.position)
+def cursor(cursor: Cursor) -> str:
+    """Write a cursor for a URL."""
+    return f"{cursor.position}.{cursor.anchor}" if cursor.anchor else str(cursor.position)
 
 
-def read_cursor(text: str) -> Place | None:
-    """The place a cursor names; None where it is no cursor."""
+def read_cursor(text: str) -> Cursor | None:
+    """Read a cursor from a URL; None where the text is none."""
     found = _CURSOR.fullmatch(text)
-    return Place(int(found[1]), found[2] or "") if found else None
+    return Cursor(int(found[1]), found[2] or "") if found else None

@@ -13,12 +13,12 @@ from broker.avatars import messages as words
 from broker.avatars import queries
 from broker.avatars.api import find
 from broker.avatars.companion import COMPANION
-from broker.avatars.errors import Trouble
+from broker.avatars.errors import AvatarError
 from broker.avatars.followers import Follower, Page, Status, cursor
-from broker.avatars.listing import Place
-from broker.avatars.problems import Bad
+from broker.avatars.listing import Cursor
 from broker.http.language import age, language
 from broker.http.pages import Pages
+from broker.http.problems import ProblemError
 
 SCREEN: Final = 72  # fills rows of 2, 3, 4, 6, 8, 9 and 12
 SIDE: Final = 132
@@ -35,21 +35,26 @@ def routes(*, proxy_images: bool) -> list[web.RouteDef]:
 
 async def get_gallery(request: web.Request) -> web.Response:
     """One screen of followers; where there is none to show, a page that says why."""
-    spoken = language(request.headers.get(hdrs.ACCEPT_LANGUAGE, ""))
+    lang = language(request.headers.get(hdrs.ACCEPT_LANGUAGE, ""))
     try:
         queries.known(request, ("cursor",))
         page = await request.app[COMPANION].followers.page(queries.place(request), SCREEN)
-    except Bad as bad:
+    except ProblemError as bad:
         return _render(
-            "sorry.html", spoken, bad.status, title="bad_request", sentence=words.PAGE[spoken]["bad_address"], more=bad.detail
+            "sorry.html",
+            lang,
+            bad.status,
+            title="bad_request",
+            sentence=words.PAGE[lang]["bad_address"],
+            more=bad.detail,
         )
-    except Trouble as trouble:
-        sentence = words.sentence(trouble.code, trouble.facts, spoken)
-        response = _render("sorry.html", spoken, trouble.status, title="trouble", sentence=sentence)
+    except AvatarError as trouble:
+        sentence = words.sentence(trouble.code, trouble.facts, lang)
+        response = _render("sorry.html", lang, trouble.status, title="trouble", sentence=sentence)
         if trouble.retry_after is not None:
             response.headers["Retry-After"] = str(trouble.retry_after)
         return response
-    return _render("gallery.html", spoken, 200, **_shown(request, page, spoken))
+    return _render("gallery.html", lang, 200, **_shown(request, page, lang))
 
 
 async def get_image(request: web.Request) -> web.Response:
@@ -59,7 +64,7 @@ async def get_image(request: web.Request) -> web.Response:
     follower, _, _ = await find(request)
     url = follower.url(size)
     if url is None:
-        raise Bad(404, "no-avatar", "There is no avatar to show for this openid.")
+        raise ProblemError(404, "no-avatar", "There is no avatar to show for this openid.")
     picture = await request.app[COMPANION].images.get(url)
     headers = {"Cache-Control": A_DAY, "ETag": f'"{picture.tag}"'}
     if any(tag.value in {picture.tag, "*"} for tag in request.if_none_match or ()):
@@ -73,20 +78,26 @@ def initial(nickname: str) -> str:
     return first.upper() if unicodedata.category(first or " ").startswith(("L", "N")) else ""
 
 
-def _shown(request: web.Request, page: Page, spoken: str) -> dict[str, Any]:
+def _shown(request: web.Request, page: Page, lang: str) -> dict[str, Any]:
     """What the template shows, in words."""
-    texts, many = words.PAGE[spoken], len(page.followers)
+    texts, many = words.PAGE[lang], len(page.followers)
     withheld = sum(one.status is Status.WITHHELD for one in page.followers)
     options, wall = request.app[COMPANION].options, request.app[COMPANION].wall
     read_at = time.gmtime(wall() - page.age_s)
     return {
         "tiles": [_tile(one, texts, proxied=options.proxy_images) for one in page.followers],
         "count": texts["count_one" if page.total == 1 else "count"].format(total=f"{page.total:,}"),
-        "range": texts["range"].format(first=f"{page.start + 1:,}", last=f"{page.start + many:,}", total=f"{page.total:,}"),
+        "range": (
+            texts["range"].format(
+                first=f"{page.start + 1:,}", last=f"{page.start + many:,}", total=f"{page.total:,}"
+            )
+        ),
         "withheld": _withheld(withheld, many, texts),
         "nothing": "" if many else texts["past_the_end" if page.total else "nobody"],
-        "stale": texts["stale"].format(age=age(page.age_s, spoken)) if page.trouble else "",
-        "why_stale": words.sentence(page.trouble.code, page.trouble.facts, spoken) if page.trouble else "",
+        "stale": texts["stale"].format(age=age(page.age_s, lang)) if page.trouble else "",
+        "why_stale": (
+            words.sentence(page.trouble.code, page.trouble.facts, lang) if page.trouble else ""
+        ),
         "read_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", read_at),
         "read_at_shown": time.strftime("%Y-%m-%d %H:%M UTC", read_at),
         "links": _links(page),
@@ -105,15 +116,20 @@ def _links(page: Page) -> list[tuple[str, str]]:
     links = []
     if page.start:
         before = max(0, page.start - SCREEN)
-        links = [("first", "/"), ("previous", f"/?cursor={cursor(Place(before))}" if before else "/")]
+        links = [
+            ("first", "/"),
+            ("previous", f"/?cursor={cursor(Cursor(before))}" if before else "/"),
+        ]
     return [*links, ("next", f"/?cursor={cursor(page.next)}")] if page.next else links
 
 
 def _tile(one: Follower, texts: Mapping[str, str], *, proxied: bool) -> dict[str, str]:
     way = "images" if proxied else "avatars"
-    label = {Status.AVAILABLE: "", Status.WITHHELD: texts["withheld_label"], Status.NOT_FOLLOWING: texts["gone_label"]}[
-        one.status
-    ]
+    label = {
+        Status.AVAILABLE: "",
+        Status.WITHHELD: texts["withheld_label"],
+        Status.NOT_FOLLOWING: texts["gone_label"],
+    }[one.status]
     url = one.url(SIDE)
     return {
         "name": one.profile.nickname or texts["number"].format(number=f"{one.number:,}"),
@@ -124,7 +140,7 @@ def _tile(one: Follower, texts: Mapping[str, str], *, proxied: bool) -> dict[str
     }
 
 
-def _render(template: str, spoken: str, status: int, **shown: Any) -> web.Response:
-    response = PAGES.response(template, spoken, words.PAGE[spoken], {"side": SIDE, **shown}, status)
+def _render(template: str, lang: str, status: int, **shown: Any) -> web.Response:
+    response = PAGES.response(template, lang, words.PAGE[lang], {"side": SIDE, **shown}, status)
     response.headers["Cache-Control"] = "no-cache" if status == HTTPStatus.OK else "no-store"
     return response

@@ -1,7 +1,7 @@
 """Pictures fetched on behalf of clients, so that these need none over http and tell Tencent nothing.
 
-From WeChat's avatar hosts only, and from the sandbox: a URL that leads elsewhere, to a private address or on by a redirect
-is refused, as is what is too large or no picture.
+From WeChat's avatar hosts only, and from the sandbox: a URL that leads elsewhere, to a private
+address or on by a redirect is refused, as is what is too large or no picture.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from typing import Final
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from broker.avatars.errors import Trouble
-from broker.avatars.single_flight import Flights
+from broker.avatars.errors import AvatarError
+from broker.avatars.single_flight import SingleFlight
 from broker.avatars.urls import is_qlogo, origin
 from broker.avatars.wechat_api import bounded
 
@@ -43,9 +43,15 @@ class PublicOnly(AbstractResolver):
     def __init__(self, inner: AbstractResolver) -> None:
         self._inner = inner
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
         """Public addresses. Raises OSError where there is none."""
-        found = [one for one in await self._inner.resolve(host, port, family) if ip_address(one["host"]).is_global]
+        found = [
+            one
+            for one in await self._inner.resolve(host, port, family)
+            if ip_address(one["host"]).is_global
+        ]
         if not found:
             raise OSError(None, "no public address")
         return found
@@ -59,7 +65,11 @@ class Images:
     """Pictures by URL, the longest unused forgotten first when they outgrow their room."""
 
     def __init__(
-        self, public: aiohttp.ClientSession, local: aiohttp.ClientSession, sandbox: str | None, room: int = ROOM
+        self,
+        public: aiohttp.ClientSession,
+        local: aiohttp.ClientSession,
+        sandbox: str | None,
+        room: int = ROOM,
     ) -> None:
         self._public = public
         self._local = local
@@ -67,14 +77,19 @@ class Images:
         self._room = room
         self._kept: OrderedDict[str, Picture] = OrderedDict()
         self._bytes = 0
-        self._flights: Flights[Picture] = Flights()
+        self._flights: SingleFlight[Picture] = SingleFlight()
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, sandbox: str | None, timeout_s: float) -> AsyncIterator["Images"]:
-        """Open it. `sandbox` is an origin from which pictures may come too, though its address is private."""
-        public = _session(timeout_s, aiohttp.TCPConnector(resolver=PublicOnly(aiohttp.ThreadedResolver())))
+        """Open it.
+
+        `sandbox` is an origin from which pictures may come too, though its address is private.
+        """
+        public = _session(
+            timeout_s, aiohttp.TCPConnector(resolver=PublicOnly(aiohttp.ThreadedResolver()))
+        )
         local = _session(timeout_s, aiohttp.TCPConnector())
         async with public, local:
             images = cls(public, local, sandbox)
@@ -84,7 +99,7 @@ class Images:
                 await images._flights.close()
 
     async def get(self, url: str) -> Picture:
-        """The picture. Raises Trouble where it may not or cannot be fetched."""
+        """The picture. Raises AvatarError where it may not or cannot be fetched."""
         if kept := self._kept.get(url):
             self._kept.move_to_end(url)
             return kept
@@ -133,8 +148,8 @@ def _picture(body: bytes | None) -> Picture:
     return Picture(body, content_type, hashlib.sha256(body).hexdigest()[:32])
 
 
-def _trouble(why: str, amount: float = 0) -> Trouble:
-    return Trouble("image-unavailable", why=why, amount=amount)
+def _trouble(why: str, amount: float = 0) -> AvatarError:
+    return AvatarError("image-unavailable", why=why, amount=amount)
 
 
 def _session(timeout_s: float, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:

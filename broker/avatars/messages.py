@@ -8,32 +8,46 @@ from broker.http.language import CHINESE, ENGLISH
 TROUBLES: Final[Mapping[str, Mapping[str, str]]] = {
     ENGLISH: {
         "account-not-verified": (
-            "WeChat lists followers of verified accounts only (48001): verify this account at mp.weixin.qq.com, "
-            "under Settings, Account details. Nothing has to be restarted afterwards."
+            "WeChat lists followers of verified accounts only (48001): verify this account at"
+            " mp.weixin.qq.com, under Settings, Account details. Nothing has to be restarted"
+            " afterwards."
         ),
         "quota-exhausted": (
-            "This account's calls to WeChat are spent for today (45009); they come back at midnight, Beijing time. "
-            "See which other program lists followers: WeChat allows 500 lists a day to all of them together."
+            "This account's calls to WeChat are spent for today (45009); they come back at"
+            " midnight, Beijing time. See which other program lists followers: WeChat allows 500"
+            " lists a day to all of them together."
         ),
         "ip-not-allowed": (
-            "WeChat takes no calls from this server's address{ip} ({errcode}): add it to the IP whitelist at "
-            "mp.weixin.qq.com, under Settings and development, Basic configuration. It takes effect within minutes."
+            "WeChat takes no calls from this server's address{ip} ({errcode}): add it to the IP"
+            " whitelist at mp.weixin.qq.com, under Settings and development, Basic configuration."
+            " It takes effect within minutes."
         ),
         "token-refused": (
-            "WeChat refuses the token ({errcode}), and the broker has no better one yet. If this lasts, another program may be "
-            "fetching tokens with the same AppSecret: `token-broker status` tells."
+            "WeChat refuses the token ({errcode}), and the broker has no better one yet. If this"
+            " lasts, another program may be fetching tokens with the same AppSecret: `token-broker"
+            " status` tells."
         ),
         "slow-down": "Too many calls to WeChat within a minute (45011). Try again in a minute.",
-        "upstream-refused": "WeChat refused the call with errcode {errcode}. Its meaning is in WeChat's list of return codes.",
-        "upstream-unavailable": "WeChat cannot be asked just now: {why}. It is tried again by itself.",
+        "upstream-refused": (
+            "WeChat refused the call with errcode {errcode}. Its meaning is in WeChat's list of"
+            " return codes."
+        ),
+        "upstream-unavailable": (
+            "WeChat cannot be asked just now: {why}. It is tried again by itself."
+        ),
         "broker-unavailable": (
-            "The token broker at {broker} does not answer: start it with `token-broker serve`, or look at its log."
+            "The token broker at {broker} does not answer: start it with `token-broker serve`, or"
+            " look at its log."
         ),
         "no-token": "The token broker has no token to give ({broker_code}): {why}",
         "broker-refused": (
-            "The token broker does not let the companion in ({broker_code}): {why} See `app` and `key_file` in [avatars]."
+            "The token broker does not let the companion in ({broker_code}): {why} See `app` and"
+            " `key_file` in [avatars]."
         ),
-        "budget-spent": "The companion keeps to 400 lists of followers a day, and those are spent. The next one comes soon.",
+        "budget-spent": (
+            "The companion keeps to 400 lists of followers a day, and those are spent. The next one"
+            " comes soon."
+        ),
         "image-unavailable": "The picture could not be fetched: {why}.",
     },
     CHINESE: {
@@ -52,14 +66,19 @@ TROUBLES: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         "token-refused": (
             "微信拒绝了 access_token（{errcode}），令牌服务暂时没有更新的令牌。"
-            "如果持续出现，可能有其他程序在用同一个 AppSecret 获取令牌，可用 token-broker status 查看。"
+            "如果持续出现，可能有其他程序在用同一个 AppSecret 获取令牌，可用 token-broker"
+            " status 查看。"
         ),
         "slow-down": "一分钟内调用微信接口过于频繁（45011），请一分钟后再试。",
         "upstream-refused": "微信拒绝了调用，错误码 {errcode}，含义见微信的返回码说明。",
         "upstream-unavailable": "暂时无法访问微信（{why}），系统会自动重试。",
-        "broker-unavailable": "令牌服务 {broker} 没有响应：请用 token-broker serve 启动它，或查看它的日志。",
+        "broker-unavailable": (
+            "令牌服务 {broker} 没有响应：请用 token-broker serve 启动它，或查看它的日志。"
+        ),
         "no-token": "令牌服务暂时没有可用的令牌（{broker_code}）：{why}",
-        "broker-refused": "令牌服务拒绝了本程序（{broker_code}）：{why} 请检查 [avatars] 中的 app 和 key_file。",
+        "broker-refused": (
+            "令牌服务拒绝了本程序（{broker_code}）：{why} 请检查 [avatars] 中的 app 和 key_file。"
+        ),
         "budget-spent": "本程序每天最多拉取 400 次关注者列表，目前已用完，稍后会恢复。",
         "image-unavailable": "无法获取头像图片：{why}。",
     },
@@ -102,8 +121,8 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "withheld": "{count} of these avatars are withheld.",
         "withheld_all": "All of these avatars are withheld.",
         "why_withheld": (
-            "Since 27 December 2021 WeChat no longer tells accounts their followers’ names and pictures, "
-            "so a silhouette stands in for them."
+            "Since 27 December 2021 WeChat no longer tells accounts their followers’ names and"
+            " pictures, so a silhouette stands in for them."
         ),
         "withheld_label": "avatar withheld",
         "gone_label": "no longer follows",
@@ -132,7 +151,9 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "withheld_one": "本页有 1 个头像未提供。",
         "withheld": "本页有 {count} 个头像未提供。",
         "withheld_all": "本页所有头像均未提供。",
-        "why_withheld": "自 2021 年 12 月 27 日起，微信不再向公众号提供关注者的昵称和头像，因此以剪影代替。",
+        "why_withheld": (
+            "自 2021 年 12 月 27 日起，微信不再向公众号提供关注者的昵称和头像，因此以剪影代替。"
+        ),
         "withheld_label": "头像未提供",
         "gone_label": "已取消关注",
         "number": "关注者 {number}",
@@ -153,9 +174,11 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def sentence(code: str, facts: Mapping[str, object], spoken: str = ENGLISH) -> str:
+def sentence(code: str, facts: Mapping[str, object], lang: str = ENGLISH) -> str:
     """What is wrong and what to do about it."""
-    ip = ADDRESS[spoken].format(ip=facts["ip"]) if facts.get("ip") else ""
+    ip = ADDRESS[lang].format(ip=facts["ip"]) if facts.get("ip") else ""
     why = str(facts.get("why", ""))
-    why = WHY[spoken][why].format(amount=facts.get("amount", 0)) if why in WHY[spoken] else why  # the daemon's are its own
-    return TROUBLES[spoken][code].format(**{**facts, "ip": ip, "why": why})
+    why = (
+        WHY[lang][why].format(amount=facts.get("amount", 0)) if why in WHY[lang] else why
+    )  # the daemon's are its own
+    return TROUBLES[lang][code].format(**{**facts, "ip": ip, "why": why})

@@ -10,14 +10,16 @@ PAGE = 10_000
 """Openids on a page of `user/get`, at most."""
 
 
-class Roll:
+class Openids:
     """Some openids in order."""
 
     __slots__ = ("_packed", "_starts")
 
     def __init__(self, openids: Sequence[str]) -> None:
         self._packed = "".join(f"{openid}\n" for openid in openids).encode()
-        self._starts = array("I", accumulate((len(openid.encode()) + 1 for openid in openids), initial=0))
+        self._starts = array(
+            "I", accumulate((len(openid.encode()) + 1 for openid in openids), initial=0)
+        )
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -25,7 +27,11 @@ class Roll:
     def slice(self, start: int, stop: int) -> list[str]:
         """The openids of these positions, as far as there are any."""
         stop = min(stop, len(self))
-        return self._packed[self._starts[start] : self._starts[stop]].decode().split() if start < stop else []
+        return (
+            self._packed[self._starts[start] : self._starts[stop]].decode().split()
+            if start < stop
+            else []
+        )
 
     def find(self, openid: str) -> int | None:
         """Where it stands."""
@@ -35,11 +41,11 @@ class Roll:
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class ListPage:
     """One page of `user/get`: whom it begins after, its followers, what WeChat says of the whole, when that was asked."""
 
     after: str
-    roll: Roll
+    openids: Openids
     total: int
     is_last: bool
     at: float
@@ -47,5 +53,5 @@ class Sheet:
     @property
     def end(self) -> str:
         """The last openid: what the next page begins after."""
-        count = len(self.roll)
-        return self.roll.slice(count - 1, count)[0] if count else self.after
+        count = len(self.openids)
+        return self.openids.slice(count - 1, count)[0] if count else self.after

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
-from broker.avatars.circuit_breaker import Brake
-from broker.avatars.errors import Trouble, unreachable
+from broker.avatars.circuit_breaker import CircuitBreaker
+from broker.avatars.errors import AvatarError, unreachable
 from broker.avatars.listing import PATIENCE_S
-from broker.avatars.single_flight import Flights
+from broker.avatars.single_flight import SingleFlight
 from broker.avatars.wechat_api import BATCH, DataApi, Profile
 
 MOST: Final = 20_000  # some 12 MB
@@ -24,44 +24,62 @@ class _Known(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Profiles in the order asked for. `age_s` is that of the oldest; `trouble`: why something older than its time had to do."""
+    """Profiles in the order asked for.
+
+    `age_s` is that of the oldest; `trouble`: why something older than its time had to do.
+    """
 
     profiles: list[Profile]
     age_s: float
-    trouble: Trouble | None
+    trouble: AvatarError | None
 
 
 class Profiles:
     """Profiles by openid."""
 
-    def __init__(self, api: DataApi, ttl_s: float, clock: Callable[[], float], brake: Brake, most: int = MOST) -> None:
+    def __init__(
+        self,
+        api: DataApi,
+        ttl_s: float,
+        clock: Callable[[], float],
+        breaker: CircuitBreaker,
+        most: int = MOST,
+    ) -> None:
         self._api = api
         self._ttl_s = ttl_s
         self._clock = clock
-        self._brake = brake
+        self._breaker = breaker
         self._most = most
         self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._flights: Flights[dict[str, _Known]] = Flights()
+        self._flights: SingleFlight[dict[str, _Known]] = SingleFlight()
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def of(self, openids: Sequence[str], patience_s: float = PATIENCE_S) -> Shown:
-        """The profiles of these. Raises Trouble where WeChat has to be asked for one and cannot be.
+        """The profiles of these.
+
+        Raises AvatarError where WeChat has to be asked for one and cannot be.
 
         Where old ones would do, new ones are waited for no longer than `patience_s`.
         """
         known = {openid: self._known[openid] for openid in openids if openid in self._known}
-        due = [openid for openid in openids if openid not in known or self._clock() - known[openid].at >= self._ttl_s]
+        due = [
+            openid
+            for openid in openids
+            if openid not in known or self._clock() - known[openid].at >= self._ttl_s
+        ]
         trouble = None
         if due:
             flights = self._flying(due)
-            _, late = await asyncio.wait(flights, timeout=patience_s if len(known) == len(set(openids)) else None)
+            _, late = await asyncio.wait(
+                flights, timeout=patience_s if len(known) == len(set(openids)) else None
+            )
             landed = flights - late
             trouble = unreachable("late") if late else None
             for flight in landed:
                 error = flight.exception()
                 if error is None:
                     known |= flight.result()
-                elif isinstance(error, Trouble):
+                elif isinstance(error, AvatarError):
                     trouble = error
                 else:
                     raise error
@@ -77,7 +95,7 @@ class Profiles:
         """End what is under way."""
         await self._flights.close()
 
-    def _shown(self, found: list[_Known], trouble: Trouble | None) -> Shown:
+    def _shown(self, found: list[_Known], trouble: AvatarError | None) -> Shown:
         age_s = max((self._clock() - one.at for one in found), default=0.0)
         return Shown([one.profile for one in found], age_s, trouble)
 
@@ -95,7 +113,7 @@ class Profiles:
         return flights
 
     async def _fetch(self, openids: tuple[str, ...]) -> dict[str, _Known]:
-        async with self._slots, self._brake.calling():
+        async with self._slots, self._breaker.calling():
             profiles = await self._api.profiles(openids)
         at = self._clock()
         found = {openid: _Known(at, profile) for openid, profile in profiles.items()}

@@ -6,9 +6,9 @@ from typing import Final
 from aiohttp import web
 
 from broker.avatars.followers import read_cursor
-from broker.avatars.listing import Place
-from broker.avatars.problems import Bad
+from broker.avatars.listing import Cursor
 from broker.avatars.urls import SIZES
+from broker.http.problems import ProblemError
 
 LONGEST: Final = 4  # digits of any number here, and one more
 
@@ -41,12 +41,14 @@ def size(request: web.Request) -> int | None:
     return number if text else None
 
 
-def place(request: web.Request) -> Place:
+def place(request: web.Request) -> Cursor:
     """Where to begin: at the first follower, or where a page before this one ended."""
     text = request.query.get("cursor", "")
-    found = read_cursor(text) if text else Place()
+    found = read_cursor(text) if text else Cursor()
     if found is None:
-        raise _bad("`cursor` is the `next_cursor` of a page before this one, or empty for the first.")
+        raise _bad(
+            "`cursor` is the `next_cursor` of a page before this one, or empty for the first."
+        )
     return found
 
 
@@ -56,5 +58,5 @@ def _number(text: str, default: int) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= LONGEST + 1 else None
 
 
-def _bad(detail: str) -> Bad:
-    return Bad(400, "invalid-parameter", detail)
+def _bad(detail: str) -> ProblemError:
+    return ProblemError(400, "invalid-parameter", detail)

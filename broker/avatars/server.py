@@ -12,9 +12,9 @@ from aiohttp import web
 
 from broker.avatars import api
 from broker.avatars import gallery as pages
-from broker.avatars.circuit_breaker import Tell
-from broker.avatars.companion import COMPANION, Options, companion
-from broker.avatars.gate import Gate, front
+from broker.avatars.circuit_breaker import TellEvent
+from broker.avatars.companion import COMPANION, CompanionOptions, companion
+from broker.avatars.gate import HostGate, front
 
 DRAIN_S: Final = 5.0  # for answers under way
 LARGEST_BODY: Final = 1024  # nothing here takes one
@@ -24,10 +24,19 @@ Seconds = Callable[[], float]
 
 
 def create_app(
-    options: Options, clock: Seconds | None = None, wall: Seconds = time.time, tell: Tell | None = None
+    options: CompanionOptions,
+    clock: Seconds | None = None,
+    wall: Seconds = time.time,
+    tell: TellEvent | None = None,
 ) -> web.Application:
-    """Build the application. `clock` tells the seconds that ages are measured in, `tell` is told of transitions."""
-    app = web.Application(middlewares=[front(Gate(options.hosts), options.image_sources, _crashed)], client_max_size=LARGEST_BODY)
+    """Build the application.
+
+    `clock` tells the seconds that ages are measured in, `tell` is told of transitions.
+    """
+    app = web.Application(
+        middlewares=[front(HostGate(options.hosts), options.image_sources, _crashed)],
+        client_max_size=LARGEST_BODY,
+    )
     app.add_routes([*api.routes(), *pages.routes(proxy_images=options.proxy_images)])
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
@@ -39,12 +48,16 @@ def create_app(
     return app
 
 
-async def serve(options: Options, sockets: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+async def serve(
+    options: CompanionOptions, sockets: Sequence[socket.socket], ready: Callable[[], None]
+) -> None:
     """Answer on these listening sockets until SIGTERM or SIGINT; `ready` is called once it does."""
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    runner = web.AppRunner(create_app(options), access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S)
+    runner = web.AppRunner(
+        create_app(options), access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S
+    )
     await runner.setup()
     try:
         for sock in sockets:
@@ -58,7 +71,9 @@ async def serve(options: Options, sockets: Sequence[socket.socket], ready: Calla
 def log(event: str, **facts: object) -> None:
     """One line per transition."""
     logger = structlog.get_logger()
-    (logger.info if event in WELL else logger.warning)(event, **{name: fact for name, fact in facts.items() if fact != ""})
+    (logger.info if event in WELL else logger.warning)(
+        event, **{name: fact for name, fact in facts.items() if fact != ""}
+    )
 
 
 def _crashed(route: str, error: Exception) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Flights(Generic[T]):
+class SingleFlight(Generic[T]):
     """Tasks by key, owned here: a caller who leaves does not end what others wait for."""
 
     def __init__(self) -> None:
@@ -17,7 +17,9 @@ class Flights(Generic[T]):
         """The flight under way, if any."""
         return self._flying.get(key)
 
-    def start(self, keys: tuple[Hashable, ...], work: Callable[[], Coroutine[Any, Any, T]]) -> "asyncio.Task[T]":
+    def start(
+        self, keys: tuple[Hashable, ...], work: Callable[[], Coroutine[Any, Any, T]]
+    ) -> "asyncio.Task[T]":
         """Start one flight under these keys, none of which may be flying."""
         task = asyncio.create_task(work())
         self._flying.update(dict.fromkeys(keys, task))
@@ -25,7 +27,10 @@ class Flights(Generic[T]):
         return task
 
     def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> "asyncio.Task[T]":
-        """The flight of that key, started if need be. Wait for it by asyncio.wait or asyncio.shield."""
+        """The flight of that key, started if need be.
+
+        Wait for it by asyncio.wait or asyncio.shield.
+        """
         return self._flying.get(key) or self.start((key,), work)
 
     async def close(self) -> None:

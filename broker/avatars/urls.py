@@ -41,7 +41,11 @@ def is_qlogo(url: str) -> bool:
     """Whether the URL is on one of WeChat's avatar hosts: there and nowhere else, by the parsed host, on a default port."""
     parts = urlsplit(url)
     default = {"http": 80, "https": 443}.get(parts.scheme)
-    return (parts.hostname or "").endswith(".qlogo.cn") and "@" not in parts.netloc and parts.port in {None, default}
+    return (
+        (parts.hostname or "").endswith(".qlogo.cn")
+        and "@" not in parts.netloc
+        and parts.port in {None, default}
+    )
 
 
 def _is_web(text: str) -> bool:

@@ -1,4 +1,7 @@
-"""The two data APIs: who follows, and what they show of themselves (wechat.md §3). Errors of others end here."""
+"""The two data APIs: who follows, and what they show of themselves (wechat.md §3).
+
+Errors of others end here.
+"""
 
 import asyncio
 import json
@@ -10,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 from yarl import URL
 
-from broker.avatars.errors import Trouble, of_broker, refused, unreachable
+from broker.avatars.errors import AvatarError, of_broker, refused, unreachable
 from broker.avatars.urls import avatar_url
 from broker.client import AsyncTokenClient, BrokerError
 
@@ -41,7 +44,10 @@ STRANGER: Final = Profile("", None, follows=False)
 
 @dataclass(frozen=True, slots=True)
 class DataApi:
-    """WeChat's data APIs with the daemon's token. Methods raise Trouble, never with a token in it."""
+    """WeChat's data APIs with the daemon's token.
+
+    Methods raise AvatarError, never with a token in it.
+    """
 
     session: aiohttp.ClientSession
     client: AsyncTokenClient
@@ -51,20 +57,34 @@ class DataApi:
     wall: Callable[[], float]
 
     async def followers(self, after: str) -> Listed:
-        """Up to 10 000 openids that follow `after`; from the first where it is empty. Counts against 500 calls a day."""
-        answer = await self._ask("GET", "/cgi-bin/user/get", {"next_openid": after} if after else {}, None)
+        """Up to 10 000 openids that follow `after`; from the first where it is empty.
+
+        Counts against 500 calls a day.
+        """
+        answer = await self._ask(
+            "GET", "/cgi-bin/user/get", {"next_openid": after} if after else {}, None
+        )
         data, total, beyond = answer.get("data"), answer.get("total"), answer.get("next_openid")
         openids = data.get("openid") if isinstance(data, dict) else []
-        if not isinstance(openids, list) or not all(map(_is_openid, openids)) or not isinstance(total, int):
+        if (
+            not isinstance(openids, list)
+            or not all(map(_is_openid, openids))
+            or not isinstance(total, int)
+        ):
             raise unreachable("garbage")
         return Listed(total, openids, beyond if isinstance(beyond, str) else "")
 
     async def profiles(self, openids: Sequence[str]) -> dict[str, Profile]:
-        """The profiles of up to a hundred. One openid that is none spoils a whole batch at WeChat: then it is halved."""
+        """The profiles of up to a hundred.
+
+        One openid that is none spoils a whole batch at WeChat: then it is halved.
+        """
         wanted = [{"openid": openid, "lang": "zh_CN"} for openid in openids]
         try:
-            answer = await self._ask("POST", "/cgi-bin/user/info/batchget", {}, {"user_list": wanted})
-        except Trouble as trouble:
+            answer = await self._ask(
+                "POST", "/cgi-bin/user/info/batchget", {}, {"user_list": wanted}
+            )
+        except AvatarError as trouble:
             if trouble.facts.get("errcode") != INVALID_OPENID:
                 raise
             if len(openids) == 1:
@@ -74,10 +94,16 @@ class DataApi:
         found = answer.get("user_info_list")
         if not isinstance(found, list):
             raise unreachable("garbage")
-        known = {one["openid"]: _profile(one) for one in found if isinstance(one, dict) and isinstance(one.get("openid"), str)}
+        known = {
+            one["openid"]: _profile(one)
+            for one in found
+            if isinstance(one, dict) and isinstance(one.get("openid"), str)
+        }
         return {openid: known.get(openid, STRANGER) for openid in openids}
 
-    async def _ask(self, method: str, path: str, query: Mapping[str, str], body: object) -> Mapping[str, Any]:
+    async def _ask(
+        self, method: str, path: str, query: Mapping[str, str], body: object
+    ) -> Mapping[str, Any]:
         async def call(token: str) -> Mapping[str, Any]:
             return await self._once(method, path, {**query, "access_token": token}, body)
 
@@ -89,7 +115,9 @@ class DataApi:
             raise refused(answer, errcode, self.wall)
         return answer
 
-    async def _once(self, method: str, path: str, query: Mapping[str, str], body: object) -> Mapping[str, Any]:
+    async def _once(
+        self, method: str, path: str, query: Mapping[str, str], body: object
+    ) -> Mapping[str, Any]:
         url = URL(self.api_base).with_path(path).with_query(query)
         try:
             async with (
@@ -102,11 +130,16 @@ class DataApi:
         except TimeoutError:
             raise unreachable("silent", self.timeout_s) from None
         except (aiohttp.ClientError, OSError):
-            raise unreachable("broken") from None  # without its text: it holds the URL, and that the token
+            raise unreachable(
+                "broken"
+            ) from None  # without its text: it holds the URL, and that the token
 
 
 async def bounded(response: aiohttp.ClientResponse, most: int) -> bytes | None:
-    """The body as it came, None where it is longer. The session must not decompress: 48 KB inflate to 50 MB."""
+    """The body as it came, None where it is longer.
+
+    The session must not decompress: 48 KB inflate to 50 MB.
+    """
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -134,10 +167,20 @@ def _errcode(answer: Mapping[str, Any]) -> int:
 
 
 def _is_openid(value: object) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isprintable() and value != "" and " " not in value
+    return (
+        isinstance(value, str)
+        and value.isascii()
+        and value.isprintable()
+        and value != ""
+        and " " not in value
+    )
 
 
 def _profile(info: Mapping[str, Any]) -> Profile:
     nickname = info.get("nickname")
     follows = info.get("subscribe") not in {0, "0"}
-    return Profile(nickname.strip() if isinstance(nickname, str) else "", avatar_url(info.get("headimgurl")), follows)
+    return Profile(
+        nickname.strip() if isinstance(nickname, str) else "",
+        avatar_url(info.get("headimgurl")),
+        follows,
+    )

@@ -1,4 +1,7 @@
-"""The commands. Each loads what it needs when it runs: `get` in a script must not pay for the server."""
+"""The commands.
+
+Each loads what it needs when it runs: `get` in a script must not pay for the server.
+"""
 
 import asyncio
 import os
@@ -82,15 +85,29 @@ def check(config: Path | None) -> None:
         stop(MISCONFIGURED, *error.errors)
     if found:
         stop(MISCONFIGURED, *(f"store.url: {complaint}" for complaint in found))
-    click.echo(f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store: {settings.store.path or 'PostgreSQL'}.")
+    click.echo(
+        f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store:"
+        f" {settings.store.path or 'PostgreSQL'}."
+    )
 
 
 @main.command()
-@click.option("--from", "source", required=True, metavar="URL", help="The store to leave: sqlite:///… or postgresql://…")
-@click.option("--to", "target", required=True, metavar="URL", help="The store to move into; it must be empty.")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="URL",
+    help="The store to leave: sqlite:///… or postgresql://…",
+)
+@click.option(
+    "--to", "target", required=True, metavar="URL", help="The store to move into; it must be empty."
+)
 @CONFIG
 def migrate(source: str, target: str, config: Path | None) -> None:
-    """Move tokens and ledger to another store, while no broker runs on either. Done again, it does nothing."""
+    """Move tokens and ledger to another store, while no broker runs on either.
+
+    Done again, it does nothing.
+    """
     from broker.config.load import ConfigError, load_stores
     from broker.core.ports import StoreBusy, StoreError, StoreRefused
     from broker.store.open import move
@@ -108,7 +125,8 @@ def migrate(source: str, target: str, config: Path | None) -> None:
     except (StoreError, OSError) as failure:
         stop(FAILED, str(failure))
     click.echo(
-        f"moved: {accounts} account(s), {calls} call(s). Put the new store.url into the configuration; the old store is history."
+        f"moved: {accounts} account(s), {calls} call(s). Put the new store.url into the"
+        " configuration; the old store is history."
     )
 
 
@@ -119,10 +137,10 @@ def status(config: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click
     """Ask the running daemon how it is."""
     import json
 
-    from broker.cli import query as ask
+    from broker.cli import query
 
     answer = _asked(config, "/v1/status", None)
-    click.echo(json.dumps(answer, indent=2, ensure_ascii=False) if as_json else ask.table(answer))
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False) if as_json else query.table(answer))
 
 
 @main.command()
@@ -130,7 +148,8 @@ def status(config: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click
 @CONFIG
 @KEY_FILE
 @JSON
-def get(app: str, config: Path | None, key_file: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click's way
+# Click's way
+def get(app: str, config: Path | None, key_file: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """Print the token of APP and nothing else, for scripts."""
     import json
     from urllib.parse import quote
@@ -142,17 +161,23 @@ def get(app: str, config: Path | None, key_file: Path | None, as_json: bool) -> 
 @main.command()
 @click.option("--port", default=8780, show_default=True, help="Where to listen on loopback.")
 @click.option("--expires-in", default=7200, show_default=True, help="Seconds a token lives.")
-@click.option("--overlap", default=300, show_default=True, help="Seconds the previous token lives on.")
+@click.option(
+    "--overlap", default=300, show_default=True, help="Seconds the previous token lives on."
+)
 @click.option("--daily-quota", default=2000, show_default=True, help="Token calls a day.")
 @click.option("--followers", default=24, show_default=True, help="Followers of each account.")
-@click.option("--withhold-avatars", is_flag=True, help="Withhold nicknames and avatars, as WeChat does since 2021-12-27.")
+@click.option(
+    "--withhold-avatars",
+    is_flag=True,
+    help="Withhold nicknames and avatars, as WeChat does since 2021-12-27.",
+)
 def sandbox(port: int, **options: Any) -> None:
     """Stand in for WeChat, for development without an account."""
-    from broker.sandbox import Options
+    from broker.sandbox import SandboxOptions
     from broker.sandbox import serve as run
 
     try:
-        _until_interrupted(lambda: run(Options(**options), port))
+        _until_interrupted(lambda: run(SandboxOptions(**options), port))
     except OSError as error:
         stop(FAILED, f"cannot listen on 127.0.0.1:{port}: {error.strerror}")
 
@@ -172,7 +197,11 @@ def avatars(config: Path | None) -> None:
     except ConfigError as error:
         stop(MISCONFIGURED, *error.errors)
     except AddressTaken:
-        stop(FAILED, f"avatars.listen: {settings.listen} is taken: another program is there; stop it or change the key")
+        stop(
+            FAILED,
+            f"avatars.listen: {settings.listen} is taken: another program is there; stop it or"
+            " change the key",
+        )
     except OSError as failure:
         stop(FAILED, str(failure))
 
@@ -214,25 +243,25 @@ def _configured(config: Path | None) -> Any:
 
 def _asked(config: Path | None, path: str, key_file: Path | None) -> Any:
     """Ask the running daemon, wherever the configuration says it listens; needs no secret of an app."""
-    from broker.cli import query as ask
+    from broker.cli import query
     from broker.config.load import ConfigError, load_server
 
     try:
         addresses = load_server(config).listen
         key = key_file.read_text().strip() if key_file else None
-        return ask.daemon(addresses, path, key)
+        return query.daemon(addresses, path, key)
     except ConfigError as error:
         stop(MISCONFIGURED, *error.errors)
-    except (ask.NoAnswer, OSError) as error:
+    except (query.NoAnswer, OSError) as error:
         stop(FAILED, str(error))
 
 
 async def _show_avatars(settings: Any) -> None:
-    from broker.avatars import Options
+    from broker.avatars import CompanionOptions
     from broker.avatars import serve as run
     from broker.system.sockets import listeners
 
-    options = Options(
+    options = CompanionOptions(
         broker=settings.broker,
         app=settings.app,
         key_file=settings.key_file,
@@ -245,7 +274,9 @@ async def _show_avatars(settings: Any) -> None:
     async with listeners([settings.listen], ()) as bound:
         names = ", ".join(address for address, _ in bound)
         await run(
-            options, [sock for _, sock in bound], lambda: click.echo(f"token-broker avatars {__version__} serves on {names}")
+            options,
+            [sock for _, sock in bound],
+            lambda: click.echo(f"token-broker avatars {__version__} serves on {names}"),
         )
 
 

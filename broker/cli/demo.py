@@ -50,10 +50,16 @@ Ctrl-C ends it and removes {home}.
 
 
 def run(say: Callable[[str], None]) -> None:
-    """Start everything, say what to open, and wait. Raises KeyboardInterrupt when the user has seen enough."""
+    """Start everything, say what to open, and wait.
+
+    Raises KeyboardInterrupt when the user has seen enough.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the others would outlive us
     ports = {name: _free(port) for name, port in PORTS.items()}
-    with tempfile.TemporaryDirectory(prefix="token-broker-demo-") as home, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="token-broker-demo-") as home,
+        contextlib.ExitStack() as stack,
+    ):
         config = _configure(Path(home), ports)
         sandbox = stack.enter_context(_process("sandbox", "--port", str(ports["sandbox"])))
         _wait(f"http://127.0.0.1:{ports['sandbox']}/sandbox", sandbox)
@@ -77,9 +83,15 @@ def _configure(home: Path, ports: dict[str, int]) -> Path:
 @contextlib.contextmanager
 def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
     # A session of its own: Ctrl-C is for this process, which then ends the others in order.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")}
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")
+    }
     process = subprocess.Popen(  # noqa: S603 -- our own command
-        [sys.executable, "-m", "broker", *command], env=environ, stdout=subprocess.DEVNULL, start_new_session=True, text=True
+        [sys.executable, "-m", "broker", *command],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
     )
     try:
         yield process
@@ -91,7 +103,10 @@ def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
 def _wait(url: str, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310 -- our own
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(url, timeout=1) as answer,  # noqa: S310
+        ):
             answer.read()
             return
         time.sleep(0.05)

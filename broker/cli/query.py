@@ -27,21 +27,34 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def daemon(addresses: Sequence[Address], path: str, key: str | None) -> Any:
-    """GET a path as JSON. A Unix socket is preferred: its group is the key. Raises NoAnswer, and OSError of the key file."""
+    """GET a path as JSON. A Unix socket is preferred: its group is the key.
+
+    Raises NoAnswer, and OSError of the key file.
+    """
     address = next((it for it in addresses if it.kind == "unix"), addresses[0])
-    headers = {"Accept": "application/json", "X-Token-Broker": "1", **({"Authorization": f"Bearer {key}"} if key else {})}
+    headers = {
+        "Accept": "application/json",
+        "X-Token-Broker": "1",
+        **({"Authorization": f"Bearer {key}"} if key else {}),
+    }
     connection = _connection(address)
     try:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         answer = json.loads(response.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        why = (
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else type(error).__name__
+        )
         raise NoAnswer(f"no daemon answers on {address} ({why}): is it running?") from None
     finally:
         connection.close()
     if response.status != http.client.OK:
-        raise NoAnswer(f"{answer.get('code', response.status)}: {answer.get('detail', response.reason)}")
+        raise NoAnswer(
+            f"{answer.get('code', response.status)}: {answer.get('detail', response.reason)}"
+        )
     return answer
 
 
@@ -49,24 +62,41 @@ def _connection(address: Address) -> http.client.HTTPConnection:
     if address.kind == "unix":
         return _UnixConnection(str(address.path))
     # A wildcard listens on every address; loopback is one of them.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 -- compared, not bound
+    # Compared, not bound
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
     return http.client.HTTPConnection(host, address.port, timeout=TIMEOUT_S)
 
 
-COLUMNS: Final = ("app", "state", "expires in", "next call in", "calls today", "calls 24 h", "of", "last error")
+COLUMNS: Final = (
+    "app",
+    "state",
+    "expires in",
+    "next call in",
+    "calls today",
+    "calls 24 h",
+    "of",
+    "last error",
+)
 
 
 def table(status: dict[str, Any]) -> str:
     """/v1/status for people: one line an app, and below it what somebody must see to."""
     rows = [COLUMNS, *(_row(app) for app in status["apps"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     notes = [line for app in status["apps"] for line in _notes(app)]
     return "\n".join([*lines, *notes, *map(_node, status.get("nodes", []))])
 
 
 def _node(node: dict[str, Any]) -> str:
-    told = "never told of a change" if node["notified_ago"] is None else f"told of a change {node['notified_ago']} s ago"
+    told = (
+        "never told of a change"
+        if node["notified_ago"] is None
+        else f"told of a change {node['notified_ago']} s ago"
+    )
     versions = ", ".join(f"{app} {version or '-'}" for app, version in node["versions"].items())
     return f"node {node['node']}: seen {node['seen_ago']} s ago, {told}, serves {versions}"
 
@@ -82,8 +112,14 @@ def _notes(app: dict[str, Any]) -> list[str]:
     notes = [f"{app['app']}: {app['last_error']['advice']}"] if app["last_error"] else []
     if app["second_issuer"]["count"]:
         times, since = app["second_issuer"]["count"], app["second_issuer"]["since"]
-        known = "another program calls the token endpoint with this secret" if app["second_issuer"]["suspected"] else "watching"
-        notes.append(f"{app['app']}: {times} token(s) died before their time since {since}: {known}.")
+        known = (
+            "another program calls the token endpoint with this secret"
+            if app["second_issuer"]["suspected"]
+            else "watching"
+        )
+        notes.append(
+            f"{app['app']}: {times} token(s) died before their time since {since}: {known}."
+        )
     if app["store_error"]:
         notes.append(f"{app['app']}: the store: {app['store_error']}")
     for kind, ticket in app.get("tickets", {}).items():

@@ -3,7 +3,8 @@
     client = TokenClient("http://127.0.0.1:8765", "main")     # or AsyncTokenClient, or "unix:/run/token-broker/broker.sock"
     answer = client.using(lambda token: call_wechat(token))   # reports a refused token and tries once more
 
-Importing it pulls in neither the daemon nor SQLite; the sync client needs nothing but the standard library.
+Importing it pulls in neither the daemon nor SQLite; the sync client needs nothing but the standard
+library.
 """
 
 from typing import TYPE_CHECKING, Any

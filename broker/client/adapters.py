@@ -37,14 +37,19 @@ def aiohttp_middleware(client: AsyncTokenClient) -> "aiohttp.ClientMiddlewareTyp
     """For `aiohttp.ClientSession(middlewares=[aiohttp_middleware(client)])`."""
     import aiohttp  # noqa: PLC0415 -- only who uses it needs it
 
-    async def middleware(request: "aiohttp.ClientRequest", handler: "aiohttp.ClientHandlerType") -> "aiohttp.ClientResponse":
+    async def middleware(
+        request: "aiohttp.ClientRequest", handler: "aiohttp.ClientHandlerType"
+    ) -> "aiohttp.ClientResponse":
         token = await client.get()
         request.url = request.url.update_query(access_token=token)
         response = await handler(request)
         if not _worth_reading(response.content_type, response.headers.get("Content-Length")):
             return response
         errcode = _errcode(response.content_type, await response.read())
-        again = isinstance(request.body, (bytes, aiohttp.BytesPayload, aiohttp.payload.StringPayload)) or not request.body
+        again = (
+            isinstance(request.body, (bytes, aiohttp.BytesPayload, aiohttp.payload.StringPayload))
+            or not request.body
+        )
         if errcode is None or not again or not await client.refused(token, errcode):
             return response
         response.release()
@@ -59,7 +64,9 @@ def httpx_auth(client: TokenClient | AsyncTokenClient) -> "httpx.Auth":
     import httpx  # noqa: PLC0415 -- the same
 
     class Auth(httpx.Auth):
-        def sync_auth_flow(self, request: "httpx.Request") -> "Generator[httpx.Request, httpx.Response, None]":
+        def sync_auth_flow(
+            self, request: "httpx.Request"
+        ) -> "Generator[httpx.Request, httpx.Response, None]":
             if not isinstance(client, TokenClient):
                 raise TypeError("httpx.Client needs a TokenClient")
             token = client.get()
@@ -72,7 +79,9 @@ def httpx_auth(client: TokenClient | AsyncTokenClient) -> "httpx.Auth":
                 request.url = request.url.copy_set_param("access_token", client.get())
                 yield request
 
-        async def async_auth_flow(self, request: "httpx.Request") -> "AsyncGenerator[httpx.Request, httpx.Response]":
+        async def async_auth_flow(
+            self, request: "httpx.Request"
+        ) -> "AsyncGenerator[httpx.Request, httpx.Response]":
             if not isinstance(client, AsyncTokenClient):
                 raise TypeError("httpx.AsyncClient needs an AsyncTokenClient")
             token = await client.get()
@@ -91,7 +100,9 @@ def httpx_auth(client: TokenClient | AsyncTokenClient) -> "httpx.Auth":
 def _may_be_refusal(request: "httpx.Request", response: "httpx.Response") -> bool:
     """Whether the answer is small enough to read, and the request could be sent again."""
     kind, length = response.headers.get("Content-Type", ""), response.headers.get("Content-Length")
-    return hasattr(request, "_content") and _worth_reading(kind, length)  # httpx keeps a body that is bytes there
+    return hasattr(request, "_content") and _worth_reading(
+        kind, length
+    )  # httpx keeps a body that is bytes there
 
 
 def _httpx_errcode(body: bytes, response: "httpx.Response") -> int | None:
@@ -104,7 +115,11 @@ def requests_auth(client: TokenClient) -> "requests.auth.AuthBase":
 
     def with_token(prepared: "requests.PreparedRequest", token: str) -> None:
         parts = urlsplit(str(prepared.url))
-        kept = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "access_token"]
+        kept = [
+            pair
+            for pair in parse_qsl(parts.query, keep_blank_values=True)
+            if pair[0] != "access_token"
+        ]
         prepared.url = urlunsplit(parts._replace(query=urlencode([*kept, ("access_token", token)])))
 
     class Auth(requests.auth.AuthBase):
@@ -112,10 +127,14 @@ def requests_auth(client: TokenClient) -> "requests.auth.AuthBase":
             token = client.get()
             with_token(prepared, token)
 
-            def once_more(response: "requests.Response", *_: Any, **sending: Any) -> "requests.Response":
+            def once_more(
+                response: "requests.Response", *_: Any, **sending: Any
+            ) -> "requests.Response":
                 replayable = prepared.body is None or isinstance(prepared.body, (bytes, str))
                 kind = response.headers.get("Content-Type", "")
-                if not replayable or not _worth_reading(kind, response.headers.get("Content-Length")):
+                if not replayable or not _worth_reading(
+                    kind, response.headers.get("Content-Length")
+                ):
                     return response
                 errcode = _errcode(kind, response.content)
                 if errcode is None or not client.refused(token, errcode):
@@ -124,7 +143,9 @@ def requests_auth(client: TokenClient) -> "requests.auth.AuthBase":
                 again = prepared.copy()
                 again.hooks = {"response": []}
                 with_token(again, client.get())
-                adapter = response.connection  # the session's adapter, as requests' own digest auth uses it
+                adapter = (
+                    response.connection
+                )  # the session's adapter, as requests' own digest auth uses it
                 answer: requests.Response = adapter.send(again, **sending)
                 answer.history.append(response)
                 answer.request = again

@@ -9,7 +9,16 @@ from typing import Any, Final, Self, TypeVar
 import aiohttp
 
 from broker.client import protocol
-from broker.client.protocol import Address, Answer, BrokerError, BrokerUnavailable, Key, Memory, Token, now
+from broker.client.protocol import (
+    Answer,
+    BrokerAddress,
+    BrokerError,
+    BrokerUnavailable,
+    ClientKey,
+    Memory,
+    Token,
+    now,
+)
 
 T = TypeVar("T")
 
@@ -19,7 +28,8 @@ UNAUTHORIZED: Final = 401
 class AsyncTokenClient:
     """The current token of one app, from memory, for one event loop.
 
-    Methods raise BrokerUnavailable where there is no token, BrokerError where the broker refuses this client.
+    Methods raise BrokerUnavailable where there is no token, BrokerError where the broker refuses
+    this client.
     """
 
     def __init__(
@@ -31,10 +41,13 @@ class AsyncTokenClient:
         key_file: str | Path | None = None,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
-        """`broker` is `http://HOST:PORT` or `unix:/PATH`; raises ValueError for anything else. A given session stays yours."""
-        self._address = Address.parse(broker)
+        """`broker` is `http://HOST:PORT` or `unix:/PATH`; raises ValueError for anything else.
+
+        A given session stays yours.
+        """
+        self._address = BrokerAddress.parse(broker)
         self._app = app
-        self._key = Key(key, key_file)
+        self._key = ClientKey(key, key_file)
         self._memory = Memory()
         self._tickets: dict[str, Memory] = {}
         self._asking_tickets = asyncio.Lock()
@@ -107,7 +120,9 @@ class AsyncTokenClient:
 
     async def report(self, token: str, errcode: int | None = None) -> str:
         """Say that WeChat refused this token: `superseded`, `refreshed` or `verified`; memory takes the token to go on with."""
-        fields = await self._ask("POST", protocol.report_path(self._app), protocol.report_body(token, errcode))
+        fields = await self._ask(
+            "POST", protocol.report_path(self._app), protocol.report_body(token, errcode)
+        )
         return str(fields.get("outcome", ""))
 
     async def using(self, call: Callable[[str], Awaitable[T]]) -> T:
@@ -125,7 +140,9 @@ class AsyncTokenClient:
         except BrokerUnavailable:
             return False
         except BrokerError as error:
-            return error.code == "report-throttled"  # WeChat vouched for it a moment ago, or another is on its way
+            return (
+                error.code == "report-throttled"
+            )  # WeChat vouched for it a moment ago, or another is on its way
         return True
 
     async def watch(self) -> AsyncIterator[Token]:
@@ -137,7 +154,7 @@ class AsyncTokenClient:
                 await self._changed.wait()
             token = self._memory.token or token
 
-    # --- following ----------------------------------------------------------------------------------------------------
+    # --- following --------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
         failures = 0
@@ -152,9 +169,11 @@ class AsyncTokenClient:
     async def _follow_once(self) -> None:
         version = self._memory.version
         match = {"If-None-Match": f'"{version}"'} if version else {}
-        await self._ask("GET", protocol.token_path(self._app, watch=version is not None), headers=match)
+        await self._ask(
+            "GET", protocol.token_path(self._app, watch=version is not None), headers=match
+        )
 
-    # --- asking -------------------------------------------------------------------------------------------------------
+    # --- asking -----------------------------------------------------------------------------------
 
     async def _ask(
         self,
@@ -178,10 +197,14 @@ class AsyncTokenClient:
             self._changed = asyncio.Event()
         return fields
 
-    async def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+    async def _send(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> Answer:
         if self._session is None:
             connector = aiohttp.UnixConnector(self._address.path) if self._address.path else None
-            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+            self._session = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar()
+            )
         kind = {"Content-Type": "application/json"} if body is not None else {}
         asked_at = now()
         async with self._session.request(

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-REFUSED: Final = frozenset({40001, 40014, 42001})  # what WeChat's data APIs say of a bad token (wechat.md §2)
+REFUSED: Final = frozenset(
+    {40001, 40014, 42001}
+)  # what WeChat's data APIs say of a bad token (wechat.md §2)
 WATCH_S: Final = 55.0
 TIMEOUT_S: Final = 30.0
-NEAR_EXPIRY_S: Final = 5.0  # this long before the end a copy is asked for anew; until the end it is still used
+NEAR_EXPIRY_S: Final = (
+    5.0  # this long before the end a copy is asked for anew; until the end it is still used
+)
 LONGEST_PAUSE_S: Final = 15.0
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -25,7 +29,11 @@ def now() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token or ticket. `expires_at` is on :func:`now`'s clock, counted from before the request: never later than the truth."""
+    """A token or ticket.
+
+    `expires_at` is on :func:`now`'s clock, counted from before the request: never later than the
+    truth.
+    """
 
     value: str = field(repr=False)
     version: str
@@ -41,7 +49,8 @@ class Token:
 class Memory:
     """The newest token.
 
-    `held` is until when it may be used without asking, and its value: one attribute, so that threads see both or neither.
+    `held` is until when it may be used without asking, and its value: one attribute, so that
+    threads see both or neither.
     """
 
     __slots__ = ("_as_of", "held", "token")
@@ -61,7 +70,11 @@ class Memory:
 
     def good(self, min_ttl: float, margin: float = 0.0) -> Token | None:
         """The token held, if it lives longer than `min_ttl` and a margin."""
-        return self.token if self.token is not None and self.token.expires_at - margin > now() + min_ttl else None
+        return (
+            self.token
+            if self.token is not None and self.token.expires_at - margin > now() + min_ttl
+            else None
+        )
 
     def taken(self) -> Token:
         """What an answer has just brought."""
@@ -100,7 +113,7 @@ class BrokerUnavailable(BrokerError):  # noqa: N818 -- a state
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class BrokerAddress:
     """Where the broker is: a Unix socket's `path`, or `host` and `port`."""
 
     base: str
@@ -109,18 +122,26 @@ class Address:
     path: str | None = None
 
     @classmethod
-    def parse(cls, broker: str) -> "Address":
+    def parse(cls, broker: str) -> "BrokerAddress":
         """Read `http://host:port` or `unix:/path`; raises ValueError."""
         if broker.startswith("unix:/"):
             return cls("http://localhost", "localhost", 80, broker.removeprefix("unix:"))
         parts = urlsplit(broker)
-        if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"} or parts.query:
+        if (
+            parts.scheme != "http"
+            or not parts.hostname
+            or parts.path not in {"", "/"}
+            or parts.query
+        ):
             raise ValueError("the broker's address is http://HOST:PORT or unix:/PATH")
         return cls(f"http://{parts.netloc}", parts.hostname, parts.port or 80)
 
 
-class Key:
-    """This client's bearer key: given, or in a file that is read again when the key is refused. Without one, a header."""
+class ClientKey:
+    """This client's bearer key: given, or in a file that is read again when the key is refused.
+
+    Without one, a header.
+    """
 
     def __init__(self, key: str | None, key_file: str | Path | None) -> None:
         self._file = Path(key_file) if key_file else None
@@ -130,7 +151,10 @@ class Key:
         """What shows our intent; raises OSError where the file cannot be read."""
         if self._key is None and self._file is not None:
             self._key = self._file.read_text().strip()
-        return {"X-Token-Broker": "1", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
+        return {
+            "X-Token-Broker": "1",
+            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+        }
 
     def reread(self) -> bool:
         """Whether the file holds another key now."""
@@ -147,7 +171,9 @@ def timeout(path: str) -> float:
 
 def token_path(app: str, min_ttl: float = 0, *, watch: bool = False) -> str:
     """The path that asks for a token, now or when it is another."""
-    query = f"?wait={WATCH_S:g}" if watch else f"?min_ttl={math.ceil(min_ttl)}" if min_ttl > 0 else ""
+    query = (
+        f"?wait={WATCH_S:g}" if watch else f"?min_ttl={math.ceil(min_ttl)}" if min_ttl > 0 else ""
+    )
     return f"/v1/tokens/{quote(app, safe='')}{query}"
 
 
@@ -170,24 +196,30 @@ def report_body(token: str, errcode: int | None) -> bytes:
 def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]:
     """Return an answer's token or ticket and all its fields, None for a 304; raises BrokerError for a problem.
 
-    The seconds in it count from when the broker wrote it: for a request that `waited` that is close to its arrival, for
-    any other no sooner than when it was asked.
+    The seconds in it count from when the broker wrote it: for a request that `waited` that is close
+    to its arrival, for any other no sooner than when it was asked.
     """
     if answer.status == 304:  # noqa: PLR2004 -- not modified
         if waited and answer.arrived_at - answer.asked_at < WATCH_S / 2:
-            raise BrokerUnavailable("ended-early", "the broker ended the wait before its time: it is stopping")
+            raise BrokerUnavailable(
+                "ended-early", "the broker ended the wait before its time: it is stopping"
+            )
         return None, {}
     from_then = answer.arrived_at - 1.0 if waited else answer.asked_at
     try:
         fields = json.loads(answer.body)
         if answer.status == 200:  # noqa: PLR2004 -- good
             value = fields["ticket"] if "ticket" in fields else fields["access_token"]
-            return Token(value, fields["version"], fields["app"], from_then + fields["expires_in"]), fields
+            return (
+                Token(value, fields["version"], fields["app"], from_then + fields["expires_in"]),
+                fields,
+            )
         code, detail, wait = fields["code"], fields["detail"], fields.get("retry_after")
     except (ValueError, KeyError, TypeError):
         sentence = f"what answers there (HTTP {answer.status}) is not a token-broker"
         raise BrokerUnavailable("not-a-broker", sentence) from None
-    kind = BrokerUnavailable if answer.status >= 500 else BrokerError  # noqa: PLR2004 -- server errors
+    # Server errors
+    kind = BrokerUnavailable if answer.status >= 500 else BrokerError  # noqa: PLR2004
     raise kind(code, detail, wait)
 
 
@@ -199,7 +231,9 @@ def unreachable(error: Exception) -> BrokerUnavailable:
 def pause(failures: int, error: BrokerError) -> float:
     """Seconds until the next try after the `failures`-th failure in a row."""
     grown = min(LONGEST_PAUSE_S, 0.2 * 2.0 ** min(failures, 10))
-    return float(min(LONGEST_PAUSE_S, max(grown, error.retry_after or 0.0)) * random.uniform(0.7, 1.0))  # noqa: S311 -- spread
+    return float(
+        min(LONGEST_PAUSE_S, max(grown, error.retry_after or 0.0)) * random.uniform(0.7, 1.0)  # noqa: S311
+    )
 
 
 def refusal(answer: object) -> int | None:

@@ -1,6 +1,7 @@
 """WeChat's SDKs for Python on the broker: they keep neither token nor secret, and never loop on a dead token.
 
-What the broker says comes in the SDK's own exception, with WeChat's number and words; no text holds a token or key.
+What the broker says comes in the SDK's own exception, with WeChat's number and words; no text holds
+a token or key.
 """
 
 import time
@@ -23,7 +24,10 @@ WORDS: Final = {
     "quota-exhausted": (45009, "reach max api daily quota limit"),
     "report-throttled": (45011, "api minute-quota reach limit, must slower, retry next minute"),
 }
-TICKETS: Final = {"_jsapi_ticket": "jsapi", "_jsapi_card_ticket": "wx_card"}  # how wechatpy's keys end, and the type
+TICKETS: Final = {
+    "_jsapi_ticket": "jsapi",
+    "_jsapi_card_ticket": "wx_card",
+}  # how wechatpy's keys end, and the type
 
 
 @contextmanager
@@ -38,9 +42,10 @@ def _in_wechats_words(exception: Callable[[int, str], Exception]) -> Iterator[No
 class WechatpySession:
     """A `SessionStorage` of wechatpy's, whose token and tickets are the broker's; the rest is kept in memory.
 
-    For `WeChatClient(appid, None, session=WechatpySession(tokens), auto_retry=False)`; `requests_auth(tokens)` as
-    `client._http.auth` reports a refused token and sends the request once more. wechatpy's own retry goes on without
-    end while a token stays dead, and of an upload it sends what is left of the file, which is nothing.
+    For `WeChatClient(appid, None, session=WechatpySession(tokens), auto_retry=False)`;
+    `requests_auth(tokens)` as `client._http.auth` reports a refused token and sends the request
+    once more. wechatpy's own retry goes on without end while a token stays dead, and of an upload
+    it sends what is left of the file, which is nothing.
     """
 
     def __init__(self, tokens: TokenClient) -> None:
@@ -57,7 +62,8 @@ class WechatpySession:
                 return self._ticket(kind, key, default)
         return self._kept.get(key, default)
 
-    def set(self, key: str, value: Any, ttl: float | None = None) -> None:  # noqa: ARG002 -- wechatpy's own does not look at it
+    # Wechatpy's own does not look at it
+    def set(self, key: str, value: Any, ttl: float | None = None) -> None:  # noqa: ARG002
         """Keep a value. A token or ticket is never read back: those come from the broker."""
         if value is not None:
             self._kept[key] = value
@@ -71,14 +77,19 @@ class WechatpySession:
             with _in_wechats_words(_wechatpy_error):
                 ticket = self._tokens.ticket(kind)
         except Exception as error:
-            if isinstance(error.__cause__, BrokerError) and error.__cause__.code == "unknown-ticket":
+            if (
+                isinstance(error.__cause__, BrokerError)
+                and error.__cause__.code == "unknown-ticket"
+            ):
                 return self._kept.get(key, default)  # WeCom's, which the broker does not keep
             raise
         return int(time.time()) + ticket.expires_in if key.endswith("_expires_at") else ticket.value
 
 
 def _wechatpy_error(errcode: int, words: str) -> Exception:
-    from wechatpy.exceptions import WeChatClientException  # noqa: PLC0415 -- only who uses it needs it
+    from wechatpy.exceptions import (  # noqa: PLC0415
+        WeChatClientException,
+    )
 
     error: Exception = WeChatClientException(errcode, words)
     return error
@@ -87,7 +98,8 @@ def _wechatpy_error(errcode: int, words: str) -> Exception:
 def werobot_client(tokens: TokenClient) -> "werobot.client.Client":
     """WeRoBot with the token of the broker, a refused one reported and the request sent once more; see deploy/sdk/README.md.
 
-    By itself WeRoBot goes on with a refused token until its end. A robot takes it as its class's attribute `client`.
+    By itself WeRoBot goes on with a refused token until its end. A robot takes it as its class's
+    attribute `client`.
     """
     import requests  # noqa: PLC0415 -- only who uses it needs it
     import werobot.client  # noqa: PLC0415 -- the same

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from broker.client import protocol
-from broker.client.protocol import Address, Answer, BrokerError, BrokerUnavailable, Key, Memory, Token, now
+from broker.client.protocol import (
+    Answer,
+    BrokerAddress,
+    BrokerError,
+    BrokerUnavailable,
+    ClientKey,
+    Memory,
+    Token,
+    now,
+)
 
 T = TypeVar("T")
 
@@ -18,9 +27,12 @@ UNAUTHORIZED: Final = 401
 
 
 class TokenClient:
-    """The current token of one app, from memory. For any number of threads; after a fork it follows anew by itself.
+    """The current token of one app, from memory.
 
-    Methods raise BrokerUnavailable where there is no token, BrokerError where the broker refuses this client.
+    For any number of threads; after a fork it follows anew by itself.
+
+    Methods raise BrokerUnavailable where there is no token, BrokerError where the broker refuses
+    this client.
     """
 
     def __init__(
@@ -32,9 +44,9 @@ class TokenClient:
         key_file: str | Path | None = None,
     ) -> None:
         """`broker` is `http://HOST:PORT` or `unix:/PATH`; raises ValueError for anything else."""
-        self._address = Address.parse(broker)
+        self._address = BrokerAddress.parse(broker)
         self._app = app
-        self._key = Key(key, key_file)
+        self._key = ClientKey(key, key_file)
         self._memory = Memory()
         self._tickets: dict[str, Memory] = {}
         self._reset()
@@ -93,7 +105,9 @@ class TokenClient:
 
     def report(self, token: str, errcode: int | None = None) -> str:
         """Say that WeChat refused this token: `superseded`, `refreshed` or `verified`; memory takes the token to go on with."""
-        fields = self._ask("POST", protocol.report_path(self._app), protocol.report_body(token, errcode))
+        fields = self._ask(
+            "POST", protocol.report_path(self._app), protocol.report_body(token, errcode)
+        )
         return str(fields.get("outcome", ""))
 
     def using(self, call: Callable[[str], T]) -> T:
@@ -111,7 +125,9 @@ class TokenClient:
         except BrokerUnavailable:
             return False
         except BrokerError as error:
-            return error.code == "report-throttled"  # WeChat vouched for it a moment ago, or another is on its way
+            return (
+                error.code == "report-throttled"
+            )  # WeChat vouched for it a moment ago, or another is on its way
         return True
 
     def watch(self) -> Iterator[Token]:
@@ -124,11 +140,13 @@ class TokenClient:
                     self._changed.wait()
                 token = self._memory.token or token
 
-    # --- following ----------------------------------------------------------------------------------------------------
+    # --- following --------------------------------------------------------------------------------
 
     def _follow(self) -> None:
         if self._follower is None or not self._follower.is_alive():
-            self._follower = threading.Thread(target=_following, args=[weakref.ref(self), self._stopped], daemon=True)
+            self._follower = threading.Thread(
+                target=_following, args=[weakref.ref(self), self._stopped], daemon=True
+            )
             self._follower.start()
 
     def follow_once(self) -> None:
@@ -137,7 +155,7 @@ class TokenClient:
         match = {"If-None-Match": f'"{version}"'} if version else {}
         self._ask("GET", protocol.token_path(self._app, watch=version is not None), headers=match)
 
-    # --- asking -------------------------------------------------------------------------------------------------------
+    # --- asking -----------------------------------------------------------------------------------
 
     def _ask(
         self,
@@ -174,7 +192,7 @@ class TokenClient:
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, address: Address, timeout_s: float) -> None:
+    def __init__(self, address: BrokerAddress, timeout_s: float) -> None:
         super().__init__(address.host, address.port, timeout=timeout_s)
         self._path = address.path
 

@@ -1,7 +1,8 @@
 """The configuration: parsed once, at the edge, into something frozen; what is wrong with it is said by key, all at once.
 
-:func:`load` is for the daemon and the commands beside it, :func:`load_avatars` for the companion, which reads no secret
-of an app. What may be written where is in tables.py, how it is read in document.py, where secrets are in guarded_files.py.
+:func:`load` is for the daemon and the commands beside it, :func:`load_avatars` for the companion,
+which reads no secret of an app. What may be written where is in schema.py, how it is read in
+sources.py, where secrets are in secret_files.py.
 """
 
 import hashlib
@@ -17,10 +18,17 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from broker.config.complaints import ConfigError, Key, Problems, suggestion
-from broker.config.schema import App, Avatars, Client, Document, Store
-from broker.config.secret_files import Refused, find_secret, read_secret
-from broker.config.settings import AvatarsSettings, ClientSettings, ServerSettings, Settings, StoreSettings, WeChatSettings
+from broker.config.complaints import ConfigError, ConfigKey, Problems, suggestion
+from broker.config.schema import AppTable, AvatarsTable, ClientTable, ConfigDocument, StoreTable
+from broker.config.secret_files import FileRefused, find_secret, read_secret
+from broker.config.settings import (
+    AvatarsSettings,
+    ClientSettings,
+    ServerSettings,
+    Settings,
+    StoreSettings,
+    WeChatSettings,
+)
 from broker.config.sources import SECRET_PREFIX, Names, env_name, read_document
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.decision import JITTER, LIFETIME
@@ -31,19 +39,16 @@ from broker.system.address import Address
 SHORTEST_KEY: Final = 16  # characters of store.encryption_key_file
 LONGEST_NODE: Final = 64
 
-__all__ = ["Address", "AvatarsSettings", "ClientSettings", "ConfigError", "Settings", "load", "load_avatars", "load_server"]
-
-
-
-
-
-
-
-
-
-
-
-
+__all__ = [
+    "Address",
+    "AvatarsSettings",
+    "ClientSettings",
+    "ConfigError",
+    "Settings",
+    "load",
+    "load_avatars",
+    "load_server",
+]
 
 
 def default_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -52,7 +57,10 @@ def default_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the whole configuration and the secrets it names. Raises ConfigError with everything that is wrong."""
+    """Read the whole configuration and the secrets it names.
+
+    Raises ConfigError with everything that is wrong.
+    """
     path = path or default_path(environ)
     problems = Problems()
     document, names = read_document(path, environ, problems)
@@ -74,29 +82,41 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     return settings
 
 
-def load_server(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ServerSettings:
-    """Read where the daemon listens, for those who only ask it: no secret is looked at. Raises ConfigError.
+def load_server(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> ServerSettings:
+    """Read where the daemon listens, for those who only ask it: no secret is looked at.
+
+    Raises ConfigError.
 
     Wrong values outside of [server] are left out; unknown keys are refused everywhere.
     """
     problems = Problems()
-    settings = _server(*read_document(path or default_path(environ), environ, problems, only="server"), problems)
+    settings = _server(
+        *read_document(path or default_path(environ), environ, problems, only="server"), problems
+    )
     problems.raise_any()
     return settings
 
 
-def load_stores(path: Path | None, urls: tuple[str, str], environ: Mapping[str, str] = os.environ) -> list[StoreSettings]:
+def load_stores(
+    path: Path | None, urls: tuple[str, str], environ: Mapping[str, str] = os.environ
+) -> list[StoreSettings]:
     """Stores by their URLs, with what [store] says beside: its key, where a configuration is named or in its usual place.
 
     Raises ConfigError.
     """
     problems, is_named = Problems(), path is not None
     path = path or default_path(environ)
-    document = read_document(path, environ, problems, only="store")[0] if is_named or path.exists() else Document()
+    document = (
+        read_document(path, environ, problems, only="store")[0]
+        if is_named or path.exists()
+        else ConfigDocument()
+    )
     found = []
     for name, url in zip(("--from", "--to"), urls, strict=True):
         try:
-            table = Store.model_validate({**document.store.model_dump(), "url": url})
+            table = StoreTable.model_validate({**document.store.model_dump(), "url": url})
             found.append(_store(table, environ, _Reader(path.parent, environ, problems)))
         except ValidationError as error:
             problems.add((name,), error.errors()[0]["msg"].removeprefix("Value error, "))
@@ -110,7 +130,9 @@ def load_stores(path: Path | None, urls: tuple[str, str], environ: Mapping[str, 
     return found
 
 
-def load_avatars(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> AvatarsSettings:
+def load_avatars(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> AvatarsSettings:
     """Read what the companion needs: [avatars] (its defaults where it is missing), [wechat], [server], and its key.
 
     Nothing else is looked at, except that unknown keys are refused everywhere. Raises ConfigError.
@@ -120,62 +142,82 @@ def load_avatars(path: Path | None = None, environ: Mapping[str, str] = os.envir
     for section in ("server", "wechat", "avatars"):
         document, names = read_document(path, environ, problems, only=section)
     reader = _Reader(path.parent, environ, problems)
-    settings = _avatars(document.avatars or Avatars(), document, names, reader, with_key=True)
+    settings = _avatars(document.avatars or AvatarsTable(), document, names, reader, with_key=True)
     problems.raise_any()
     return settings
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads secrets; what goes wrong becomes a complaint about their key. Relative paths begin beside the configuration."""
+    """Reads secrets; what goes wrong becomes a complaint about their key.
+
+    Relative paths begin beside the configuration.
+    """
 
     home: Path
     environ: Mapping[str, str]
     problems: Problems
 
-    def file(self, key: Key, path: str | Path) -> Secret | None:
+    def file(self, key: ConfigKey, path: str | Path) -> Secret | None:
         """Return the secret in a file, or None after a complaint."""
         return self._attempt(key, partial(read_secret, self.home / path, self.environ))
 
-    def app_secret(self, name: str, app: App) -> Secret | None:
+    def app_secret(self, name: str, app: AppTable) -> Secret | None:
         """Return an app's secret, or None after a complaint."""
-        if self.problems.about("apps", name, "secret_file") or self.problems.about("apps", name, "secret"):
+        if self.problems.about("apps", name, "secret_file") or self.problems.about(
+            "apps", name, "secret"
+        ):
             return None
         if app.secret_file is not None and app.secret is not None:
-            self.problems.add(("apps", name, "secret_file"), "there is `secret` as well: keep one of them")
+            self.problems.add(
+                ("apps", name, "secret_file"), "there is `secret` as well: keep one of them"
+            )
             return None
         key = ("apps", name, "secret_file" if app.secret is None else "secret")
         file = None if app.secret_file is None else self.home / app.secret_file
-        return self._attempt(key, partial(find_secret, name, file, SECRET_PREFIX + env_name(name), app.secret, self.environ))
+        return self._attempt(
+            key,
+            partial(
+                find_secret, name, file, SECRET_PREFIX + env_name(name), app.secret, self.environ
+            ),
+        )
 
-    def _attempt(self, key: Key, read: Callable[[], Secret]) -> Secret | None:
+    def _attempt(self, key: ConfigKey, read: Callable[[], Secret]) -> Secret | None:
         try:
             return read()
-        except Refused as why:
+        except FileRefused as why:
             self.problems.add(key, str(why))
             return None
 
 
-def _server(document: Document, names: Names, problems: Problems) -> ServerSettings:
+def _server(document: ConfigDocument, names: Names, problems: Problems) -> ServerSettings:
     listen = document.server.listen
     if not listen and not problems.about("server", "listen"):
         problems.add(("server", "listen"), "needs at least one address")
     if not names.clients and not all(address.is_loopback for address in listen):
-        problems.add(("server", "listen"), "an address beyond loopback needs [clients], or anybody who reaches it gets tokens")
+        problems.add(
+            ("server", "listen"),
+            "an address beyond loopback needs [clients], or anybody who reaches it gets tokens",
+        )
     return ServerSettings(listen, document.server.allowed_hosts, document.server.express_lane)
 
 
-def _policy(document: Document, problems: Problems) -> Policy:
+def _policy(document: ConfigDocument, problems: Problems) -> Policy:
     policy = Policy(**document.policy.model_dump())
     if policy.max_backoff < policy.min_gap and not problems.about("policy", "min_gap"):
-        problems.add(("policy", "max_backoff"), f"must be at least policy.min_gap ({policy.min_gap:g})")
+        problems.add(
+            ("policy", "max_backoff"), f"must be at least policy.min_gap ({policy.min_gap:g})"
+        )
     most = (1 - policy.min_serve / LIFETIME) / (1 + JITTER)
     if policy.refresh_fraction >= most and not problems.about("policy", "min_serve"):
-        problems.add(("policy", "refresh_fraction"), f"must be less than {most:.3f}: jitter and min_serve would leave a gap")
+        problems.add(
+            ("policy", "refresh_fraction"),
+            f"must be less than {most:.3f}: jitter and min_serve would leave a gap",
+        )
     return policy
 
 
-def _store(table: Store, environ: Mapping[str, str], reader: _Reader) -> StoreSettings:
+def _store(table: StoreTable, environ: Mapping[str, str], reader: _Reader) -> StoreSettings:
     url = table.url
     if url is None:  # systemd may name several directories, the first is ours
         url = f"sqlite://{Path(environ.get('STATE_DIRECTORY', '').partition(':')[0], 'broker.db').absolute()}"
@@ -184,63 +226,91 @@ def _store(table: Store, environ: Mapping[str, str], reader: _Reader) -> StoreSe
         where = ("store", "encryption_key_file")
         key = reader.file(where, table.encryption_key_file)
         if find_spec("cryptography") is None:
-            reader.problems.add(where, "needs the package cryptography: pip install 'wechat-token-broker[encryption]'")
+            reader.problems.add(
+                where,
+                "needs the package cryptography: pip install 'wechat-token-broker[encryption]'",
+            )
         elif key is not None and len(key.reveal()) < SHORTEST_KEY:
-            reader.problems.add(where, f"a key has at least {SHORTEST_KEY} characters: openssl rand -base64 32")
+            reader.problems.add(
+                where, f"a key has at least {SHORTEST_KEY} characters: openssl rand -base64 32"
+            )
     if url.startswith("sqlite:"):
         return StoreSettings(url, Path(url.removeprefix("sqlite://")), key)
     if find_spec("psycopg") is None:
-        reader.problems.add(("store", "url"), "needs the package psycopg: pip install 'wechat-token-broker[postgres]'")
+        reader.problems.add(
+            ("store", "url"),
+            "needs the package psycopg: pip install 'wechat-token-broker[postgres]'",
+        )
     return StoreSettings(url, None, key, table.node or socket.gethostname()[:LONGEST_NODE])
 
 
-def _apps(document: Document, names: Names, policy: Policy, reader: _Reader) -> dict[str, Account]:
+def _apps(
+    document: ConfigDocument, names: Names, policy: Policy, reader: _Reader
+) -> dict[str, Account]:
     problems, accounts = reader.problems, {}
     owners: dict[str, str] = {}
     if not names.apps:
-        problems.add(("apps",), "at least one app is needed: [apps.main] with its appid and secret_file")
+        problems.add(
+            ("apps",), "at least one app is needed: [apps.main] with its appid and secret_file"
+        )
     for name, app in document.apps.items():
         endpoint = Endpoint(app.endpoint)
         needed = calls_per_day(endpoint, policy)
         if needed > app.daily_quota and not problems.about("apps", name, "daily_quota"):
             cure = "raise it or policy.refresh_fraction, or use endpoint stable_token"
-            problems.add(("apps", name, "daily_quota"), f"a day needs up to {needed} calls, it is {app.daily_quota}; {cure}")
+            problems.add(
+                ("apps", name, "daily_quota"),
+                f"a day needs up to {needed} calls, it is {app.daily_quota}; {cure}",
+            )
         secret = reader.app_secret(name, app)
         if app.appid is None:
             problems.add(("apps", name, "appid"), "is needed")
             continue
         if not app.appid.startswith("wx") and endpoint is not Endpoint.WECOM:
-            problems.add(("apps", name, "appid"), 'is a corpid: an app of WeCom\'s has endpoint = "wecom"')
+            problems.add(
+                ("apps", name, "appid"), 'is a corpid: an app of WeCom\'s has endpoint = "wecom"'
+            )
         first = owners.setdefault(app.appid, name)
         both = {endpoint, Endpoint(document.apps[first].endpoint)}
         if first != name and both != {Endpoint.WECOM}:  # WeCom has a secret per app of a corpid
-            problems.add(("apps", name, "appid"), f"is the AppID of apps.{first} too; one app can serve many clients")
+            problems.add(
+                ("apps", name, "appid"),
+                f"is the AppID of apps.{first} too; one app can serve many clients",
+            )
         if secret is not None:
             accounts[name] = Account(name, app.appid, secret, endpoint, app.daily_quota)
     for name in sorted(owners.keys() & document.apps.keys()):
         if owners[name] != name:
-            problems.add(("apps", name), f"is named like the AppID of apps.{owners[name]}: services could not tell them apart")
+            problems.add(
+                ("apps", name),
+                f"is named like the AppID of apps.{owners[name]}: services could not tell them"
+                " apart",
+            )
     return accounts
 
 
-def _clients(document: Document, names: Names, reader: _Reader) -> dict[str, ClientSettings]:
+def _clients(document: ConfigDocument, names: Names, reader: _Reader) -> dict[str, ClientSettings]:
     problems, clients = reader.problems, {}
     owners: dict[str, str] = {}
     for name, client in document.clients.items():
         for place, app in enumerate(client.apps or ()):
             if names.apps and app not in names.apps:
-                problems.add(("clients", name, "apps", place), f"names no app{suggestion(app, names.apps)}")
+                problems.add(
+                    ("clients", name, "apps", place), f"names no app{suggestion(app, names.apps)}"
+                )
         digest = _key_digest(name, client, reader)
         if digest is None:
             continue
         if (first := owners.setdefault(digest, name)) != name:
-            problems.add(("clients", name), f"has the same key as clients.{first}: give each its own")
+            problems.add(
+                ("clients", name), f"has the same key as clients.{first}: give each its own"
+            )
         apps = frozenset(client.apps) if client.apps is not None else names.apps
         clients[name] = ClientSettings(name, digest, apps, frozenset(client.scopes))
     return clients
 
 
-def _key_digest(name: str, client: Client, reader: _Reader) -> str | None:
+def _key_digest(name: str, client: ClientTable, reader: _Reader) -> str | None:
     """Return the SHA-256 of a client's key, or None after a complaint."""
     key = ("clients", name, "key_sha256")
     if reader.problems.about(*key) or reader.problems.about("clients", name, "key_file"):
@@ -253,7 +323,14 @@ def _key_digest(name: str, client: Client, reader: _Reader) -> str | None:
     return None if secret is None else hashlib.sha256(secret.reveal().encode()).hexdigest()
 
 
-def _avatars(table: Avatars, document: Document, names: Names, reader: _Reader, *, with_key: bool = False) -> AvatarsSettings:
+def _avatars(
+    table: AvatarsTable,
+    document: ConfigDocument,
+    names: Names,
+    reader: _Reader,
+    *,
+    with_key: bool = False,
+) -> AvatarsSettings:
     if names.apps and table.app not in names.apps and not reader.problems.about("avatars", "app"):
         reader.problems.add(("avatars", "app"), f"names no app{suggestion(table.app, names.apps)}")
     file = None if table.key_file is None else reader.home / table.key_file
@@ -271,5 +348,7 @@ def _avatars(table: Avatars, document: Document, names: Names, reader: _Reader, 
     )
 
 
-def _wechat(document: Document) -> WeChatSettings:
-    return WeChatSettings(document.wechat.api_base, document.wechat.timeout, document.wecom.api_base)
+def _wechat(document: ConfigDocument) -> WeChatSettings:
+    return WeChatSettings(
+        document.wechat.api_base, document.wechat.timeout, document.wecom.api_base
+    )

@@ -1,7 +1,10 @@
-"""SIGHUP: the configuration is read again. Who may ask and the policy change under way; nobody is called, nothing is cut off.
+"""SIGHUP: the configuration is read again.
 
-All of a file or none: where it will not do, what is in force stays. What a running daemon cannot change (where it listens,
-its store, its apps, where WeChat is) stays as a whole until a restart, and is named.
+Who may ask and the policy change under way; nobody is called, nothing is cut off.
+
+All of a file or none: where it will not do, what is in force stays. What a running daemon cannot
+change (where it listens, its store, its apps, where WeChat is) stays as a whole until a restart,
+and is named.
 """
 
 import asyncio
@@ -14,13 +17,20 @@ from broker.config.settings import Settings
 from broker.system import log
 from broker.system.systemd import Supervisor
 
-Govern = Callable[[Settings], Awaitable[None]]
+Apply = Callable[[Settings], Awaitable[None]]
 
 
 @asynccontextmanager
-async def reloading(settings: Settings, hung_up: asyncio.Event, govern: Govern, supervisor: Supervisor) -> AsyncIterator[None]:
-    """Each time `hung_up` is set, read the file again and `govern` by it. `govern` raises ConfigError and changes nothing."""
-    task = asyncio.create_task(_reload_each_time(settings, hung_up, govern, supervisor), name="reload")
+async def reloading(
+    settings: Settings, hung_up: asyncio.Event, apply: Apply, supervisor: Supervisor
+) -> AsyncIterator[None]:
+    """Each time `hung_up` is set, read the file again and `apply` by it.
+
+    `apply` raises ConfigError and changes nothing.
+    """
+    task = asyncio.create_task(
+        _reload_each_time(settings, hung_up, apply, supervisor), name="reload"
+    )
     try:
         yield
     finally:
@@ -29,23 +39,30 @@ async def reloading(settings: Settings, hung_up: asyncio.Event, govern: Govern, 
             await task
 
 
-async def _reload_each_time(settings: Settings, hung_up: asyncio.Event, govern: Govern, supervisor: Supervisor) -> None:
+async def _reload_each_time(
+    settings: Settings, hung_up: asyncio.Event, apply: Apply, supervisor: Supervisor
+) -> None:
     while await hung_up.wait():
         hung_up.clear()
         supervisor.reloading()
-        supervisor.notify("READY=1", f"STATUS={await _reload(settings, govern)}")
+        supervisor.notify("READY=1", f"STATUS={await _reload(settings, apply)}")
 
 
-async def _reload(settings: Settings, govern: Govern) -> str:
+async def _reload(settings: Settings, apply: Apply) -> str:
     """What came of it, for `systemctl status`; the log has it too."""
     try:
         # On a thread: a file that is slow to read must not hold up those who ask.
         read = await asyncio.to_thread(load, settings.path)
-        await govern(read)
+        await apply(read)
     except ConfigError as error:
         log.tell("reload-refused", errors=error.errors)
-        return f"the configuration is refused, the old one stays: {'; '.join(error.errors)}".replace("\n", " ")
-    except Exception as error:  # noqa: BLE001 -- a bug here must not end the daemon, nor the next reload
+        return (
+            f"the configuration is refused, the old one stays: {'; '.join(error.errors)}".replace(
+                "\n", " "
+            )
+        )
+    # A bug here must not end the daemon, nor the next reload
+    except Exception as error:  # noqa: BLE001
         log.crash("reload", error)
         return "the configuration could not be read for a bug, see the log; the old one stays"
     if left := needs_restart(settings, read):

@@ -1,6 +1,7 @@
 """What may be written in the configuration: every key with its kind, range and default.
 
-How it is read is document.py's business, what keys mean together config.py's. Sentences never quote a value.
+How it is read is sources.py's business, what keys mean together load.py's. Sentences never quote a
+value.
 """
 
 import re
@@ -20,7 +21,7 @@ DEFAULT: Final = Policy()
 WHY_A_GAP: Final = "two calls at once would kill each other's token"
 WHY_SERVE: Final = "a token of the stable endpoint is replaced with 240 to 270 seconds left"
 
-# --- the kinds of values ----------------------------------------------------------------------------------------------
+# --- the kinds of values --------------------------------------------------------------------------
 
 
 class EnvText(str):
@@ -45,7 +46,8 @@ def flag(value: object) -> bool:
     """Return true or false as TOML writes them, and as the environment does."""
     meant = {"true": True, "false": False}.get(value) if isinstance(value, EnvText) else value
     if not isinstance(meant, bool):
-        raise ValueError("must be true or false")  # noqa: TRY004 -- pydantic collects ValueErrors only
+        # Pydantic collects ValueErrors only
+        raise ValueError("must be true or false")  # noqa: TRY004
     return meant
 
 
@@ -60,7 +62,9 @@ def _named(pattern: str, meant: str) -> AfterValidator:
 
 def _plain(broker: str) -> str:
     if broker.startswith("https:"):
-        raise ValueError("the daemon speaks http: http://127.0.0.1:8765 or unix:/run/token-broker/broker.sock")
+        raise ValueError(
+            "the daemon speaks http: http://127.0.0.1:8765 or unix:/run/token-broker/broker.sock"
+        )
     return broker
 
 
@@ -71,22 +75,37 @@ def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
     return addresses
 
 
-Whole = Annotated[int, Field(strict=True), BeforeValidator(number)]
+WholeNumber = Annotated[int, Field(strict=True), BeforeValidator(number)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(number)]
 Flag = Annotated[bool, PlainValidator(flag)]
 Name = Annotated[
     str,
     _named(
-        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a name is 1 to 64 letters, digits, '-', '_', '.', and begins with a letter or digit"
+        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}",
+        "a name is 1 to 64 letters, digits, '-', '_', '.', and begins with a letter or digit",
     ),
 ]
 AppId = Annotated[
-    str, _named(r"w[wx][0-9A-Za-z_-]{1,62}", "an AppID looks like wx0123456789abcdef, a corpid of WeCom like ww0123456789abcdef")
+    str,
+    _named(
+        r"w[wx][0-9A-Za-z_-]{1,62}",
+        "an AppID looks like wx0123456789abcdef, a corpid of WeCom like ww0123456789abcdef",
+    ),
 ]
-# A bare word could be the secret itself, written to the wrong key; what passes here may be shown in errors.
-FilePath = Annotated[str, _named(r"\.{0,2}/[^\x00-\x1f\x7f]+", "must be a path that begins with / or ./ (beside this file)")]
-Sha256 = Annotated[str, _named(r"[0-9A-Fa-f]{64}", "must be 64 hex digits: printf %s KEY | sha256sum"), AfterValidator(str.lower)]
-Listener = Annotated[Address, PlainValidator(parse_address), NoDecode]
+# A bare word could be the secret itself, written to the wrong key; what passes here may be shown in
+# errors.
+FilePath = Annotated[
+    str,
+    _named(
+        r"\.{0,2}/[^\x00-\x1f\x7f]+", "must be a path that begins with / or ./ (beside this file)"
+    ),
+]
+Sha256 = Annotated[
+    str,
+    _named(r"[0-9A-Fa-f]{64}", "must be 64 hex digits: printf %s KEY | sha256sum"),
+    AfterValidator(str.lower),
+]
+ListenAddress = Annotated[Address, PlainValidator(parse_address), NoDecode]
 HostName = Annotated[str, AfterValidator(host_name)]
 ApiBase = Annotated[str, AfterValidator(lambda url: parse_origin(url, plain_http=False))]
 Broker = Annotated[str, AfterValidator(parse_broker), AfterValidator(_plain)]
@@ -97,12 +116,16 @@ OURS: Final = {"v1", "static", "sns"}  # our own paths, and one that takes other
 
 def _prefix(prefix: str) -> str:
     if prefix.split("/")[1] in OURS:
-        raise ValueError("must not be a path of the broker's own, nor /sns/, which takes tokens of users")
+        raise ValueError(
+            "must not be a path of the broker's own, nor /sns/, which takes tokens of users"
+        )
     return prefix
 
 
 Prefix = Annotated[
-    str, _named(r"/(?:[A-Za-z0-9_-]+/)+", "must look like /cgi-bin/: names between slashes"), AfterValidator(_prefix)
+    str,
+    _named(r"/(?:[A-Za-z0-9_-]+/)+", "must look like /cgi-bin/: names between slashes"),
+    AfterValidator(_prefix),
 ]
 
 
@@ -110,23 +133,35 @@ def _store_url(url: str) -> str:
     if re.match(r"postgres(ql)?://", url):
         return _postgres_url(url)
     path = url.removeprefix("sqlite:///")
-    if path == url or path.endswith("/") or not re.fullmatch(r"/?[^/?#:\x00-\x1f\x7f][^?#:\x00-\x1f\x7f]*", path):
+    if (
+        path == url
+        or path.endswith("/")
+        or not re.fullmatch(r"/?[^/?#:\x00-\x1f\x7f][^?#:\x00-\x1f\x7f]*", path)
+    ):
         cure = "sqlite:///var/lib/token-broker/broker.db; or postgresql://role@host/database"
         raise ValueError(f'must be "sqlite:///" and an absolute path: {cure}')
     return f"sqlite://{PurePosixPath('/', path)}"
 
 
 def _postgres_url(url: str) -> str:
-    """As libpq reads it. No password: the configuration is shown, copied and read by more than a passfile is."""
+    """As libpq reads it.
+
+    No password: the configuration is shown, copied and read by more than a passfile is.
+    """
     if re.search(r"[\s\x00-\x1f\x7f]", url):
         raise ValueError("holds blanks or control characters")
     there = urlsplit(url)
-    if ":" in there.netloc.rpartition("@")[0] or {"password", "sslpassword"} & {name for name, _ in parse_qsl(there.query)}:
-        raise ValueError("holds a password: put it into a passfile, mode 600 (PGPASSFILE, or ?passfile=/path in the URL)")
+    if ":" in there.netloc.rpartition("@")[0] or {"password", "sslpassword"} & {
+        name for name, _ in parse_qsl(there.query)
+    }:
+        raise ValueError(
+            "holds a password: put it into a passfile, mode 600 (PGPASSFILE, or ?passfile=/path in"
+            " the URL)"
+        )
     return url
 
 
-# --- the tables -------------------------------------------------------------------------------------------------------
+# --- the tables -----------------------------------------------------------------------------------
 
 
 class Table(BaseModel):
@@ -135,15 +170,17 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class Server(Table):
+class ServerTable(Table):
     """[server]."""
 
-    listen: Annotated[tuple[Listener, ...], AfterValidator(_distinct)] = (Address("tcp", "127.0.0.1", 8765),)
+    listen: Annotated[tuple[ListenAddress, ...], AfterValidator(_distinct)] = (
+        Address("tcp", "127.0.0.1", 8765),
+    )
     allowed_hosts: tuple[HostName, ...] = ()
     express_lane: Flag = True
 
 
-class Store(Table):
+class StoreTable(Table):
     """[store]."""
 
     url: Annotated[str, AfterValidator(_store_url)] | None = None
@@ -151,26 +188,26 @@ class Store(Table):
     encryption_key_file: FilePath | None = None
 
 
-class WeChat(Table):
+class WeChatTable(Table):
     """[wechat]."""
 
     api_base: ApiBase = "https://api.weixin.qq.com"
     timeout: Annotated[Number, Field(gt=0, le=300)] = 10
 
 
-class WeCom(Table):
+class WeComTable(Table):
     """[wecom]."""
 
     api_base: ApiBase = "https://qyapi.weixin.qq.com"
 
 
-class Compat(Table):
+class CompatTable(Table):
     """[compat]."""
 
     enabled: Flag = False
 
 
-class Proxy(Table):
+class ProxyTable(Table):
     """[proxy]: the largest bodies are bytes of requests; `rate` is requests a second of one client."""
 
     enabled: Flag = False
@@ -181,11 +218,11 @@ class Proxy(Table):
         "/card/",
         "/datacube/",
     )
-    max_concurrency: Annotated[Whole, Field(ge=1, le=200)] = 64
+    max_concurrency: Annotated[WholeNumber, Field(ge=1, le=200)] = 64
     rate: Annotated[Number, Field(gt=0, le=1_000_000)] = 100
-    burst: Annotated[Whole, Field(ge=1, le=1_000_000)] = 200
-    max_body: Annotated[Whole, Field(ge=0, le=16 * 1024**3)] = 100 * 1024**2
-    max_retry_body: Annotated[Whole, Field(ge=0, le=64 * 1024**2)] = 1024**2
+    burst: Annotated[WholeNumber, Field(ge=1, le=1_000_000)] = 200
+    max_body: Annotated[WholeNumber, Field(ge=0, le=16 * 1024**3)] = 100 * 1024**2
+    max_retry_body: Annotated[WholeNumber, Field(ge=0, le=64 * 1024**2)] = 1024**2
     connect_timeout: Annotated[Number, Field(gt=0, le=300)] = 10
     idle_timeout: Annotated[Number, Field(gt=0, le=3600)] = 30
     total_timeout: Annotated[Number, Field(gt=0, le=86400)] = 3600
@@ -201,7 +238,7 @@ class PolicyTable(Table):
     max_backoff: Annotated[Number, Field(gt=0, le=86400)] = DEFAULT.max_backoff
     min_serve: Annotated[Number, Field(ge=0, le=240, description=WHY_SERVE)] = DEFAULT.min_serve
     verify_gap: Annotated[Number, Field(gt=0, le=3600)] = DEFAULT.verify_gap
-    report_quota: Annotated[Whole, Field(ge=0)] = DEFAULT.report_quota
+    report_quota: Annotated[WholeNumber, Field(ge=0)] = DEFAULT.report_quota
 
 
 class AppEndpoint(StrEnum):
@@ -212,17 +249,17 @@ class AppEndpoint(StrEnum):
     WECOM = Endpoint.WECOM.value
 
 
-class App(Table):
+class AppTable(Table):
     """[apps.NAME]."""
 
     appid: AppId | None = None
     secret_file: FilePath | None = None
     secret: str | None = None
     endpoint: AppEndpoint = AppEndpoint.TOKEN
-    daily_quota: Annotated[Whole, Field(ge=1, le=10_000_000)] = 2000
+    daily_quota: Annotated[WholeNumber, Field(ge=1, le=10_000_000)] = 2000
 
 
-class Client(Table):
+class ClientTable(Table):
     """[clients.NAME]."""
 
     key_sha256: Sha256 | None = None
@@ -231,10 +268,10 @@ class Client(Table):
     scopes: tuple[Literal["read", "report", "admin", "proxy"], ...] = ("read", "report")
 
 
-class Avatars(Table):
+class AvatarsTable(Table):
     """[avatars]."""
 
-    listen: Listener = Address("tcp", "127.0.0.1", 8766)
+    listen: ListenAddress = Address("tcp", "127.0.0.1", 8766)
     broker: Broker = "http://127.0.0.1:8765"
     app: str = "main"
     key_file: FilePath | None = None
@@ -242,30 +279,33 @@ class Avatars(Table):
     proxy_images: Flag = False
 
 
-class Document(Table):
-    """The whole configuration. Keys that must be given are None where they are missing: config.py says what that means."""
+class ConfigDocument(Table):
+    """The whole configuration.
 
-    server: Server = Server()
-    store: Store = Store()
-    wechat: WeChat = WeChat()
-    wecom: WeCom = WeCom()
+    Keys that must be given are None where they are missing: config.py says what that means.
+    """
+
+    server: ServerTable = ServerTable()
+    store: StoreTable = StoreTable()
+    wechat: WeChatTable = WeChatTable()
+    wecom: WeComTable = WeComTable()
     policy: PolicyTable = PolicyTable()
-    compat: Compat = Compat()
-    proxy: Proxy = Proxy()
-    apps: dict[Name, App] = {}
-    clients: dict[Name, Client] = {}
-    avatars: Avatars | None = None
+    compat: CompatTable = CompatTable()
+    proxy: ProxyTable = ProxyTable()
+    apps: dict[Name, AppTable] = {}
+    clients: dict[Name, ClientTable] = {}
+    avatars: AvatarsTable | None = None
 
 
 TABLES: Final[Mapping[str, type[Table]]] = {
-    "server": Server,
-    "store": Store,
-    "wechat": WeChat,
-    "wecom": WeCom,
+    "server": ServerTable,
+    "store": StoreTable,
+    "wechat": WeChatTable,
+    "wecom": WeComTable,
     "policy": PolicyTable,
-    "compat": Compat,
-    "proxy": Proxy,
-    "apps": App,
-    "clients": Client,
-    "avatars": Avatars,
+    "compat": CompatTable,
+    "proxy": ProxyTable,
+    "apps": AppTable,
+    "clients": ClientTable,
+    "avatars": AvatarsTable,
 }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.config.schema import Proxy
+from broker.config.schema import ProxyTable
 from broker.core.credential import Account, Policy
 from broker.core.secret import Secret
 from broker.system.address import Address
@@ -14,7 +14,8 @@ from broker.system.address import Address
 class ServerSettings:
     """Where the daemon listens, and which names it answers to beside loopback and the bound addresses (lower case).
 
-    With `express_lane`, a request like one before it is answered without being parsed, while nothing has changed.
+    With `express_lane`, a request like one before it is answered without being parsed, while
+    nothing has changed.
     """
 
     listen: tuple[Address, ...]
@@ -85,4 +86,4 @@ class Settings:
     clients: Mapping[str, ClientSettings]
     avatars: AvatarsSettings | None
     compat: bool = False  # whether WeChat's own token paths are answered
-    proxy: Proxy = field(default_factory=Proxy)
+    proxy: ProxyTable = field(default_factory=ProxyTable)

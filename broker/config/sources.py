@@ -1,8 +1,9 @@
-"""The configuration as it is written: TOML with the environment over it, checked key by key into tables.py's shapes.
+"""The configuration as it is written: TOML with the environment over it, checked key by key into schema.py's shapes.
 
-`TOKEN_BROKER_POLICY__TICK=2` is `tick = 2` in `[policy]`. In the environment lists are comma-separated or JSON, and an
-app or client is named in capitals with `_` for everything but letters and digits. A variable without `__` is none of
-ours: Kubernetes sets TOKEN_BROKER_SERVICE_HOST and the like for a service of our name.
+`TOKEN_BROKER_POLICY__TICK=2` is `tick = 2` in `[policy]`. In the environment lists are
+comma-separated or JSON, and an app or client is named in capitals with `_` for everything but
+letters and digits. A variable without `__` is none of ours: Kubernetes sets
+TOKEN_BROKER_SERVICE_HOST and the like for a service of our name.
 """
 
 import re
@@ -16,9 +17,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from broker.config.complaints import ConfigError, Key, Problems, suggestion
-from broker.config.schema import TABLES, Document, EnvText, number
-from broker.config.secret_files import Refused, check_closed, check_not_writable, read
+from broker.config.complaints import ConfigError, ConfigKey, Problems, suggestion
+from broker.config.schema import TABLES, ConfigDocument, EnvText, number
+from broker.config.secret_files import FileRefused, check_closed, check_not_writable, read
 
 PREFIX: Final = "TOKEN_BROKER_"
 SECRET_PREFIX: Final = f"{PREFIX}SECRET_"
@@ -36,27 +37,34 @@ class Names(NamedTuple):
     clients: frozenset[str]
 
 
-# The reasons of tomllib that quote nothing but an equals sign or a bracket; the others quote keys or characters.
-_TOML_ERROR: Final = re.compile(r"((?:[A-Za-z /-]|'[=\]]+')+) \(at ((?:line \d+, column \d+)|end of document)\)")
+# The reasons of tomllib that quote nothing but an equals sign or a bracket; the others quote keys
+# or characters.
+_TOML_ERROR: Final = re.compile(
+    r"((?:[A-Za-z /-]|'[=\]]+')+) \(at ((?:line \d+, column \d+)|end of document)\)"
+)
 
 
-
-
-
-
-def read_document(path: Path, environ: Mapping[str, str], problems: Problems, *, only: str = "") -> tuple[Document, Names]:
+def read_document(
+    path: Path, environ: Mapping[str, str], problems: Problems, *, only: str = ""
+) -> tuple[ConfigDocument, Names]:
     """Return the valid part of the configuration, and the names of apps and clients whose tables may be wrong.
 
-    What is wrong with single keys goes to `problems`; with `only`, wrong values outside of that section are left out and
-    not complained about (unknown keys still are). Raises ConfigError where the file cannot be read at all.
+    What is wrong with single keys goes to `problems`; with `only`, wrong values outside of that
+    section are left out and not complained about (unknown keys still are). Raises ConfigError where
+    the file cannot be read at all.
     """
     written = _read_toml(path, problems)
     from_environ = _read_environ(environ, written)
     tree = _merged(written, from_environ)
-    names = Names(*(frozenset(table) if isinstance(table := tree.get(key), dict) else frozenset() for key in ("apps", "clients")))
+    names = Names(
+        *(
+            frozenset(table) if isinstance(table := tree.get(key), dict) else frozenset()
+            for key in ("apps", "clients")
+        )
+    )
     while True:
         try:
-            return Document.model_validate(tree), names
+            return ConfigDocument.model_validate(tree), names
         except ValidationError as failure:
             errors = failure.errors(include_url=False)
         for error in errors:
@@ -72,25 +80,28 @@ def env_name(name: str) -> str:
     return re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def _read_toml(path: Path, problems: Problems) -> Tree:
     try:
         data, info = read(path, LONGEST_FILE)
         tree = tomllib.loads(data.decode("utf-8-sig"))
-    except Refused as why:
-        cure = "; name another with --config or $TOKEN_BROKER_CONFIG; deploy/config.example.toml shows every key"
+    except FileRefused as why:
+        cure = (
+            "; name another with --config or $TOKEN_BROKER_CONFIG; deploy/config.example.toml shows"
+            " every key"
+        )
         raise ConfigError([f"configuration: {why}{cure if why.missing else ''}"]) from None
     except UnicodeDecodeError as error:
-        raise ConfigError([f"configuration: {path} is not UTF-8 from byte {error.start} on"]) from None
+        raise ConfigError(
+            [f"configuration: {path} is not UTF-8 from byte {error.start} on"]
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError([f"configuration: {path} is not valid TOML{_where(error)}"]) from None
     try:
         check_closed(path, info) if _holds_secret(tree) else check_not_writable(path, info)
-    except Refused as why:
+    except FileRefused as why:
         problems.add(("configuration",), str(why))
     return tree
 
@@ -106,10 +117,12 @@ def _where(error: Exception) -> str:
 
 def _holds_secret(tree: Tree) -> bool:
     apps = tree.get("apps")
-    return isinstance(apps, dict) and any(isinstance(app, dict) and "secret" in app for app in apps.values())
+    return isinstance(apps, dict) and any(
+        isinstance(app, dict) and "secret" in app for app in apps.values()
+    )
 
 
-class _Keys(Document, BaseSettings):
+class _Keys(ConfigDocument, BaseSettings):
     """The document's keys, for pydantic-settings to find in the environment."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=DELIMITER)
@@ -123,26 +136,46 @@ class _Environment(EnvSettingsSource):
             decoded = super().decode_complex_value(field_name, field, value)
         except (ValueError, RecursionError):
             decoded = None
-        return decoded if isinstance(decoded, list | dict | str) else [item.strip() for item in value.split(",")]
+        return (
+            decoded
+            if isinstance(decoded, list | dict | str)
+            else [item.strip() for item in value.split(",")]
+        )
 
 
 def _read_environ(environ: Mapping[str, str], written: Tree) -> Tree:
-    ours = {name: text for name, text in environ.items() if name.startswith(PREFIX) and DELIMITER in name}
-    ours = {name.lower(): EnvText(text) for name, text in sorted(ours.items()) if not name.startswith(SECRET_PREFIX)}
+    ours = {
+        name: text
+        for name, text in environ.items()
+        if name.startswith(PREFIX) and DELIMITER in name
+    }
+    ours = {
+        name.lower(): EnvText(text)
+        for name, text in sorted(ours.items())
+        if not name.startswith(SECRET_PREFIX)
+    }
     source = _Environment(_Keys)
     source.env_vars = ours  # not os.environ: what is read is an argument
-    tree: Tree = {name[len(PREFIX) :].split(DELIMITER)[0]: {} for name in ours}  # so that an unknown section shows
+    tree: Tree = {
+        name[len(PREFIX) :].split(DELIMITER)[0]: {} for name in ours
+    }  # so that an unknown section shows
     tree |= source()
     for section in ("apps", "clients"):
         names = written.get(section)
         if section in tree and isinstance(names, dict):
             known = {env_name(name): name for name in names}
-            tree[section] = {known.get(env_name(name), name): table for name, table in tree[section].items()}
+            tree[section] = {
+                known.get(env_name(name), name): table for name, table in tree[section].items()
+            }
     return tree
 
 
 def _merged(under: Tree, over: Tree) -> Tree:
-    both = {key: _merged(under[key], over[key]) for key in under.keys() & over.keys() if _are_tables(under[key], over[key])}
+    both = {
+        key: _merged(under[key], over[key])
+        for key in under.keys() & over.keys()
+        if _are_tables(under[key], over[key])
+    }
     return under | over | both
 
 
@@ -150,19 +183,17 @@ def _are_tables(*values: object) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-# --- complaining ------------------------------------------------------------------------------------------------------
+# --- complaining ----------------------------------------------------------------------------------
 
 
-
-
-def _key(error: ErrorDetails) -> Key:
+def _key(error: ErrorDetails) -> ConfigKey:
     return tuple(part for part in error["loc"] if part != "[key]")
 
 
 def _complaint(error: ErrorDetails) -> str:
     """A sentence about one wrong value, quoting nothing but numbers that stand where numbers belong."""
     kind, key, value = error["type"], _key(error), number(error["input"])
-    table = TABLES.get(str(key[0])) if len(key) > 1 else Document
+    table = TABLES.get(str(key[0])) if len(key) > 1 else ConfigDocument
     if kind == "extra_forbidden" and table:
         return f"unknown key{suggestion(str(key[-1]), table.model_fields)}"
     if kind in ("model_type", "dict_type"):
@@ -171,22 +202,31 @@ def _complaint(error: ErrorDetails) -> str:
         return "must be an array"
     sentence = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     sentence = sentence.replace("a valid integer", "a whole number").replace("a valid ", "a ")
-    if kind.startswith(("greater_than", "less_than")) and isinstance(value, int | float) and abs(value) < LARGEST_SHOWN:
+    if (
+        kind.startswith(("greater_than", "less_than"))
+        and isinstance(value, int | float)
+        and abs(value) < LARGEST_SHOWN
+    ):
         sentence += f", it is {value}"
     field = table.model_fields.get(str(key[-1])) if table else None
     return f"{sentence}; {field.description}" if field and field.description else sentence
 
 
-def _origin(key: Key, environ: Mapping[str, str]) -> str:
+def _origin(key: ConfigKey, environ: Mapping[str, str]) -> str:
     """Say which variable set a value, where it came from the environment."""
     variable = PREFIX + DELIMITER.join(env_name(part) for part in key if isinstance(part, str))
-    found = next((name for name in environ if name.upper() == variable or name.upper().startswith(variable + DELIMITER)), None)
+    found = next(
+        (
+            name
+            for name in environ
+            if name.upper() == variable or name.upper().startswith(variable + DELIMITER)
+        ),
+        None,
+    )
     return f" (set by ${found})" if found else ""
 
 
-
-
-def _drop(tree: Any, key: Key) -> None:
+def _drop(tree: Any, key: ConfigKey) -> None:
     """Take a wrong value out of the tree, so that the rest can be checked without it."""
     for part in key[:-1]:
         tree = tree.get(part, {})  # missing where all around it was wrong and went first

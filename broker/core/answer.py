@@ -1,7 +1,8 @@
 """What WeChat's bytes say: the parser that no bytes can break (wechat.md §2).
 
-An answer is JSON in UTF-8 whatever its content type says; an error is HTTP 200 with an integer `errcode`, which may come
-as a string. Nothing of WeChat's text is kept but an IP address and a request id, each checked for its shape.
+An answer is JSON in UTF-8 whatever its content type says; an error is HTTP 200 with an integer
+`errcode`, which may come as a string. Nothing of WeChat's text is kept but an IP address and a
+request id, each checked for its shape.
 """
 
 import ipaddress
@@ -15,7 +16,9 @@ from broker.core.secret import Secret
 
 MOST_BYTES: Final = 64 * 1024
 LONGEST_LIFE: Final = 86400.0
-_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,8192}")  # opaque, at least 512 characters (wechat.md §1), but never blank
+_TOKEN: Final = re.compile(
+    r"[\x21-\x7e]{1,8192}"
+)  # opaque, at least 512 characters (wechat.md §1), but never blank
 _RID: Final = re.compile(r"\brid: ?([0-9a-f]{1,16}(?:-[0-9a-f]{1,16}){1,3})\b")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,15}(?:\.0{1,9})?")
 
@@ -24,10 +27,13 @@ class NotAnAnswer(Exception):  # noqa: N818 -- a value in disguise, never shown
     """The bytes are not an answer of WeChat's. Says why, without quoting them."""
 
 
-def token_answer(body: bytes, name: str = "access_token", *, wecom: bool = False) -> Minted | Failure:
+def token_answer(
+    body: bytes, name: str = "access_token", *, wecom: bool = False
+) -> Minted | Failure:
     """Read a token endpoint's HTTP 200 answer, or another's that gives something like a token by that `name`. Never raises.
 
-    What cannot be read counts as a lost answer: the call was spent, and a token may have been minted.
+    What cannot be read counts as a lost answer: the call was spent, and a token may have been
+    minted.
     """
     try:
         answer = _object(body)
@@ -48,7 +54,11 @@ def verdict(body: bytes) -> Verdict:
         return Verdict.UNKNOWN
     if errcode in TOKEN_REFUSED:
         return Verdict.DEAD
-    return Verdict.ALIVE if not errcode and isinstance(answer.get("ip_list"), list) else Verdict.UNKNOWN
+    return (
+        Verdict.ALIVE
+        if not errcode and isinstance(answer.get("ip_list"), list)
+        else Verdict.UNKNOWN
+    )
 
 
 def _refusal(errcode: int, errmsg: object, *, wecom: bool) -> Failure:
@@ -70,7 +80,9 @@ def _ip(text: str) -> str | None:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        answer = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
     except UnicodeDecodeError:
         raise NotAnAnswer("not UTF-8") from None
     except RecursionError:

@@ -1,8 +1,8 @@
 """What the broker holds for one account, and THE decision: when to ask WeChat for another token.
 
-Every instant (`*_at`, `not_before`, `safe_until`) is in seconds on one steady clock that runs through suspend and that
-nobody can set. A change of state is a function from one :class:`Credential` to the next, so that a store can apply it
-inside its own transaction.
+Every instant (`*_at`, `not_before`, `safe_until`) is in seconds on one steady clock that runs
+through suspend and that nobody can set. A change of state is a function from one
+:class:`Credential` to the next, so that a store can apply it inside its own transaction.
 """
 
 import math
@@ -15,17 +15,14 @@ from broker.core.secret import Secret
 
 NEVER: Final = -math.inf
 SUSPECTS_SECOND_ISSUER_AT: Final = 3  # scenario 37
-RIVALRY_FADES_AFTER: Final = 7 * 86400.0
-
-
-
-
+SECOND_ISSUER_FADES_AFTER: Final = 7 * 86400.0
 
 
 class Endpoint(StrEnum):
     """Where a credential comes from: WeChat's isolated token endpoints (wechat.md §1), WeCom's (§5), tickets (§4).
 
-    A ticket is kept like a token. It is fetched with a token, does not die with it, and no cheap call tells if it lives.
+    A ticket is kept like a token. It is fetched with a token, does not die with it, and no cheap
+    call tells if it lives.
     """
 
     TOKEN = "token"  # noqa: S105 -- the endpoint's name, as in the configuration
@@ -64,13 +61,19 @@ class Account:
 
     @property
     def id(self) -> str:
-        """What the store knows it by, with its endpoint. WeCom has one token per secret: a corpid has many apps."""
+        """What the store knows it by, with its endpoint.
+
+        WeCom has one token per secret: a corpid has many apps.
+        """
         return f"{self.appid}/{self.name}" if self.endpoint is Endpoint.WECOM else self.appid
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """A token and how long WeChat said it lives. `call` is the ledger row of the call that brought it."""
+class HeldToken:
+    """A token and how long WeChat said it lives.
+
+    `call` is the ledger row of the call that brought it.
+    """
 
     value: Secret
     call: int
@@ -86,7 +89,9 @@ class Token:
 class Doubt(StrEnum):
     """Why the token we hold may not be good."""
 
-    LOST_ANSWER = "lost-answer"  # a call may have minted another one: this one dies within the overlap
+    LOST_ANSWER = (  # a call may have minted another one: this one dies within the overlap
+        "lost-answer"
+    )
     CLOCK = "clock"  # its age is not known
     REFUSED = "refused"  # WeChat itself said so
 
@@ -101,7 +106,7 @@ class Suspicion:
 
 
 @dataclass(frozen=True, slots=True)
-class Rivalry:
+class SecondIssuer:
     """Signs of a second issuer: tokens that WeChat refused before their time though we had not replaced them.
 
     `since` and `last` are wall time (they are for people).
@@ -116,11 +121,11 @@ class Rivalry:
         """Whether chance no longer explains it."""
         return self.count >= SUSPECTS_SECOND_ISSUER_AT
 
-    def again(self, wall: float) -> "Rivalry":
+    def again(self, wall: float) -> "SecondIssuer":
         """One more sign; signs a week apart do not add up."""
-        if self.since is None or self.last is None or wall - self.last > RIVALRY_FADES_AFTER:
-            return Rivalry(1, wall, wall)
-        return Rivalry(self.count + 1, self.since, wall)
+        if self.since is None or self.last is None or wall - self.last > SECOND_ISSUER_FADES_AFTER:
+            return SecondIssuer(1, wall, wall)
+        return SecondIssuer(self.count + 1, self.since, wall)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ class Credential:
     """All that is known of one account, and all that is stored of it."""
 
     epoch: str = ""
-    token: Token | None = None
+    token: HeldToken | None = None
     suspicion: Suspicion | None = None
     called_at: float = NEVER  # start of the last token call, whatever came of it
     reserved_call: int | None = None  # a call that has no outcome yet
@@ -136,8 +141,10 @@ class Credential:
     failures: int = 0  # in a row
     failure: Failure | None = None
     checked_at: float = NEVER  # last verification
-    rivalry: Rivalry = field(default_factory=Rivalry)
-    fingerprint: str = ""  # of the AppSecret that `failure` is about, too short to tell anything of it
+    second_issuer: SecondIssuer = field(default_factory=SecondIssuer)
+    fingerprint: str = (
+        ""  # of the AppSecret that `failure` is about, too short to tell anything of it
+    )
 
     @property
     def version(self) -> str | None:
@@ -150,51 +157,7 @@ class Credential:
         return self.suspicion is not None and self.suspicion.doubt is Doubt.REFUSED
 
 
-# --- the decision -----------------------------------------------------------------------------------------------------
+# --- the decision ---------------------------------------------------------------------------------
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-# --- what changes it --------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
+# --- what changes it ------------------------------------------------------------------------------

@@ -9,15 +9,24 @@ from zlib import crc32
 
 from broker.core.credential import NEVER, TICKETS, Credential, Doubt, Endpoint, Policy, Suspicion
 
-LIFETIME: Final = 7200.0  # what WeChat grants (wechat.md §1); each answer's own expires_in is what counts
-RENEWED_AFTER: Final = 2.0  # WeCom repeats a token until it has expired; this long after its end there is another one
-ROTATES_WITHIN: Final = 300.0  # the stable endpoint hands out another token only in the last 300 s (wechat.md §1)
+LIFETIME: Final = (
+    7200.0  # what WeChat grants (wechat.md §1); each answer's own expires_in is what counts
+)
+RENEWED_AFTER: Final = (
+    2.0  # WeCom repeats a token until it has expired; this long after its end there is another one
+)
+ROTATES_WITHIN: Final = (
+    300.0  # the stable endpoint hands out another token only in the last 300 s (wechat.md §1)
+)
 TICKET_FRACTION: Final = 0.8
 JITTER: Final = 0.1
 
 
 def refresh_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> float:
-    """When the next token call is due: as soon as it is wanted and allowed. Quota is the ledger's business (quota.py)."""
+    """When the next token call is due: as soon as it is wanted and allowed.
+
+    Quota is the ledger's business (quota.py).
+    """
     return max(wanted_at(credential, endpoint, policy), allowed_at(credential, policy))
 
 
@@ -31,10 +40,11 @@ def wanted_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> flo
 def scheduled_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> float:
     """When the schedule alone replaces the token, doubt or no doubt.
 
-    Classic: half-life, ± 10 % so that a thousand apps do not call together. Stable: inside the last 300 s, before which
-    WeChat repeats the same token (wechat.md §1); 10 to 20 % inside, because the edge is theirs. WeCom: when it has
-    expired, since until then the same one is repeated (§5). Tickets: as classic, but later: nobody says whether the same
-    one is repeated until its end (§4), and then each time half would be left that costs a call.
+    Classic: half-life, ± 10 % so that a thousand apps do not call together. Stable: inside the last
+    300 s, before which WeChat repeats the same token (wechat.md §1); 10 to 20 % inside, because the
+    edge is theirs. WeCom: when it has expired, since until then the same one is repeated (§5).
+    Tickets: as classic, but later: nobody says whether the same one is repeated until its end (§4),
+    and then each time half would be left that costs a call.
     """
     token = credential.token
     if token is None:
@@ -44,9 +54,16 @@ def scheduled_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> 
     # Derived from the version rather than drawn: the same after a restart, with nothing to store.
     jitter = crc32(f"{credential.version}".encode()) / 2**32
     if endpoint is Endpoint.STABLE:
-        margin = min(ROTATES_WITHIN * (1 - JITTER * (1 + jitter)), token.lifetime * (1 - policy.refresh_fraction))
+        margin = min(
+            ROTATES_WITHIN * (1 - JITTER * (1 + jitter)),
+            token.lifetime * (1 - policy.refresh_fraction),
+        )
         return token.expires_at - margin
-    fraction = max(policy.refresh_fraction, TICKET_FRACTION) if endpoint in TICKETS else policy.refresh_fraction
+    fraction = (
+        max(policy.refresh_fraction, TICKET_FRACTION)
+        if endpoint in TICKETS
+        else policy.refresh_fraction
+    )
     return token.requested_at + token.lifetime * fraction * (1 + JITTER * (2 * jitter - 1))
 
 
@@ -73,13 +90,17 @@ def seconds_left(credential: Credential, policy: Policy, now: float) -> int | No
 def check_at(credential: Credential, policy: Policy) -> float:
     """When to ask WeChat if the held token is alive, which is free; never where there is no reason to.
 
-    After a lost answer it is asked twice: at once, since a refusal ends the matter; and when the overlap is surely over
-    (its edge is fuzzy, wechat.md §1), since a token that still lives then was never pushed out.
+    After a lost answer it is asked twice: at once, since a refusal ends the matter; and when the
+    overlap is surely over (its edge is fuzzy, wechat.md §1), since a token that still lives then
+    was never pushed out.
     """
     suspicion, token = credential.suspicion, credential.token
     if suspicion is None or token is None or suspicion.doubt is not Doubt.LOST_ANSWER:
         return math.inf
-    overlap_over, allowed = _overlap_over(suspicion, policy), credential.checked_at + policy.verify_gap
+    overlap_over, allowed = (
+        _overlap_over(suspicion, policy),
+        credential.checked_at + policy.verify_gap,
+    )
     if credential.checked_at < suspicion.since:
         wanted = suspicion.since
     else:

@@ -1,4 +1,7 @@
-"""Epochs: the first half of a token's version. They tell one history of calls from the next, so that no version recurs."""
+"""Epochs: the first half of a token's version.
+
+They tell one history of calls from the next, so that no version recurs.
+"""
 
 import secrets
 from typing import Final

@@ -1,6 +1,7 @@
 """WeChat's errcodes: what class each belongs to, and what that asks of the broker (wechat.md §2); and WeCom's.
 
-WeCom's numbers are its own even where they look alike: developer.work.weixin.qq.com/document/path/90313.
+WeCom's numbers are its own even where they look alike:
+developer.work.weixin.qq.com/document/path/90313.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a token call brought no token. Nothing in it is WeChat's or a library's own text (that may hold the secret)."""
+    """Why a token call brought no token.
+
+    Nothing in it is WeChat's or a library's own text (that may hold the secret).
+    """
 
     kind: Kind
     reason: str
@@ -46,7 +50,11 @@ class Failure:
     @property
     def advice(self) -> str:
         """What a person can do about it."""
-        advice = rule_for(self.errcode, wecom=self.wecom).advice if self.errcode is not None else TRANSIENT.advice
+        advice = (
+            rule_for(self.errcode, wecom=self.wecom).advice
+            if self.errcode is not None
+            else TRANSIENT.advice
+        )
         return f"{advice} WeChat saw this broker as {self.ip}." if self.ip else advice
 
 
@@ -60,21 +68,35 @@ def _configuration(advice: str) -> Rule:
 
 
 _SECRET: Final = _configuration(
-    "WeChat does not accept the AppSecret: put the current one into the app's secret file and restart."
+    "WeChat does not accept the AppSecret: put the current one into the app's secret file and"
+    " restart."
 )
-_APPID: Final = _configuration("WeChat does not know this AppID: correct `appid` in the configuration.")
-_RIGHTS: Final = _configuration("The account may not use this interface: see its permissions in WeChat's console.")
+_APPID: Final = _configuration(
+    "WeChat does not know this AppID: correct `appid` in the configuration."
+)
+_RIGHTS: Final = _configuration(
+    "The account may not use this interface: see its permissions in WeChat's console."
+)
 _REQUEST: Final = _configuration(
-    "WeChat calls the request malformed: check `endpoint` and `api_base`; else this broker needs an update."
+    "WeChat calls the request malformed: check `endpoint` and `api_base`; else this broker needs an"
+    " update."
 )
-_FROZEN: Final = _configuration("The account or its secret is frozen: unfreeze it in WeChat's console.")
+_FROZEN: Final = _configuration(
+    "The account or its secret is frozen: unfreeze it in WeChat's console."
+)
 _WHITELIST: Final = Rule(
-    Kind.ADMISSION, _FIVE_MINUTES, "Add this host's public IP to the account's IP whitelist in WeChat's console."
+    Kind.ADMISSION,
+    _FIVE_MINUTES,
+    "Add this host's public IP to the account's IP whitelist in WeChat's console.",
 )
 _CONFIRM: Final = Rule(
-    Kind.CONFIRMATION, _FIVE_MINUTES, "An administrator must confirm this server: see the message WeChat sent them."
+    Kind.CONFIRMATION,
+    _FIVE_MINUTES,
+    "An administrator must confirm this server: see the message WeChat sent them.",
 )
-_DENIED: Final = "An administrator denied this server's request: it is blocked for {}; ask them before it ends."
+_DENIED: Final = (
+    "An administrator denied this server's request: it is blocked for {}; ask them before it ends."
+)
 
 RULES: Final[dict[int, Rule]] = {
     -1: TRANSIENT,
@@ -90,7 +112,8 @@ RULES: Final[dict[int, Rule]] = {
     45009: Rule(
         Kind.QUOTA,
         0,
-        "The day's token calls are spent: calls resume with the next quota day. Look for a second issuer.",
+        "The day's token calls are spent: calls resume with the next quota day. Look for a second"
+        " issuer.",
     ),
     45011: Rule(Kind.SLOW_DOWN, 60, "Too many calls a minute: the broker slows down by itself."),
     48001: _RIGHTS,
@@ -110,18 +133,34 @@ _SLOWER: Final = Rule(Kind.SLOW_DOWN, 60, "Too many calls: the broker slows down
 
 WECOM_RULES: Final[dict[int, Rule]] = {
     -1: TRANSIENT,
-    40001: _configuration("WeCom does not accept the secret: put the app's current one into its secret file and restart."),
+    40001: _configuration(
+        "WeCom does not accept the secret: put the app's current one into its secret file and"
+        " restart."
+    ),
     40013: _configuration("WeCom does not know this corpid: correct `appid` in the configuration."),
     41002: _configuration("WeCom does not know this corpid: correct `appid` in the configuration."),
-    41004: _configuration("WeCom does not accept the secret: put the app's current one into its secret file and restart."),
+    41004: _configuration(
+        "WeCom does not accept the secret: put the app's current one into its secret file and"
+        " restart."
+    ),
     45009: _SLOWER,  # a rate, not a day's quota
-    48002: _configuration("The app may not use this interface: see its permissions in WeCom's console."),
-    60020: Rule(Kind.ADMISSION, _FIVE_MINUTES, "Add this host's public IP to the app's trusted IPs in WeCom's console."),
+    48002: _configuration(
+        "The app may not use this interface: see its permissions in WeCom's console."
+    ),
+    60020: Rule(
+        Kind.ADMISSION,
+        _FIVE_MINUTES,
+        "Add this host's public IP to the app's trusted IPs in WeCom's console.",
+    ),
 }
 
-TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})  # on data APIs: the token may be bad (wechat.md §2)
+TOKEN_REFUSED: Final = frozenset(
+    {40001, 40014, 42001}
+)  # on data APIs: the token may be bad (wechat.md §2)
 
-LONGEST_RETRY_AFTER: Final = 3600.0  # an answer may ask for more; it is a proxy's word, not WeChat's
+LONGEST_RETRY_AFTER: Final = (
+    3600.0  # an answer may ask for more; it is a proxy's word, not WeChat's
+)
 
 
 def rule_for(errcode: int, *, wecom: bool = False) -> Rule:
@@ -129,17 +168,27 @@ def rule_for(errcode: int, *, wecom: bool = False) -> Rule:
     return (WECOM_RULES if wecom else RULES).get(errcode, TRANSIENT)
 
 
-def pause(failure: Failure, failures: int, floor: float, ceiling: float, until_next_day: float, spread: float) -> float:
+def pause(
+    failure: Failure,
+    failures: int,
+    floor: float,
+    ceiling: float,
+    until_next_day: float,
+    jitter: float,
+) -> float:
     """Seconds to wait after a failure, the `failures`-th in a row (from 1).
 
-    `floor` and `ceiling` bound what time can cure (doubling in between); `until_next_day` is what is left of the quota
-    day; `spread` in [0, 1) keeps many brokers apart. Never less than `floor`, and never less than the class asks.
+    `floor` and `ceiling` bound what time can cure (doubling in between); `until_next_day` is what
+    is left of the quota day; `jitter` in [0, 1) keeps many brokers apart. Never less than `floor`,
+    and never less than the class asks.
     """
-    rule = rule_for(failure.errcode, wecom=failure.wecom) if failure.errcode is not None else TRANSIENT
+    rule = (
+        rule_for(failure.errcode, wecom=failure.wecom) if failure.errcode is not None else TRANSIENT
+    )
     asked = min(failure.retry_after or 0.0, LONGEST_RETRY_AFTER)
     if rule.kind is Kind.BLOCKED:
         return rule.pause
     if rule.kind is Kind.QUOTA:
         return max(until_next_day, floor, asked)
     grown = min(ceiling, floor * 2.0 ** min(failures - 1, 30))
-    return max(rule.pause, min(ceiling, grown * (1 + 0.2 * spread)), floor, asked)
+    return max(rule.pause, min(ceiling, grown * (1 + 0.2 * jitter)), floor, asked)

@@ -7,33 +7,38 @@ from broker.core.errcodes import Failure, Kind, pause
 from broker.core.ports import Change, Grant, Minted
 from broker.core.quota import until_next_day
 from broker.core.secret import fingerprint
-from broker.core.transitions import deposed, failed, lost, minted, outlives
+from broker.core.transitions import failed, lease_lost, lost, minted, overlap_after_replacement
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class OutcomeRules:
     """Judges one account's calls under a policy, at one moment (`now`: steady, `wall`: unix time).
 
-    `spread` in [0, 1) keeps brokers apart. Where the store is `shared`, others may have taken us for dead meanwhile.
+    `jitter` in [0, 1) keeps brokers apart. Where the store is `shared`, others may have taken us
+    for dead meanwhile.
     """
 
     account: Account
     policy: Policy
     now: float
     wall: float
-    spread: float
+    jitter: float
     shared: bool = False
 
     def answer(self, grant: Grant, answer: Minted | Failure) -> tuple[str, Change]:
         """What an answer is called in the ledger, and what it changes."""
         outcome, change = self._answer(grant, answer)
         may_have_minted = isinstance(answer, Minted) or answer.lost
-        safe_for = outlives(self.account.endpoint, self.policy, force=grant.claim.force)
+        safe_for = overlap_after_replacement(
+            self.account.endpoint, self.policy, force=grant.claim.force
+        )
 
         def fenced(held: Credential, now: float) -> Credential | None:
             if held.reserved_call == grant.call:
                 return change(held, now)
-            return deposed(held, grant.started_at, self.now, safe_for) if may_have_minted else None
+            return (
+                lease_lost(held, grant.started_at, self.now, safe_for) if may_have_minted else None
+            )
 
         return outcome, fenced if self.shared else change
 
@@ -48,10 +53,14 @@ class Judge:
 
     def _answer(self, grant: Grant, answer: Minted | Failure) -> tuple[str, Change]:
         call, started_at = grant.call, grant.started_at
-        safe_for = outlives(self.account.endpoint, self.policy, force=grant.claim.force)
+        safe_for = overlap_after_replacement(
+            self.account.endpoint, self.policy, force=grant.claim.force
+        )
         if isinstance(answer, Minted):
             good = answer.token, answer.expires_in
-            return "minted", lambda held, _: minted(held, call, started_at, good, self.account.endpoint)
+            return "minted", lambda held, _: minted(
+                held, call, started_at, good, self.account.endpoint
+            )
         failure = replace(answer, wall=self.wall)
         wait = self._pause(failure, grant.credential.failures)
         known = fingerprint(self.account.secret, grant.credential.epoch)
@@ -60,22 +69,41 @@ class Judge:
             held = lost(held, started_at, safe_for) if failure.lost else held
             return failed(held, call, failure, now + wait, known)
 
-        return "lost" if failure.lost else f"errcode {failure.errcode}" if failure.errcode else failure.kind.value, change
+        return (
+            (
+                "lost"
+                if failure.lost
+                else f"errcode {failure.errcode}"
+                if failure.errcode
+                else failure.kind.value
+            ),
+            change,
+        )
 
-    def orphan(self, call: int | None, *, force: bool) -> Change:
+    def abandoned(self, call: int | None, *, force: bool) -> Change:
         """A reserved call whose process died: spent, perhaps minted, and a failure like others, from when it began."""
-        safe_for = outlives(self.account.endpoint, self.policy, force=force)
-        failure = Failure(Kind.TRANSIENT, "the broker was stopped during a token call", lost=True, wall=self.wall)
+        safe_for = overlap_after_replacement(self.account.endpoint, self.policy, force=force)
+        failure = Failure(
+            Kind.TRANSIENT, "the broker was stopped during a token call", lost=True, wall=self.wall
+        )
 
         def change(held: Credential, _: float) -> Credential | None:
             if held.reserved_call is None or held.reserved_call != call:
                 return None
             not_before = held.called_at + self._pause(failure, held.failures)
             suspected = lost(held, held.called_at, safe_for)
-            return failed(suspected, held.reserved_call, failure, not_before, fingerprint(self.account.secret, held.epoch))
+            return failed(
+                suspected,
+                held.reserved_call,
+                failure,
+                not_before,
+                fingerprint(self.account.secret, held.epoch),
+            )
 
         return change
 
     def _pause(self, failure: Failure, failures_before: int) -> float:
         floor, ceiling = self.policy.min_gap, self.policy.max_backoff
-        return pause(failure, failures_before + 1, floor, ceiling, until_next_day(self.wall), self.spread)
+        return pause(
+            failure, failures_before + 1, floor, ceiling, until_next_day(self.wall), self.jitter
+        )

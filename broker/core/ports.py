@@ -12,7 +12,10 @@ from broker.core.secret import Secret
 
 
 class StoreError(Exception):
-    """The store cannot do it now (disk full, read-only, locked, damaged). The text is for the operator and holds no token."""
+    """The store cannot do it now (disk full, read-only, locked, damaged).
+
+    The text is for the operator and holds no token.
+    """
 
 
 class StoreBusy(Exception):  # noqa: N818 -- a state, not a fault
@@ -20,7 +23,10 @@ class StoreBusy(Exception):  # noqa: N818 -- a state, not a fault
 
 
 class StoreRefused(Exception):  # noqa: N818 -- the same
-    """The store must not be opened as it is (newer schema, readable by others, a symlink). The text names the cure."""
+    """The store must not be opened as it is (newer schema, readable by others, a symlink).
+
+    The text names the cure.
+    """
 
 
 STEP_S: Final = 5.0  # a wall clock that moves so far against the steady one was set
@@ -30,7 +36,10 @@ class Clock(Protocol):
     """Two clocks: one to count with, one to show."""
 
     def now(self) -> float:
-        """Return steady seconds: they run through suspend, and nobody can set them. Comparable within one boot only."""
+        """Return steady seconds: they run through suspend, and nobody can set them.
+
+        Comparable within one boot only.
+        """
 
     def wall(self) -> float:
         """Return unix time, as right as the machine's clock."""
@@ -58,13 +67,20 @@ class Verdict(StrEnum):
 
 
 class Upstream(Protocol):
-    """WeChat. Neither method raises for anything the network or WeChat may do; both end within the call timeout.
+    """WeChat.
 
-    What goes over the wire is one request per call of a method: no repetition, no redirect, no second host.
+    Neither method raises for anything the network or WeChat may do; both end within the call
+    timeout.
+
+    What goes over the wire is one request per call of a method: no repetition, no redirect, no
+    second host.
     """
 
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
-        """Spend one token call. `force` asks the stable endpoint for another token than the current one."""
+        """Spend one token call.
+
+        `force` asks the stable endpoint for another token than the current one.
+        """
 
     async def check(self, account: Account, token: Secret) -> Verdict:
         """Ask whether a token is alive; costs no token quota."""
@@ -80,7 +96,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A reserved call: its row is durable, its outcome is open. `entries` is the ledger with this call in it."""
+    """A reserved call: its row is durable, its outcome is open.
+
+    `entries` is the ledger with this call in it.
+    """
 
     call: int
     started_at: float
@@ -92,7 +111,7 @@ class Grant:
 class Reason(StrEnum):
     """Why a reservation was not granted."""
 
-    FASTER = "faster"  # somebody replaced the token meanwhile
+    SUPERSEDED = "superseded"  # somebody replaced the token meanwhile
     IN_FLIGHT = "in-flight"  # somebody's call is under way
     TOO_SOON = "too-soon"  # min_gap, or a pause after failures
     QUOTA = "quota"
@@ -132,7 +151,8 @@ class Held:
 class Node:
     """One of the processes that share a store, as it last said; times are unix time by the store's clock.
 
-    `notified_at`: when it last heard from the store that another one changed something. `versions`: by account, what it serves.
+    `notified_at`: when it last heard from the store that another one changed something. `versions`:
+    by account, what it serves.
     """
 
     name: str
@@ -141,52 +161,59 @@ class Node:
     versions: Mapping[str, str | None] = field(default_factory=dict)
 
 
-Hear = Callable[[str | None], None]
+OnStoreChanged = Callable[[str | None], None]
 Versions = Callable[[], Mapping[str, str | None]]
 
 
 class Store(Protocol):
     """Where tokens and the ledger live, for one process (SQLite) or several (a shared database).
 
-    The store owes: each method is one transaction; `reserve` and `settle` are durable when they return; `decide` and
-    `change` see what is stored at that moment, under a lock that keeps others of the same account out, and the store's
-    own `now` (a shared store has its own clock) put on the caller's steady clock. Every instant it returns is on that clock.
-    No version recurs: where what it holds is older than what it handed out once, it begins a new epoch.
-    The caller owes: `decide` and `change` are pure and fast, and may run on another thread; one `settle` per grant.
-    All methods raise StoreError, and change nothing when they do.
+    The store owes: each method is one transaction; `reserve` and `settle` are durable when they
+    return; `decide` and `change` see what is stored at that moment, under a lock that keeps others
+    of the same account out, and the store's own `now` (a shared store has its own clock) put on the
+    caller's steady clock. Every instant it returns is on that clock. No version recurs: where what
+    it holds is older than what it handed out once, it begins a new epoch. The caller owes: `decide`
+    and `change` are pure and fast, and may run on another thread; one `settle` per grant. All
+    methods raise StoreError, and change nothing when they do.
     """
 
-    sole_owner: bool  # nobody else can have a call under way: an open reservation at start is a crash's
+    sole_owner: (
+        bool  # nobody else can have a call under way: an open reservation at start is a crash's
+    )
 
     @property
-    def trouble(self) -> str | None:
+    def last_error(self) -> str | None:
         """What keeps it from working, as far as it knows without being asked; None where nothing does."""
 
     @property
     def nodes(self) -> Sequence[Node]:
         """Who shares it, this process among them, as last read; nobody where it has a sole owner."""
 
-    def watch(self, hear: Hear, versions: Versions) -> None:
-        """Call `hear(id)` on the loop after another process may have changed that account; `hear(None)`: any of them.
+    def watch(self, on_store_changed: OnStoreChanged, versions: Versions) -> None:
+        """Call `on_store_changed(id)` on the loop after another process may have changed that account; `on_store_changed(None)`: any of them.
 
-        A hint: it may come late, twice or for nothing, but after each change that is not our own one comes, if need be
-        when the connection is back. `versions` is asked now and then for what this process serves, to tell the others.
+        A hint: it may come late, twice or for nothing, but after each change that is not our own
+        one comes, if need be when the connection is back. `versions` is asked now and then for what
+        this process serves, to tell the others.
         """
 
     async def load(self, account: Account) -> Held:
         """Return what is held, an empty credential for a new account.
 
-        A reservation that a crash left open is still in `reserved_call`; what it means is the caller's to say.
+        A reservation that a crash left open is still in `reserved_call`; what it means is the
+        caller's to say.
         """
 
     async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         """Decide about a token call and, if it is to be made, write its ledger row."""
 
-    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    async def settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change
+    ) -> Credential:
         """Write the outcome of a call and what it changes; returns what is held then, which may be a newer token.
 
-        Where the reservation is no longer this grant's (another process took it for dead), `change` sees that in
-        `reserved_call`, and the ledger row says "deposed" before the outcome.
+        Where the reservation is no longer this grant's (another process took it for dead), `change`
+        sees that in `reserved_call`, and the ledger row says "deposed" before the outcome.
         """
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
@@ -199,7 +226,7 @@ class Store(Protocol):
         """Finish what is under way and let go of the files."""
 
 
-class Witness(Protocol):
+class EventSink(Protocol):
     """Who is told what happened: the log and the metrics. Never given a token or a secret."""
 
     def __call__(self, event: str, app: str, **facts: object) -> None:

@@ -1,7 +1,8 @@
 """The ledger's arithmetic: which calls count, against which limit, and when a slot frees.
 
-Nobody says when WeChat's quota day begins or whether failed calls count (wechat.md §1), so a call counts for 24 hours from
-its start, whatever came of it. No day, wherever it begins, is longer: what holds over any 24 hours holds for each of them.
+Nobody says when WeChat's quota day begins or whether failed calls count (wechat.md §1), so a call
+counts for 24 hours from its start, whatever came of it. No day, wherever it begins, is longer: what
+holds over any 24 hours holds for each of them.
 """
 
 import math
@@ -39,14 +40,17 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What an account may spend. `report` is what reports may cause, and never what the schedule itself needs."""
+class QuotaLimits:
+    """What an account may spend.
+
+    `report` is what reports may cause, and never what the schedule itself needs.
+    """
 
     total: int
     report: int
 
     @classmethod
-    def of(cls, daily_quota: int, endpoint: Endpoint, policy: Policy) -> "Limits":
+    def of(cls, daily_quota: int, endpoint: Endpoint, policy: Policy) -> "QuotaLimits":
         """Limits of an account under a policy."""
         spare = daily_quota - calls_per_day(endpoint, policy)
         return cls(daily_quota, max(0, min(policy.report_quota, spare)))
@@ -99,17 +103,23 @@ def usage(entries: Sequence[Entry], limit: int, now: float, wall: float) -> Usag
     return Usage(limit, sum(e.cost for e in today), sum(e.cost for e in rolling))
 
 
-def full(entries: Sequence[Entry], limits: Limits, lane: Lane, now: float, *, force: bool = False) -> Full | None:
+def full(
+    entries: Sequence[Entry], limits: QuotaLimits, lane: Lane, now: float, *, force: bool = False
+) -> Full | None:
     """Whether a call in `lane` would break a limit; None where it may be made."""
     rolling = _rolling(entries, now)
     checks = [("daily_quota", rolling, limits.total)]
     if lane is Lane.REPORT:
-        checks.append(("report_quota", [e for e in rolling if e.lane is Lane.REPORT], limits.report))
+        checks.append(
+            ("report_quota", [e for e in rolling if e.lane is Lane.REPORT], limits.report)
+        )
     forced = [e for e in rolling if e.forced]
     if force:
         checks.append(("force_refresh", forced, FORCED_A_DAY))
     found = [
-        Full(name, _frees_at(counted, limit, now)) for name, counted, limit in checks if sum(e.cost for e in counted) >= limit
+        Full(name, _frees_at(counted, limit, now))
+        for name, counted, limit in checks
+        if sum(e.cost for e in counted) >= limit
     ]
     if force and forced:
         found.append(Full("force_refresh", max(e.at for e in forced) + FORCED_GAP))
@@ -122,8 +132,9 @@ def _rolling(entries: Sequence[Entry], now: float) -> list[Entry]:
 
 def _today(entries: Sequence[Entry], now: float, wall: float) -> list[Entry]:
     began = day_began(wall)
-    # Only what the steady clock puts into the last 24 hours: after the wall clock was set back by a day, it would take
-    # yesterday's calls for today's. A call that it puts into the future was made before it was set back: it counts.
+    # Only what the steady clock puts into the last 24 hours: after the wall clock was set back by a
+    # day, it would take yesterday's calls for today's. A call that it puts into the future was made
+    # before it was set back: it counts.
     return [e for e in _rolling(entries, now) if e.wall >= began]
 
 

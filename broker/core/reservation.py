@@ -6,14 +6,15 @@ from broker.core.credential import Account, Credential, Endpoint, Policy
 from broker.core.decision import allowed_at, scheduled_at
 from broker.core.errcodes import Kind
 from broker.core.ports import Claim, Decide, Denial, Reason
-from broker.core.quota import Entry, Lane, Limits, full
+from broker.core.quota import Entry, Lane, QuotaLimits, full
 
 
 def claim_for(credential: Credential, endpoint: Endpoint, policy: Policy, now: float) -> Claim:
     """On whose behalf a due refresh is made.
 
-    A refused token is replaced at the expense of reports, until its schedule is up anyway: so reports, however many,
-    never take what the schedule needs. The stable endpoint repeats a refused token unless forced (wechat.md §1).
+    A refused token is replaced at the expense of reports, until its schedule is up anyway: so
+    reports, however many, never take what the schedule needs. The stable endpoint repeats a refused
+    token unless forced (wechat.md §1).
     """
     if credential.refused and now < scheduled_at(credential, endpoint, policy):
         return Claim(Lane.REPORT, force=endpoint is Endpoint.STABLE)
@@ -23,17 +24,18 @@ def claim_for(credential: Credential, endpoint: Endpoint, policy: Policy, now: f
 def admit(account: Account, policy: Policy, seen: str | None, claim: Claim, lease: float) -> Decide:
     """Return the decision for a store to take: it looks again at everything, since time has passed.
 
-    `seen` is the version the wish was based on; `lease` the seconds after which an open call of somebody else's is over.
+    `seen` is the version the wish was based on; `lease` the seconds after which an open call of
+    somebody else's is over.
     """
 
     def decide(credential: Credential, entries: Sequence[Entry], now: float) -> Claim | Denial:
         if credential.version != seen:
-            return Denial(Reason.FASTER, now)
+            return Denial(Reason.SUPERSEDED, now)
         if credential.reserved_call is not None and now < credential.called_at + lease:
             return Denial(Reason.IN_FLIGHT, credential.called_at + lease)
         if now < (allowed := _allowed_at(credential, policy, claim.lane)):
             return Denial(Reason.TOO_SOON, allowed)
-        limits = Limits.of(account.daily_quota, account.endpoint, policy)
+        limits = QuotaLimits.of(account.daily_quota, account.endpoint, policy)
         if reached := full(entries, limits, claim.lane, now, force=claim.force):
             return Denial(Reason.QUOTA, reached.until, reached.limit)
         return claim
@@ -43,7 +45,11 @@ def admit(account: Account, policy: Policy, seen: str | None, claim: Claim, leas
 
 def _allowed_at(credential: Credential, policy: Policy, lane: Lane) -> float:
     """A person need not sit out a pause that is ours; `min_gap`, and what WeChat itself ordered, bind people too."""
-    ordered = credential.failure is not None and credential.failure.kind in {Kind.QUOTA, Kind.BLOCKED, Kind.SLOW_DOWN}
+    ordered = credential.failure is not None and credential.failure.kind in {
+        Kind.QUOTA,
+        Kind.BLOCKED,
+        Kind.SLOW_DOWN,
+    }
     if lane is Lane.ADMIN and not ordered:
         return credential.called_at + policy.min_gap
     return allowed_at(credential, policy)

@@ -14,7 +14,10 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the string. Call it where the value leaves for its one destination, nowhere else."""
+        """Return the string.
+
+        Call it where the value leaves for its one destination, nowhere else.
+        """
         return self._value
 
     def matches(self, text: str) -> bool:

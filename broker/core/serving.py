@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from broker.core.credential import Credential, Token
+from broker.core.credential import Credential, HeldToken
 from broker.core.errcodes import Kind
 from broker.core.ports import Denial, Reason
 
 
-class State(StrEnum):
+class TokenState(StrEnum):
     """What a token is worth."""
 
     FRESH = "fresh"
@@ -18,7 +18,7 @@ class State(StrEnum):
     SUSPECT = "suspect"  # in doubt, being verified or replaced
 
 
-class Outcome(StrEnum):
+class ReportOutcome(StrEnum):
     """What came of a report."""
 
     SUPERSEDED = "superseded"
@@ -43,16 +43,17 @@ class Code(StrEnum):
 class Served:
     """A token that may be used for `expires_in` whole seconds from now (rounded down).
 
-    `until`: steady time to which this very answer stays true, at most a second ahead, unless another credential comes.
+    `until`: steady time to which this very answer stays true, at most a second ahead, unless
+    another credential comes.
     """
 
     credential: Credential
     expires_in: int
-    state: State
+    state: TokenState
     until: float
 
     @property
-    def token(self) -> Token:
+    def token(self) -> HeldToken:
         """What is served: there always is one."""
         if self.credential.token is None:
             raise AssertionError("nothing was served")
@@ -76,21 +77,43 @@ def seconds(wait: float) -> int:
     return min(max(1, math.ceil(wait)), 86400)
 
 
-def why_not(credential: Credential, denial: Denial | None, store_error: str | None, wait: float) -> Unavailable:
-    """Explain that no token can be handed out. `wait`: seconds until the next token call, as things stand."""
+def why_not(
+    credential: Credential, denial: Denial | None, store_error: str | None, wait: float
+) -> Unavailable:
+    """Explain that no token can be handed out.
+
+    `wait`: seconds until the next token call, as things stand.
+    """
     retry_after = seconds(wait)
     failure = credential.failure
     if store_error is not None:
-        return Unavailable(Code.STORE_UNAVAILABLE, f"No call can be recorded, so none is made: {store_error}", retry_after)
+        return Unavailable(
+            Code.STORE_UNAVAILABLE,
+            f"No call can be recorded, so none is made: {store_error}",
+            retry_after,
+        )
     if denial is not None and denial.reason is Reason.QUOTA:
-        return Unavailable(Code.QUOTA_EXHAUSTED, f"{denial.limit} is spent; the broker's own ledger says so.", retry_after)
+        return Unavailable(
+            Code.QUOTA_EXHAUSTED,
+            f"{denial.limit} is spent; the broker's own ledger says so.",
+            retry_after,
+        )
     if failure is not None:
         code = Code.UPSTREAM_UNAVAILABLE if failure.kind in PASSING else Code.UPSTREAM_REFUSED
         code = Code.QUOTA_EXHAUSTED if failure.kind is Kind.QUOTA else code
-        return Unavailable(code, f"WeChat gave no token: {failure.reason}. {failure.advice}", retry_after)
+        return Unavailable(
+            code, f"WeChat gave no token: {failure.reason}. {failure.advice}", retry_after
+        )
     if credential.token is None:
         return Unavailable(Code.STARTING, "The first token is being fetched.", retry_after)
     if credential.refused:
-        sentence = "WeChat refuses the current token; it is replaced as soon as min_gap and the quota allow."
+        sentence = (
+            "WeChat refuses the current token; it is replaced as soon as min_gap and the quota"
+            " allow."
+        )
         return Unavailable(Code.UPSTREAM_UNAVAILABLE, sentence, retry_after)
-    return Unavailable(Code.UPSTREAM_UNAVAILABLE, "No token with that much time left; the next one is not due yet.", retry_after)
+    return Unavailable(
+        Code.UPSTREAM_UNAVAILABLE,
+        "No token with that much time left; the next one is not due yet.",
+        retry_after,
+    )

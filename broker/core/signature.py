@@ -8,7 +8,9 @@ from broker.core.secret import Secret
 def jsapi(ticket: Secret, nonce: str, timestamp: int, url: str) -> str:
     """Sign a page for the JS-SDK; `url` as the browser shows it, what follows a `#` does not count. 40 hex digits."""
     page = url.partition("#")[0]
-    return _sha1(f"jsapi_ticket={ticket.reveal()}&noncestr={nonce}&timestamp={timestamp}&url={page}")
+    return _sha1(
+        f"jsapi_ticket={ticket.reveal()}&noncestr={nonce}&timestamp={timestamp}&url={page}"
+    )
 
 
 def card(ticket: Secret, *values: str) -> str:
@@ -17,4 +19,6 @@ def card(ticket: Secret, *values: str) -> str:
 
 
 def _sha1(text: str) -> str:
-    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # WeChat's choice, not ours
+    return hashlib.sha1(
+        text.encode(), usedforsecurity=False
+    ).hexdigest()  # WeChat's choice, not ours

@@ -18,19 +18,26 @@ FOR_EVER: Final = "public, max-age=31536000, immutable"  # the name changes with
 
 
 class Pages:
-    """The `templates/` and `static/` of one directory. Templates see `paths`: the address of each static file by its name."""
+    """The `templates/` and `static/` of one directory.
+
+    Templates see `paths`: the address of each static file by its name.
+    """
 
     def __init__(self, here: Path) -> None:
         files = [path for path in sorted((here / "static").iterdir()) if path.suffix in TYPES]
         bodies = [(path, path.read_bytes()) for path in files]
-        named = [(path, f"{path.stem}.{hashlib.sha256(body).hexdigest()[:12]}{path.suffix}", body) for path, body in bodies]
+        named = [
+            (path, f"{path.stem}.{hashlib.sha256(body).hexdigest()[:12]}{path.suffix}", body)
+            for path, body in bodies
+        ]
         self._static = {served: (TYPES[path.suffix], body) for path, served, body in named}
         self.paths = {path.name: f"/static/{served}" for path, served, _ in named}
         self._here = here
 
     @cached_property
     def _jinja(self) -> "jinja2.Environment":
-        import jinja2  # noqa: PLC0415 -- a daemon that shows no page has no need of it, and starts sooner
+        # A daemon that shows no page has no need of it, and starts sooner
+        import jinja2  # noqa: PLC0415
 
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(self._here / "templates"),
@@ -51,16 +58,25 @@ class Pages:
         kind, body = found
         return web.Response(body=body, content_type=kind, headers={"Cache-Control": FOR_EVER})
 
-    def render(self, template: str, spoken: str, words: Mapping[str, str], shown: Mapping[str, Any]) -> str:
+    def render(
+        self, template: str, lang: str, words: Mapping[str, str], shown: Mapping[str, Any]
+    ) -> str:
         """A page in a language: its words are `t` in the template."""
-        return self._jinja.get_template(template).render(shown, t=words, lang=spoken, paths=self.paths)
+        return self._jinja.get_template(template).render(
+            shown, t=words, lang=lang, paths=self.paths
+        )
 
     def response(
-        self, template: str, spoken: str, words: Mapping[str, str], shown: Mapping[str, Any], status: int = HTTPStatus.OK
+        self,
+        template: str,
+        lang: str,
+        words: Mapping[str, str],
+        shown: Mapping[str, Any],
+        status: int = HTTPStatus.OK,
     ) -> web.Response:
         """A page as an answer."""
-        headers = {"Content-Language": spoken, "Vary": "Accept-Language"}
-        text = self.render(template, spoken, words, shown)
+        headers = {"Content-Language": lang, "Vary": "Accept-Language"}
+        text = self.render(template, lang, words, shown)
         response = web.Response(status=status, text=text, content_type="text/html", headers=headers)
         response.enable_compression()  # a seventh of it over a phone's network
         return response
@@ -71,4 +87,7 @@ def _code(text: str) -> "markupsafe.Markup":
     from markupsafe import Markup, escape  # noqa: PLC0415 -- as above
 
     pieces = [escape(piece) for piece in text.split("`")]
-    return Markup("").join(Markup("<code>{}</code>").format(piece) if n % 2 else piece for n, piece in enumerate(pieces))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if n % 2 else piece
+        for n, piece in enumerate(pieces)
+    )

@@ -1,18 +1,32 @@
-"""Errors as `application/problem+json` (RFC 9457), with a stable `code` and, where waiting helps, when to come back."""
+"""Errors as `application/problem+json` (RFC 9457), with a stable `code` and when to come back."""
 
 import json
 from http import HTTPStatus
 
 from aiohttp import web
 
-from broker.core.serving import Code, Unavailable
 
-# One map from what the core says to what HTTP says.
-STATUS = {Code.REPORT_THROTTLED: HTTPStatus.TOO_MANY_REQUESTS, Code.REFRESH_THROTTLED: HTTPStatus.TOO_MANY_REQUESTS}
+class ProblemError(Exception):
+    """A request that is refused: the HTTP status, a stable code and a sentence for people.
+
+    Raise it in a handler; the outermost middleware answers with :attr:`response`.
+    """
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(code)
+        self.status, self.code, self.detail = status, code, detail
+        self.response = problem(status, code, detail)
 
 
-def problem(status: int, code: str, detail: str, retry_after: int | None = None, **headers: str) -> web.Response:
-    """Build the answer. `retry_after`: whole seconds, beside the header of that name."""
+def problem(
+    status: int, code: str, detail: str, retry_after: int | None = None, **headers: str
+) -> web.Response:
+    """Build the answer.
+
+    `retry_after` is in whole seconds and goes into the header of that name too.
+
+    In the names of further `headers` an underscore stands for a hyphen.
+    """
     body: dict[str, object] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -20,14 +34,14 @@ def problem(status: int, code: str, detail: str, retry_after: int | None = None,
         "detail": detail,
         "code": code,
     }
-    fields = {"Cache-Control": "no-store", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    fields = {"Cache-Control": "no-store"}
+    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     if retry_after is not None:
         body["retry_after"] = retry_after
         fields["Retry-After"] = str(retry_after)
-    text = json.dumps(body, ensure_ascii=False)
-    return web.Response(status=status, text=text, content_type="application/problem+json", headers=fields)
-
-
-def unavailable(why: Unavailable) -> web.Response:
-    """The answer where the core says that there is nothing now."""
-    return problem(STATUS.get(why.code, HTTPStatus.SERVICE_UNAVAILABLE), why.code.value, why.detail, why.retry_after)
+    return web.Response(
+        status=status,
+        text=json.dumps(body, ensure_ascii=False),
+        content_type="application/problem+json",
+        headers=fields,
+    )

@@ -13,8 +13,8 @@ UNNAMED: Final = 40035
 _WORDS: Final[Mapping[int, str]] = {
     -1: "system error",
     40001: (
-        "invalid credential, access_token is invalid or not latest, could get access_token by getStableAccessToken, "
-        "more details at https://mmbizurl.cn/s/JtxxFh33r"
+        "invalid credential, access_token is invalid or not latest, could get access_token by"
+        " getStableAccessToken, more details at https://mmbizurl.cn/s/JtxxFh33r"
     ),
     40002: "invalid grant_type",
     40003: "invalid openid",
@@ -34,7 +34,7 @@ _WORDS: Final[Mapping[int, str]] = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 - an answer of WeChat's, not a bug
+class WeChatRefusal(Exception):  # noqa: N818 - an answer of WeChat's, not a bug
     """WeChat says no: an errcode, and optionally other words than the usual ones."""
 
     def __init__(self, errcode: int, words: str | None = None) -> None:
@@ -51,9 +51,15 @@ class Refusal(Exception):  # noqa: N818 - an answer of WeChat's, not a bug
 
 def encode(answer: Mapping[str, Any]) -> bytes:
     r"""Write JSON as WeChat does: UTF-8, no blanks, every slash as ``\/``."""
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).replace("/", r"\/").encode(errors="replace")
+    return (
+        json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+        .replace("/", r"\/")
+        .encode(errors="replace")
+    )
 
 
 def render(answer: Mapping[str, Any]) -> web.Response:
     """Answer HTTP 200, always, with WeChat's own idea of a content type (sic)."""
-    return web.Response(body=encode(answer), headers={"Content-Type": "application/json; encoding=utf-8"})
+    return web.Response(
+        body=encode(answer), headers={"Content-Type": "application/json; encoding=utf-8"}
+    )

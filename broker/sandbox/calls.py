@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
-from .tokens import Token, Window
+from .tokens import IssuedToken, QuotaWindow
 
 _KEPT = 200_000
 
 
 @dataclass
-class Call:
+class LoggedCall:
     """One token call, logged when it arrives; ``outcome`` is None until it is answered.
 
-    Then it is WeChat's errcode (0: success), or the kind of the fault, or "hung-up": the peer left while it was held.
+    Then it is WeChat's errcode (0: success), or the kind of the fault, or "hung-up": the peer left
+    while it was held.
     """
 
     n: int
@@ -31,7 +32,7 @@ class Call:
     minted: bool = False
     token_sha256: str | None = None
 
-    def granted(self, token: Token, *, minted: bool) -> None:
+    def granted(self, token: IssuedToken, *, minted: bool) -> None:
         """Note which token it gave, without keeping it."""
         self.minted = minted
         self.token_sha256 = hashlib.sha256(token.value.encode()).hexdigest()
@@ -44,7 +45,7 @@ class Traffic:
     in_flight: int = 0
     max_in_flight: int = 0
     total: Counter[str] = field(default_factory=Counter)
-    today: defaultdict[str, Window] = field(default_factory=lambda: defaultdict(Window))
+    today: defaultdict[str, QuotaWindow] = field(default_factory=lambda: defaultdict(QuotaWindow))
 
 
 class CallLog:
@@ -52,16 +53,18 @@ class CallLog:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._calls: deque[Call] = deque(maxlen=_KEPT)
+        self._calls: deque[LoggedCall] = deque(maxlen=_KEPT)
         self._count = 0
         self._traffic: dict[str, Traffic] = {}
 
     @contextmanager
-    def arriving(self, appid: str, endpoint: str, *, force: bool = False, by: str = "client") -> Iterator[Call]:
+    def arriving(
+        self, appid: str, endpoint: str, *, force: bool = False, by: str = "client"
+    ) -> Iterator[LoggedCall]:
         """Log a call; it is in flight until the block ends."""
         now, appid = self._now(), appid[:64]
         self._count += 1
-        call = Call(self._count, now, appid, endpoint, force, by)
+        call = LoggedCall(self._count, now, appid, endpoint, force, by)
         self._calls.append(call)
         traffic = self.traffic(appid)
         traffic.total[endpoint] += 1
@@ -78,7 +81,9 @@ class CallLog:
     def traffic(self, appid: str) -> Traffic:
         """Return an account's traffic; names beyond the first 20 000 share one."""
         crowded = len(self._traffic) >= 20_000  # noqa: PLR2004 - said above
-        return self._traffic.setdefault("" if crowded and appid not in self._traffic else appid, Traffic())
+        return self._traffic.setdefault(
+            "" if crowded and appid not in self._traffic else appid, Traffic()
+        )
 
     def since(self, n: int) -> list[dict[str, Any]]:
         """Return the calls whose number is greater than ``n``."""
@@ -90,7 +95,7 @@ class CallLog:
         return self._count
 
 
-class Gate:
+class CallGate:
     """Holds the token calls of an account until they are released."""
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""The control routes under /sandbox: what was seen, and what is to go wrong. Nothing of this is WeChat's."""
+"""The control routes under /sandbox: what was seen, and what is to go wrong.
+
+Nothing of this is WeChat's.
+"""
 
 import dataclasses
 import json
@@ -7,22 +10,28 @@ from typing import Any
 
 from aiohttp import web
 
-from .answers import Refusal
+from .answers import WeChatRefusal
 from .calls import Traffic
 from .faults import Fault, InvalidOrderError, catalogue, parse
-from .state import STATE, State
-from .world import CLASSIC, STABLE, Account
+from .state import STATE, SandboxState
+from .world import CLASSIC, STABLE, SimulatedAccount
 
 _MOST_FOLLOWERS = 1_000_000
 _ROUTES = {
     "GET /sandbox": "this description and the state",
-    "GET /sandbox/calls?since=N": "the token calls whose n is greater; outcome is null while in flight",
-    "POST /sandbox/faults": 'order a fault: {"kind", "times", "appid", "path", …}; taken in order, one per call',
+    "GET /sandbox/calls?since=N": (
+        "the token calls whose n is greater; outcome is null while in flight"
+    ),
+    "POST /sandbox/faults": (
+        'order a fault: {"kind", "times", "appid", "path", …}; taken in order, one per call'
+    ),
     "DELETE /sandbox/faults?appid=": "forget the faults: all, or those that name the appid",
     "POST /sandbox/issue": '{"appid"}: a second issuer calls the classic endpoint',
     "POST /sandbox/kill": '{"appid"}: every token there is answers 40001 from now on',
     "POST /sandbox/advance": '{"seconds"}: let that much time pass',
-    "POST /sandbox/followers": '{"appid", "followers", "withhold"}: how many, and whether all withhold their avatars',
+    "POST /sandbox/followers": (
+        '{"appid", "followers", "withhold"}: how many, and whether all withhold their avatars'
+    ),
     "POST /sandbox/hold": '{"appid"}: token calls wait from now on',
     "POST /sandbox/release": '{"appid"}: … until now',
 }
@@ -57,7 +66,7 @@ async def _describe(request: web.Request) -> web.Response:
     )
 
 
-def _account(state: State, account: Account) -> dict[str, Any]:
+def _account(state: SandboxState, account: SimulatedAccount) -> dict[str, Any]:
     now, traffic = state.world.now(), state.calls.traffic(account.appid)
     used = {
         CLASSIC: account.calls.used(now),
@@ -76,13 +85,17 @@ def _account(state: State, account: Account) -> dict[str, Any]:
 
 
 def _traffic(traffic: Traffic, now: float) -> dict[str, Any]:
-    calls = {name: {"today": traffic.today[name].used(now), "total": total} for name, total in traffic.total.items()}
+    calls = {
+        name: {"today": traffic.today[name].used(now), "total": total}
+        for name, total in traffic.total.items()
+    }
     return {"calls": calls, "in_flight": traffic.in_flight, "max_in_flight": traffic.max_in_flight}
 
 
 async def _calls(request: web.Request) -> web.Response:
     since = request.query.get("since", "0")
-    if not (since.isascii() and since.isdigit() and len(since) < 19):  # noqa: PLR2004 - fits 64 bits
+    # - fits 64 bits
+    if not (since.isascii() and since.isdigit() and len(since) < 19):  # noqa: PLR2004
         raise _problem(400, "since: must be a whole number")
     return web.json_response(request.app[STATE].calls.since(int(since)))
 
@@ -97,7 +110,9 @@ async def _order(request: web.Request) -> web.Response:
 
 
 async def _clear(request: web.Request) -> web.Response:
-    return web.json_response({"deleted": request.app[STATE].faults.clear(request.query.get("appid"))})
+    return web.json_response(
+        {"deleted": request.app[STATE].faults.clear(request.query.get("appid"))}
+    )
 
 
 async def _issue(request: web.Request) -> web.Response:
@@ -107,7 +122,7 @@ async def _issue(request: web.Request) -> web.Response:
     with state.calls.arriving(account.appid, CLASSIC, by="second-issuer") as call:
         try:
             account.spend(CLASSIC, state.world.now())
-        except Refusal as refusal:
+        except WeChatRefusal as refusal:
             call.outcome = refusal.errcode
         else:
             call.outcome = 0
@@ -123,16 +138,26 @@ async def _kill(request: web.Request) -> web.Response:
 
 async def _advance(request: web.Request) -> web.Response:
     state, seconds = request.app[STATE], (await _body(request, "seconds"))["seconds"]
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 0 <= seconds < math.inf
+    ):
         raise _problem(400, "seconds: must be a number from 0")
     state.world.advance(seconds)
     return web.json_response({"now": state.world.now()})
 
 
 async def _followers(request: web.Request) -> web.Response:
-    state, body = request.app[STATE], await _body(request, "appid", optional=("followers", "withhold"))
+    state, body = (
+        request.app[STATE],
+        await _body(request, "appid", optional=("followers", "withhold")),
+    )
     account = _the_account(state, body)
-    count, withhold = body.get("followers", account.followers), body.get("withhold", account.withhold)
+    count, withhold = (
+        body.get("followers", account.followers),
+        body.get("withhold", account.withhold),
+    )
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MOST_FOLLOWERS:
         raise _problem(400, f"followers: must be a whole number, 0…{_MOST_FOLLOWERS}")
     if not isinstance(withhold, bool):
@@ -157,14 +182,16 @@ async def _nothing(_request: web.Request) -> web.Response:
     raise _problem(404, "no such control route; GET /sandbox lists them")
 
 
-def _the_account(state: State, body: dict[str, Any]) -> Account:
+def _the_account(state: SandboxState, body: dict[str, Any]) -> SimulatedAccount:
     try:
         return state.world.account(str(body["appid"]))
-    except Refusal as refusal:
+    except WeChatRefusal as refusal:
         raise _problem(400, "appid: must be wx and 1 to 62 of 0-9 A-Z a-z _ -") from refusal
 
 
-async def _body(request: web.Request, required: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+async def _body(
+    request: web.Request, required: str, optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
     body = await _json(request)
     if required not in body:
         raise _problem(400, f"{required}: is missing")

@@ -7,11 +7,11 @@ from typing import Any
 from aiohttp import web
 
 from . import followers
-from .answers import UNNAMED, Refusal
+from .answers import UNNAMED, WeChatRefusal
 from .state import STATE
-from .tokens import Token
-from .wire import Answer, perform, send
-from .world import Account
+from .tokens import IssuedToken
+from .wire import Reply, perform, send
+from .world import SimulatedAccount
 
 _MOST_PROFILES = 100
 _TICKET_S = 7200
@@ -23,81 +23,85 @@ async def answer(request: web.Request, path: str) -> web.StreamResponse:
     owner = state.world.owner(request.query.get("access_token", ""))
     fault = state.faults.take(owner.appid if owner else "", path)
 
-    async def truth() -> Answer:
+    async def truth() -> Reply:
         try:
             return await _truth(request, path)
-        except Refusal as refusal:
+        except WeChatRefusal as refusal:
             return refusal.answer(state.world.now())
 
     return await (send(await truth()) if fault is None else perform(fault, request, truth))
 
 
-async def _truth(request: web.Request, path: str) -> Answer:
+async def _truth(request: web.Request, path: str) -> Reply:
     if path not in _ROUTES:
-        raise Refusal(40066)
+        raise WeChatRefusal(40066)
     method, handler = _ROUTES[path]
     if method == "POST" != request.method:
-        raise Refusal(43002)
+        raise WeChatRefusal(43002)
     account = request.app[STATE].world.authorize(request.query.get("access_token", ""))
     return await handler(request, account)
 
 
-async def _domain_ip(_request: web.Request, _account: Account) -> Answer:
+async def _domain_ip(_request: web.Request, _account: SimulatedAccount) -> Reply:
     """Give addresses of nobody (RFC 5737)."""
     return {"ip_list": ["203.0.113.10", "203.0.113.11", "198.51.100.10"]}
 
 
-async def _user_get(request: web.Request, account: Account) -> Answer:
+async def _user_get(request: web.Request, account: SimulatedAccount) -> Reply:
     if not account.user_get.take(request.app[STATE].world.now()):
-        raise Refusal(45009)
+        raise WeChatRefusal(45009)
     page = followers.page(account.appid, account.followers, request.query.get("next_openid", ""))
     if page is None:
-        raise Refusal(40003)
+        raise WeChatRefusal(40003)
     return page
 
 
-async def _user_info(request: web.Request, account: Account) -> Answer:
+async def _user_info(request: web.Request, account: SimulatedAccount) -> Reply:
     return _profile(request, account, request.query.get("openid"))
 
 
-async def _user_info_batch(request: web.Request, account: Account) -> Answer:
+async def _user_info_batch(request: web.Request, account: SimulatedAccount) -> Reply:
     try:
         wanted = [user["openid"] for user in json.loads(await request.read())["user_list"]]
     except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise Refusal(UNNAMED) from error
+        raise WeChatRefusal(UNNAMED) from error
     if not 1 <= len(wanted) <= _MOST_PROFILES:
-        raise Refusal(UNNAMED)
+        raise WeChatRefusal(UNNAMED)
     return {"user_info_list": [_profile(request, account, openid) for openid in wanted]}
 
 
-def _profile(request: web.Request, account: Account, openid: Any) -> dict[str, Any]:
+def _profile(request: web.Request, account: SimulatedAccount, openid: Any) -> dict[str, Any]:
     if not isinstance(openid, str) or not followers.is_openid(openid):
-        raise Refusal(40003)
-    origin = f"http://{request.host}"  # so that the avatars are found wherever the sandbox was called
-    return followers.profile(account.appid, account.followers, openid, withhold=account.withhold, origin=origin)
+        raise WeChatRefusal(40003)
+    origin = (  # so that the avatars are found wherever the sandbox was called
+        f"http://{request.host}"
+    )
+    return followers.profile(
+        account.appid, account.followers, openid, withhold=account.withhold, origin=origin
+    )
 
 
-async def _ticket(request: web.Request, account: Account) -> Answer:
-    """Give the ticket of that type; it has its own age and outlives the token (wechat.md §4)."""
+async def _ticket(request: web.Request, account: SimulatedAccount) -> Reply:
+    """Give the ticket of that type; it has its own age and overlap_after_replacement the token (wechat.md §4)."""
     kind, now = request.query.get("type", ""), request.app[STATE].world.now()
     if kind not in {"jsapi", "wx_card"}:
-        raise Refusal(UNNAMED)
+        raise WeChatRefusal(UNNAMED)
     ticket = account.tickets.get(kind)
     if ticket is None or ticket.left(now) <= 0:
-        ticket = account.tickets[kind] = Token(now + _TICKET_S)
+        ticket = account.tickets[kind] = IssuedToken(now + _TICKET_S)
     return {"errcode": 0, "errmsg": "ok", "ticket": ticket.value, "expires_in": ticket.left(now)}
 
 
-async def _upload(request: web.Request, _account: Account) -> Answer:
+async def _upload(request: web.Request, _account: SimulatedAccount) -> Reply:
     state = request.app[STATE]
     return await state.media.upload(request, state.world.now())
 
 
-async def _download(request: web.Request, _account: Account) -> Answer:
+async def _download(request: web.Request, _account: SimulatedAccount) -> Reply:
     return request.app[STATE].media.download(request)
 
 
-_ROUTES: dict[str, tuple[str, Callable[[web.Request, Account], Awaitable[Answer]]]] = {
+_ROUTES: dict[str, tuple[str, Callable[[web.Request, SimulatedAccount], Awaitable[Reply]]]] = {
     "/cgi-bin/get_api_domain_ip": ("GET", _domain_ip),
     "/cgi-bin/user/get": ("GET", _user_get),
     "/cgi-bin/user/info": ("GET", _user_info),

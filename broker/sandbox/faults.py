@@ -19,7 +19,12 @@ def _integer(value: Any) -> bool:
 
 
 def _seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )
 
 
 def _text(value: Any) -> bool:
@@ -38,17 +43,25 @@ def _base64(value: Any) -> bool:
 
 
 def _headers(value: Any) -> bool:
-    return isinstance(value, dict) and all(name and _line(name) and _line(text) for name, text in value.items())
+    return isinstance(value, dict) and all(
+        name and _line(name) and _line(text) for name, text in value.items()
+    )
 
 
 _FIELDS: Final[Mapping[str, tuple[Check, str]]] = {
-    "times": (lambda v: v is None or (_integer(v) and v > 0), "a whole number from 1, or null: until deleted"),
+    "times": (
+        lambda v: v is None or (_integer(v) and v > 0),
+        "a whole number from 1, or null: until deleted",
+    ),
     "appid": (lambda v: v is None or _line(v), "an appid, or null: any"),
     "path": (lambda v: v is None or _line(v), "an exact path, or null: the token endpoints"),
     "mint": (lambda v: isinstance(v, bool), "true: first do what was asked, then lose the answer"),
     "errcode": (_integer, "a whole number"),
     "errmsg": (lambda v: v is None or _text(v), "a text, or null: WeChat's own words"),
-    "status": (lambda v: _integer(v) and 200 <= v <= 599, "an HTTP status, 200…599"),  # noqa: PLR2004
+    "status": (
+        lambda v: _integer(v) and 200 <= v <= 599,  # noqa: PLR2004
+        "an HTTP status, 200…599",
+    ),
     "body": (_text, "a text"),
     "base64": (lambda v: v is None or _base64(v), "bytes in base64, instead of body"),
     "headers": (_headers, "an object of header names and texts"),
@@ -67,7 +80,10 @@ KINDS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
     "silence": ("no answer until the peer hangs up, or for so long", _LOST | {"seconds": None}),
     "drop": ("the connection closed without an answer", _LOST),
     "reset": ("the connection reset", _LOST),
-    "garbage": ("HTTP 200 with any bytes", _LOST | _JSON | {"body": "<html>busy</html>", "base64": None}),
+    "garbage": (
+        "HTTP 200 with any bytes",
+        _LOST | _JSON | {"body": "<html>busy</html>", "base64": None},
+    ),
     "drip": ("the answer, byte by byte", _LOST | {"interval": 1.0}),
     "endless_headers": ("headers that never end", _LOST | {"interval": 0.0}),
     "endless_body": ("a body that never ends", _LOST | _JSON | {"interval": 0.0}),
@@ -107,7 +123,9 @@ def parse(order: Mapping[str, Any]) -> Fault:
     values = known | {name: value for name, value in order.items() if name != "kind"}
     for name, value in values.items():
         if name not in known:
-            raise InvalidOrderError(f"{name}: unknown field for the kind {kind}; there are {', '.join(known)}")
+            raise InvalidOrderError(
+                f"{name}: unknown field for the kind {kind}; there are {', '.join(known)}"
+            )
         if value is _REQUIRED or not _FIELDS[name][0](value):
             raise InvalidOrderError(f"{name}: must be {_FIELDS[name][1]}")
     where = {name: values.pop(name) for name in _COMMON}

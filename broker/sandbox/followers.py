@@ -9,7 +9,22 @@ from .pictures import picture_id
 PAGE = 10_000
 """Openids per page of user/get."""
 _PREFIX, _LENGTH = 22, 28
-_NAMES = ("小林", "阿杰", "Mia", "月亮🌙", "老王", "Chloé", "晨曦", "Max", "豆豆", "Zoë", "大鹏", "静静/jing", "Ольга", "星星✨")
+_NAMES = (
+    "小林",
+    "阿杰",
+    "Mia",
+    "月亮🌙",
+    "老王",
+    "Chloé",
+    "晨曦",
+    "Max",
+    "豆豆",
+    "Zoë",
+    "大鹏",
+    "静静/jing",
+    "Ольга",
+    "星星✨",
+)
 
 
 def openid(appid: str, index: int) -> str:
@@ -43,11 +58,18 @@ def page(appid: str, total: int, after: str) -> dict[str, Any] | None:
     openids = [openid(appid, index) for index in range(last + 1, min(last + 1 + PAGE, total))]
     if not openids:
         return {"total": total, "count": 0, "next_openid": ""}
-    return {"total": total, "count": len(openids), "data": {"openid": openids}, "next_openid": openids[-1]}
+    return {
+        "total": total,
+        "count": len(openids),
+        "data": {"openid": openids},
+        "next_openid": openids[-1],
+    }
 
 
 def profile(appid: str, total: int, who: str, *, withhold: bool, origin: str) -> dict[str, Any]:
-    """Answer user/info. Every sixth follower withholds nickname and avatar, or with ``withhold`` all of them do.
+    """Answer user/info.
+
+    Every sixth follower withholds nickname and avatar, or with ``withhold`` all of them do.
 
     ``origin`` is where this sandbox was called, for headimgurl.
     """
@@ -59,10 +81,17 @@ def profile(appid: str, total: int, who: str, *, withhold: bool, origin: str) ->
         return known | _withheld(index)
     if index % 6 == 5:  # noqa: PLR2004 - every sixth
         return known | _withheld(index // 6)
-    return known | {"nickname": _NAMES[index % len(_NAMES)], "headimgurl": f"{origin}/mmopen/{picture_id(who)}/132"}
+    return known | {
+        "nickname": _NAMES[index % len(_NAMES)],
+        "headimgurl": f"{origin}/mmopen/{picture_id(who)}/132",
+    }
 
 
 def _withheld(index: int) -> dict[str, Any]:
     """Return one of the guises in which WeChat withholds: empty, absent, or the literal "/0"."""
-    guises: tuple[dict[str, str], ...] = ({"nickname": "", "headimgurl": ""}, {}, {"nickname": "", "headimgurl": "/0"})
+    guises: tuple[dict[str, str], ...] = (
+        {"nickname": "", "headimgurl": ""},
+        {},
+        {"nickname": "", "headimgurl": "/0"},
+    )
     return dict(guises[index % len(guises)])

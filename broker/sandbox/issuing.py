@@ -7,12 +7,12 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from .answers import Refusal
-from .calls import Call
+from .answers import WeChatRefusal
+from .calls import LoggedCall
 from .faults import Fault
-from .state import STATE, State
-from .wire import Answer, perform, send, unless_gone
-from .world import STABLE, WECOM, Grant
+from .state import STATE, SandboxState
+from .wire import Reply, perform, send, unless_gone
+from .world import STABLE, WECOM, IssueResult
 
 
 async def answer(request: web.Request, path: str) -> web.StreamResponse:
@@ -20,7 +20,7 @@ async def answer(request: web.Request, path: str) -> web.StreamResponse:
     state, endpoint = request.app[STATE], path.rpartition("/")[2]
     params = await _params(request, endpoint)
     who = str(params.get("corpid" if endpoint == WECOM else "appid", ""))
-    with suppress(Refusal):
+    with suppress(WeChatRefusal):
         state.world.account(who)  # seen, though a fault may keep the call from it
     with state.calls.arriving(who, endpoint, force=params.get("force_refresh") is True) as call:
         event = state.gate.event(who)
@@ -32,11 +32,16 @@ async def answer(request: web.Request, path: str) -> web.StreamResponse:
         return await _suffer(request, call, params, fault)
 
 
-async def _suffer(request: web.Request, call: Call, params: dict[str, Any], fault: Fault) -> web.StreamResponse:
-    """Answer by a fault, which is the outcome then. An errcode is WeChat's own answer, so the call counts."""
+async def _suffer(
+    request: web.Request, call: LoggedCall, params: dict[str, Any], fault: Fault
+) -> web.StreamResponse:
+    """Answer by a fault, which is the outcome then.
+
+    An errcode is WeChat's own answer, so the call counts.
+    """
     state = request.app[STATE]
 
-    async def truth() -> Answer:
+    async def truth() -> Reply:
         answer = _truth(request, call, params, same=fault.kind == "same_token")
         call.outcome = fault.kind
         return answer
@@ -44,37 +49,45 @@ async def _suffer(request: web.Request, call: Call, params: dict[str, Any], faul
     call.outcome = fault.kind
     if fault.kind == "errcode":
         call.outcome = int(fault.params["errcode"])
-        with suppress(Refusal):
+        with suppress(WeChatRefusal):
             state.world.account(call.appid).spend(call.endpoint, state.world.now())
     return await perform(fault, request, truth)
 
 
-def _truth(request: web.Request, call: Call, params: dict[str, Any], *, same: bool = False) -> dict[str, Any]:
+def _truth(
+    request: web.Request, call: LoggedCall, params: dict[str, Any], *, same: bool = False
+) -> dict[str, Any]:
     """Do what was asked, and note in the log what came of it."""
     state = request.app[STATE]
     try:
         if call.endpoint == STABLE and request.method != "POST":
-            raise Refusal(43002)
+            raise WeChatRefusal(43002)
         grant = _grant(state, call.endpoint, params, same=same)
-    except Refusal as refusal:
+    except WeChatRefusal as refusal:
         call.outcome = refusal.errcode
         return refusal.answer(state.world.now())
     call.outcome = 0
     call.granted(grant.token, minted=grant.minted)
     success = {"access_token": grant.token.value, "expires_in": grant.expires_in}
-    return {"errcode": 0, "errmsg": "ok"} | success if call.endpoint == WECOM else success  # wechat.md §1, §5
+    return (
+        {"errcode": 0, "errmsg": "ok"} | success if call.endpoint == WECOM else success
+    )  # wechat.md §1, §5
 
 
-def _grant(state: State, endpoint: str, params: dict[str, Any], *, same: bool) -> Grant:
+def _grant(
+    state: SandboxState, endpoint: str, params: dict[str, Any], *, same: bool
+) -> IssueResult:
     if endpoint == WECOM:
         corpid, secret = str(params.get("corpid", "")), str(params.get("corpsecret", ""))
         if not corpid or not secret:
-            raise Refusal(41004 if corpid else 41002)
+            raise WeChatRefusal(41004 if corpid else 41002)
         if not corpid.startswith("ww"):
-            raise Refusal(40013, "invalid corpid")
+            raise WeChatRefusal(40013, "invalid corpid")
         return state.world.gettoken(corpid, secret)
     account = state.world.admit(endpoint, params)
-    if same and (repeated := state.world.repeat(account.stable if endpoint == STABLE else account.classic)):
+    if same and (
+        repeated := state.world.repeat(account.stable if endpoint == STABLE else account.classic)
+    ):
         return repeated
     if endpoint == STABLE:
         return state.world.stable(account, force=params.get("force_refresh") is True)
@@ -97,4 +110,8 @@ def _json(body: bytes) -> dict[str, Any]:
         return {}
     if not isinstance(read, dict):
         return {}
-    return {key: value for key, value in read.items() if isinstance(value, str) or key == "force_refresh"}
+    return {
+        key: value
+        for key, value in read.items()
+        if isinstance(value, str) or key == "force_refresh"
+    }

@@ -9,8 +9,8 @@ from typing import Any
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from .answers import UNNAMED, Refusal
-from .wire import Answer
+from .answers import UNNAMED, WeChatRefusal
+from .wire import Reply
 
 _KEPT = 100
 _PIECE = 65_536
@@ -23,7 +23,7 @@ class Media:
     def __init__(self) -> None:
         self._items: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
-    async def upload(self, request: web.Request, now: float) -> Answer:
+    async def upload(self, request: web.Request, now: float) -> Reply:
         """Swallow a raw body, or the first part of a multipart one."""
         kind = request.query.get("type", "image")
         digest, size = hashlib.sha256(), 0
@@ -32,18 +32,18 @@ class Media:
                 digest.update(piece)
                 size += len(piece)
         except (ValueError, HttpProcessingError) as error:  # not the multipart it says it is
-            raise Refusal(UNNAMED) from error
+            raise WeChatRefusal(UNNAMED) from error
         media_id = secrets.token_urlsafe(48)
         self._items[media_id] = {"type": kind, "size": size, "sha256": digest.hexdigest()}
         if len(self._items) > _KEPT:
             self._items.popitem(last=False)
         return {"type": kind, "media_id": media_id, "created_at": int(now)}
 
-    def download(self, request: web.Request) -> Answer:
+    def download(self, request: web.Request) -> Reply:
         """Stream as many bytes as were uploaded; the byte at offset n is n % 251."""
         item = self._items.get(request.query.get("media_id", ""))
         if item is None:
-            raise Refusal(UNNAMED)
+            raise WeChatRefusal(UNNAMED)
         size = int(item["size"])
 
         async def stream() -> web.StreamResponse:

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Options:
-    """How WeChat behaves here. Seconds where a time; the defaults are the real platform's (wechat.md §1)."""
+class SandboxOptions:
+    """How WeChat behaves here.
+
+    Seconds where a time; the defaults are the real platform's (wechat.md §1).
+    """
 
     expires_in: int = 7200
     """What a new token's answer says."""

@@ -14,11 +14,21 @@ RGB = tuple[int, int, int]
 _GREY, _PALE = (214, 217, 222), (244, 245, 247)
 _STEPS = 4
 _SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 125), (198, 134, 86), (141, 85, 54))
-_HAIRS = ((44, 34, 43), (92, 58, 38), (181, 120, 60), (226, 190, 110), (120, 120, 130), (70, 60, 120))
+_HAIRS = (
+    (44, 34, 43),
+    (92, 58, 38),
+    (181, 120, 60),
+    (226, 190, 110),
+    (120, 120, 130),
+    (70, 60, 120),
+)
 
 
 def picture_id(seed: str) -> str:
-    """Name a picture. The last four characters vouch for the rest, so that a dead id is told from a live one."""
+    """Name a picture.
+
+    The last four characters vouch for the rest, so that a dead id is told from a live one.
+    """
     name = hashlib.sha256(seed.encode()).hexdigest()[:40]
     return name + _seal(name)
 
@@ -103,7 +113,9 @@ class _Canvas:
         else:
             solid = right, right
         for column in (*range(left, solid[0]), *range(solid[1], right)):
-            covered = sum(max(0.0, min(column + 1, x + w) - max(column, x - w)) for w in widths) / len(widths)
+            covered = sum(
+                max(0.0, min(column + 1, x + w) - max(column, x - w)) for w in widths
+            ) / len(widths)
             at = slice(3 * column, 3 * column + 3)
             pixels[at] = bytes(_mix(tuple(pixels[at]), colour, covered))
 
@@ -111,7 +123,12 @@ class _Canvas:
         """Return the file: 8-bit RGB, no filters."""
         header = struct.pack(">IIBBBBB", self._size, self._size, 8, 2, 0, 0, 0)
         data = zlib.compress(b"".join(b"\0" + row for row in self._rows))
-        return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+        return (
+            b"\x89PNG\r\n\x1a\n"
+            + _chunk(b"IHDR", header)
+            + _chunk(b"IDAT", data)
+            + _chunk(b"IEND", b"")
+        )
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -12,24 +12,33 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from . import control, data, issuing
 from .faults import TOKEN_PATHS
-from .options import Options
+from .options import SandboxOptions
 from .pictures import SIZES, draw
-from .state import STATE, State
+from .state import STATE, SandboxState
 from .wire import NOW
 
 
-def create_app(options: Options = Options(), now: Callable[[], float] = time.time) -> web.Application:  # noqa: B008 - frozen
-    """Build the stand-in. ``now`` gives Unix seconds; all that the platform does with time asks it."""
+def create_app(
+    options: SandboxOptions = SandboxOptions(),  # noqa: B008
+    now: Callable[[], float] = time.time,
+) -> web.Application:
+    """Build the stand-in.
+
+    ``now`` gives Unix seconds; all that the platform does with time asks it.
+    """
     app = web.Application()
-    app[STATE] = State(options, now)
+    app[STATE] = SandboxState(options, now)
     control.add_routes(app)
     app.router.add_get("/mmopen/{name}/{size}", _picture)
     app.router.add_route("*", "/{path:.*}", _wechat)
     return app
 
 
-async def serve(options: Options, port: int, host: str = "127.0.0.1") -> None:
-    """Run until cancelled; port 0 is any free port. Says where it listens once it does, and logs no requests."""
+async def serve(options: SandboxOptions, port: int, host: str = "127.0.0.1") -> None:
+    """Run until cancelled; port 0 is any free port.
+
+    Says where it listens once it does, and logs no requests.
+    """
     logger = logging.getLogger(__name__)
     logger.addFilter(_without_quotation)
     runner = web.AppRunner(create_app(options), access_log=None, logger=logger, shutdown_timeout=1)
@@ -56,7 +65,9 @@ async def _wechat(request: web.Request) -> web.StreamResponse:
     request[NOW] = request.app[STATE].world.now()
     path = re.sub("//+", "/", request.path)
     try:
-        return await (issuing.answer(request, path) if path in TOKEN_PATHS else data.answer(request, path))
+        return await (
+            issuing.answer(request, path) if path in TOKEN_PATHS else data.answer(request, path)
+        )
     except ConnectionError:  # the peer left in the middle of its body, or of our answer
         return web.Response()
 
@@ -64,6 +75,9 @@ async def _wechat(request: web.Request) -> web.StreamResponse:
 async def _picture(request: web.Request) -> web.Response:
     """Show an avatar. A dead one is a placeholder image, not a 404 (wechat.md §3)."""
     size = request.match_info["size"]
-    pixels = SIZES.get(int(size)) if size.isdecimal() and len(size) <= 3 else None  # noqa: PLR2004 - "132" is the longest
+    # - "132" is the longest
+    pixels = SIZES.get(int(size)) if size.isdecimal() and len(size) <= 3 else None  # noqa: PLR2004
     image = draw(request.match_info["name"] if pixels else "", pixels or SIZES[132])
-    return web.Response(body=image, content_type="image/png", headers={"Cache-Control": "max-age=86400"})
+    return web.Response(
+        body=image, content_type="image/png", headers={"Cache-Control": "max-age=86400"}
+    )

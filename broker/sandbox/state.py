@@ -4,22 +4,22 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from .calls import CallLog, Gate
+from .calls import CallGate, CallLog
 from .faults import Faults
 from .media import Media
-from .options import Options
+from .options import SandboxOptions
 from .world import World
 
 
-class State:
+class SandboxState:
     """The platform, what was asked of it, and what was ordered to go wrong."""
 
-    def __init__(self, options: Options, now: Callable[[], float]) -> None:
+    def __init__(self, options: SandboxOptions, now: Callable[[], float]) -> None:
         self.world = World(options, now)
         self.calls = CallLog(self.world.now)
-        self.gate = Gate()
+        self.gate = CallGate()
         self.faults = Faults()
         self.media = Media()
 
 
-STATE = web.AppKey("state", State)
+STATE = web.AppKey("state", SandboxState)

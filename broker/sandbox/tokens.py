@@ -9,7 +9,7 @@ _BEIJING = 8 * 3600
 
 
 @dataclass
-class Window:
+class QuotaWindow:
     """A counter that starts again with every Beijing day (wechat.md §1), or every ``seconds``.
 
     ``limit`` None counts without ever refusing.
@@ -37,7 +37,7 @@ class Window:
 
 
 @dataclass
-class Token:
+class IssuedToken:
     """A token (or a ticket): it dies of age at ``expires_at``, or of a successor or a kill at ``refused_from``."""
 
     expires_at: float
@@ -63,14 +63,14 @@ class Token:
 class Lineage:
     """The two generations that one endpoint knows: the current token and the one before, never more."""
 
-    current: Token | None = None
-    previous: Token | None = None
+    current: IssuedToken | None = None
+    previous: IssuedToken | None = None
 
-    def alive(self) -> list[Token]:
+    def alive(self) -> list[IssuedToken]:
         """Return the generations there are, the newer first."""
         return [token for token in (self.current, self.previous) if token]
 
-    def succeed(self, heir: Token) -> Token | None:
+    def succeed(self, heir: IssuedToken) -> IssuedToken | None:
         """Put ``heir`` on the throne; returns the token that is forgotten by it."""
         forgotten, self.previous, self.current = self.previous, self.current, heir
         return forgotten

@@ -13,10 +13,10 @@ from typing import Any
 
 from aiohttp import web
 
-from .answers import Refusal, encode, render
+from .answers import WeChatRefusal, encode, render
 from .faults import Fault
 
-Answer = dict[str, Any] | Callable[[], Awaitable[web.StreamResponse]]
+Reply = dict[str, Any] | Callable[[], Awaitable[web.StreamResponse]]
 """What a route has to say: a JSON object, or something that streams it."""
 
 NOW = web.RequestKey("now", float)
@@ -27,13 +27,18 @@ _BUFFERED = 65_536
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; encoding=utf-8\r\n"
 
 
-async def send(answer: Answer) -> web.StreamResponse:
+async def send(answer: Reply) -> web.StreamResponse:
     """Answer as WeChat does."""
     return render(answer) if isinstance(answer, dict) else await answer()
 
 
-async def perform(fault: Fault, request: web.Request, truth: Callable[[], Awaitable[Answer]]) -> web.StreamResponse:
-    """Answer, or fail to, as the fault says. ``truth`` is called at most once, and only where the call gets through."""
+async def perform(
+    fault: Fault, request: web.Request, truth: Callable[[], Awaitable[Reply]]
+) -> web.StreamResponse:
+    """Answer, or fail to, as the fault says.
+
+    ``truth`` is called at most once, and only where the call gets through.
+    """
     params = fault.params
     if fault.kind in _BENT:
         return await _BENT[fault.kind](request, await truth(), params)
@@ -46,7 +51,9 @@ def gone(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
-async def unless_gone(request: web.Request, event: asyncio.Event, seconds: float | None = None) -> bool:
+async def unless_gone(
+    request: web.Request, event: asyncio.Event, seconds: float | None = None
+) -> bool:
     """Wait for the event; False if the peer hung up first, or the time was up."""
     loop = asyncio.get_running_loop()
     end = None if seconds is None else loop.time() + seconds
@@ -78,71 +85,104 @@ async def _pour(request: web.Request, pieces: Iterable[bytes], interval: float) 
             break
         transport.write(piece)
         await asyncio.sleep(interval)
-        while not gone(request) and transport.get_write_buffer_size() > _BUFFERED:  # noqa: ASYNC110 - no event tells
+        # - no event tells
+        while not gone(request) and transport.get_write_buffer_size() > _BUFFERED:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
     return _close(request)
 
 
-async def _slow(request: web.Request, answer: Answer, params: Mapping[str, Any]) -> web.StreamResponse:
+async def _slow(
+    request: web.Request, answer: Reply, params: Mapping[str, Any]
+) -> web.StreamResponse:
     await unless_gone(request, asyncio.Event(), params["seconds"])
     return await send(answer)
 
 
-async def _same_token(_request: web.Request, answer: Answer, _params: Mapping[str, Any]) -> web.StreamResponse:
+async def _same_token(
+    _request: web.Request, answer: Reply, _params: Mapping[str, Any]
+) -> web.StreamResponse:
     return await send(answer)  # the token endpoint itself knows which token that is
 
 
-async def _answer(_request: web.Request, answer: Answer, params: Mapping[str, Any]) -> web.StreamResponse:
+async def _answer(
+    _request: web.Request, answer: Reply, params: Mapping[str, Any]
+) -> web.StreamResponse:
     if isinstance(answer, dict):
-        answer = {key: value for key, value in (answer | params["answer"]).items() if value is not None}
+        answer = {
+            key: value for key, value in (answer | params["answer"]).items() if value is not None
+        }
     return await send(answer)
 
 
-async def _errcode(request: web.Request, _answer: Answer | None, params: Mapping[str, Any]) -> web.StreamResponse:
-    return render(Refusal(params["errcode"], params["errmsg"]).answer(request[NOW]))
+async def _errcode(
+    request: web.Request, _answer: Reply | None, params: Mapping[str, Any]
+) -> web.StreamResponse:
+    return render(WeChatRefusal(params["errcode"], params["errmsg"]).answer(request[NOW]))
 
 
-async def _status(_request: web.Request, _answer: Answer | None, params: Mapping[str, Any]) -> web.StreamResponse:
-    return web.Response(status=params["status"], body=params["body"].encode(), headers=params["headers"])
+async def _status(
+    _request: web.Request, _answer: Reply | None, params: Mapping[str, Any]
+) -> web.StreamResponse:
+    return web.Response(
+        status=params["status"], body=params["body"].encode(), headers=params["headers"]
+    )
 
 
-async def _silence(request: web.Request, _answer: Answer | None, params: Mapping[str, Any]) -> web.StreamResponse:
+async def _silence(
+    request: web.Request, _answer: Reply | None, params: Mapping[str, Any]
+) -> web.StreamResponse:
     await unless_gone(request, asyncio.Event(), params["seconds"])
     return _close(request)
 
 
-async def _drop(request: web.Request, _answer: Answer | None, _params: Mapping[str, Any]) -> web.StreamResponse:
+async def _drop(
+    request: web.Request, _answer: Reply | None, _params: Mapping[str, Any]
+) -> web.StreamResponse:
     return _close(request)
 
 
-async def _reset(request: web.Request, _answer: Answer | None, _params: Mapping[str, Any]) -> web.StreamResponse:
+async def _reset(
+    request: web.Request, _answer: Reply | None, _params: Mapping[str, Any]
+) -> web.StreamResponse:
     return _close(request, abruptly=True)
 
 
-async def _garbage(_request: web.Request, _answer: Answer | None, params: Mapping[str, Any]) -> web.StreamResponse:
+async def _garbage(
+    _request: web.Request, _answer: Reply | None, params: Mapping[str, Any]
+) -> web.StreamResponse:
     raw = params["base64"]
     body = params["body"].encode(errors="replace") if raw is None else base64.b64decode(raw)
     return web.Response(body=body, headers={"Content-Type": params["content_type"]})
 
 
-async def _drip(request: web.Request, answer: Answer | None, params: Mapping[str, Any]) -> web.StreamResponse:
-    body = encode(answer if isinstance(answer, dict) else Refusal(-1).answer(request[NOW]))
+async def _drip(
+    request: web.Request, answer: Reply | None, params: Mapping[str, Any]
+) -> web.StreamResponse:
+    body = encode(answer if isinstance(answer, dict) else WeChatRefusal(-1).answer(request[NOW]))
     whole = _HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-    return await _pour(request, (whole[at : at + 1] for at in range(len(whole))), params["interval"])
+    return await _pour(
+        request, (whole[at : at + 1] for at in range(len(whole))), params["interval"]
+    )
 
 
-async def _endless_headers(request: web.Request, _a: Answer | None, params: Mapping[str, Any]) -> web.StreamResponse:
+async def _endless_headers(
+    request: web.Request, _a: Reply | None, params: Mapping[str, Any]
+) -> web.StreamResponse:
     lines = (b"X-Line-%d: and another one\r\n" % number for number in itertools.count())
     return await _pour(request, itertools.chain([_HEAD], lines), params["interval"])
 
 
-async def _endless_body(request: web.Request, _answer: Answer | None, params: Mapping[str, Any]) -> web.StreamResponse:
+async def _endless_body(
+    request: web.Request, _answer: Reply | None, params: Mapping[str, Any]
+) -> web.StreamResponse:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n\r\n" % params["content_type"].encode()
     pieces = itertools.chain([head, b'{"access_token":"'], itertools.repeat(b"A" * 16_384))
     return await _pour(request, pieces, params["interval"])
 
 
-async def _gzip_bomb(_request: web.Request, _answer: Answer | None, _params: Mapping[str, Any]) -> web.StreamResponse:
+async def _gzip_bomb(
+    _request: web.Request, _answer: Reply | None, _params: Mapping[str, Any]
+) -> web.StreamResponse:
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json; encoding=utf-8"}
     return web.Response(body=_bomb(), headers=headers)
 
@@ -158,12 +198,16 @@ def _bomb() -> bytes:
     return packed.getvalue()
 
 
-_BENT: dict[str, Callable[[web.Request, Answer, Mapping[str, Any]], Awaitable[web.StreamResponse]]] = {
+_BENT: dict[
+    str, Callable[[web.Request, Reply, Mapping[str, Any]], Awaitable[web.StreamResponse]]
+] = {
     "slow": _slow,
     "same_token": _same_token,
     "answer": _answer,
 }
-_LOST: dict[str, Callable[[web.Request, Answer | None, Mapping[str, Any]], Awaitable[web.StreamResponse]]] = {
+_LOST: dict[
+    str, Callable[[web.Request, Reply | None, Mapping[str, Any]], Awaitable[web.StreamResponse]]
+] = {
     "errcode": _errcode,
     "status": _status,
     "silence": _silence,

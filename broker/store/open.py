@@ -1,4 +1,7 @@
-"""Which store a configuration means: a file of this host, or a database that several share. Nobody else knows there are two."""
+"""Which store a configuration means: a file of this host, or a database that several share.
+
+Nobody else knows there are two.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -7,16 +10,16 @@ from typing import Protocol
 from broker.config.load import ConfigError
 from broker.config.settings import StoreSettings
 from broker.core.ports import Store
-from broker.store import transfer as moving
+from broker.store import transfer
 from broker.store.encryption import Plain, Sealed
-from broker.store.sqlite import file as storefile
+from broker.store.sqlite import file
 from broker.store.sqlite.anchor import BootClock
 from broker.store.sqlite.store import SqliteStore
 from broker.store.transfer import Movable
 from broker.system import log
 
 
-class Whole(Store, Movable, Protocol):
+class FullStore(Store, Movable, Protocol):
     """A store with all it can do."""
 
 
@@ -31,7 +34,7 @@ async def store(settings: StoreSettings, clock: BootClock) -> AsyncIterator[Stor
 
 
 async def move(source: StoreSettings, target: StoreSettings, clock: BootClock) -> tuple[int, int]:
-    """Move everything from one to the other, while nobody runs on either; how many accounts and calls (moving.py).
+    """Move everything from one to the other, while nobody runs on either; how many accounts and calls (transfer.py).
 
     Raises StoreBusy, StoreRefused, StoreError, ConfigError.
     """
@@ -40,20 +43,22 @@ async def move(source: StoreSettings, target: StoreSettings, clock: BootClock) -
         for settings in (source, target):
             both.append(await _opened(settings, clock, alone=True))
             stack.push_async_callback(both[-1].close)
-        return await moving.move(*both)
+        return await transfer.move(*both)
 
 
 async def inspect(settings: StoreSettings) -> list[str]:
     """What is wrong with the store, all of it, without changing or owning it; empty where it is good or not there yet."""
     if settings.path is None:
         _need_psycopg()
-        from broker.store.postgres.check import inspect  # noqa: PLC0415 -- an extra, loaded where it is used
+        from broker.store.postgres.check import (  # noqa: PLC0415
+            inspect,
+        )
 
         return await inspect(settings.url)
-    return storefile.inspect(settings.path)
+    return file.inspect(settings.path)
 
 
-async def _opened(settings: StoreSettings, clock: BootClock, *, alone: bool = False) -> Whole:
+async def _opened(settings: StoreSettings, clock: BootClock, *, alone: bool = False) -> FullStore:
     seal = Sealed(settings.encryption_key.reveal()) if settings.encryption_key else Plain()
     if settings.path is None:
         _need_psycopg()
@@ -70,4 +75,6 @@ def _need_psycopg() -> None:
     try:
         import psycopg  # noqa: F401, PLC0415 -- the same
     except ImportError:  # it is there, but not the C library it needs
-        raise ConfigError(["store.url: psycopg cannot be loaded: pip install 'wechat-token-broker[postgres]'"]) from None
+        raise ConfigError(
+            ["store.url: psycopg cannot be loaded: pip install 'wechat-token-broker[postgres]'"]
+        ) from None

@@ -1,7 +1,8 @@
 """How a credential and a call are written into columns, whatever the database.
 
-Instants are written as seconds on a clock that the database goes by: `shift` is what to add to the caller's steady clock
-to have it. A file of one host goes by that host's clock itself (anchor.py), a shared database by its own.
+Instants are written as seconds on a clock that the database goes by: `shift` is what to add to the
+caller's steady clock to have it. A file of one host goes by that host's clock itself (anchor.py), a
+shared database by its own.
 """
 
 import json
@@ -9,7 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from broker.core.credential import NEVER, Account, Credential, Doubt, Endpoint, Rivalry, Suspicion, Token
+from broker.core.credential import (
+    NEVER,
+    Account,
+    Credential,
+    Doubt,
+    Endpoint,
+    HeldToken,
+    SecondIssuer,
+    Suspicion,
+)
 from broker.core.errcodes import Failure, Kind
 from broker.core.quota import Entry, Lane
 from broker.core.secret import Secret
@@ -51,7 +61,15 @@ KEPT_DAYS: Final = 8  # the status page plots two days, people look back a week
 LEAST_LEFT: Final = 30  # calls left of a day when the ledger is lost: what the schedule needs
 EVERY_CALL: Final = 10_000_000  # a quota that leaves out no call
 ASSUMED: Final = "assumed"  # the outcome of calls that a lost ledger may have held
-_INSTANTS: Final = ("requested_at", "expires_at", "doubt_since", "safe_until", "called_at", "not_before", "checked_at")
+_INSTANTS: Final = (
+    "requested_at",
+    "expires_at",
+    "doubt_since",
+    "safe_until",
+    "called_at",
+    "not_before",
+    "checked_at",
+)
 
 
 def key_of(account: Account) -> dict[str, str]:
@@ -67,10 +85,14 @@ def account_of(row: Row) -> Account:
 
 def account_row(credential: Credential, key: Row, seal: Seal, shift: float = 0.0) -> dict[str, Any]:
     """All columns of an account's row; `key` holds appid and endpoint."""
-    token, suspicion, rivalry = credential.token, credential.suspicion, credential.rivalry
+    token, suspicion, second_issuer = (
+        credential.token,
+        credential.suspicion,
+        credential.second_issuer,
+    )
     row = {
         **key,
-        "token": token and seal.close(token.value.reveal(), _bond(key, token.call)),
+        "token": token and seal.seal(token.value.reveal(), _associated_data(key, token.call)),
         "token_call": token and token.call,
         "requested_at": token and token.requested_at,
         "expires_at": token and token.expires_at,
@@ -83,35 +105,50 @@ def account_row(credential: Credential, key: Row, seal: Seal, shift: float = 0.0
         "failures": credential.failures,
         "failure": credential.failure and json.dumps(asdict(credential.failure)),
         "checked_at": credential.checked_at,
-        "rivals": rivalry.count,
-        "rivals_since": rivalry.since,
-        "rivals_last": rivalry.last,
+        "rivals": second_issuer.count,
+        "rivals_since": second_issuer.since,
+        "rivals_last": second_issuer.last,
         "fingerprint": credential.fingerprint,
     }
     never = (None, NEVER)
-    return {**row, **{name: None if row[name] in never else row[name] + shift for name in _INSTANTS}}
+    return {
+        **row,
+        **{name: None if row[name] in never else row[name] + shift for name in _INSTANTS},
+    }
 
 
 def credential_of(row: Row, epoch: str, seal: Seal, shift: float = 0.0) -> Credential:
     """Read an account's row; `shift` is what to add to its instants to have them on the caller's clock."""
     at = {name: NEVER if row[name] is None else row[name] + shift for name in _INSTANTS}
-    value = None if row["token"] is None else seal.open(row["token"], _bond(row, row["token_call"]))
+    value = (
+        None
+        if row["token"] is None
+        else seal.open(row["token"], _associated_data(row, row["token_call"]))
+    )
     return Credential(
         epoch=epoch,
-        token=None if value is None else Token(Secret(value), row["token_call"], at["requested_at"], at["expires_at"]),
-        suspicion=Suspicion(Doubt(row["doubt"]), at["doubt_since"], at["safe_until"]) if value and row["doubt"] else None,
+        token=(
+            None
+            if value is None
+            else HeldToken(Secret(value), row["token_call"], at["requested_at"], at["expires_at"])
+        ),
+        suspicion=(
+            Suspicion(Doubt(row["doubt"]), at["doubt_since"], at["safe_until"])
+            if value and row["doubt"]
+            else None
+        ),
         called_at=at["called_at"],
         reserved_call=row["reserved_call"],
         not_before=at["not_before"],
         failures=row["failures"],
         failure=_failure_of(row["failure"]),
         checked_at=at["checked_at"],
-        rivalry=Rivalry(row["rivals"], row["rivals_since"], row["rivals_last"]),
+        second_issuer=SecondIssuer(row["rivals"], row["rivals_since"], row["rivals_last"]),
         fingerprint=row["fingerprint"],
     )
 
 
-def _bond(key: Row, call: int) -> str:
+def _associated_data(key: Row, call: int) -> str:
     """What a sealed token is bound to."""
     return f"{key['appid']}/{key['endpoint']}/{call}"
 
@@ -126,7 +163,14 @@ def _failure_of(stored: str | None) -> Failure | None:
 def entries_of(rows: Iterable[Row]) -> Sequence[Entry]:
     """Read calls, all of them on the caller's clock, as ledger entries."""
     return tuple(
-        Entry(row["boot_at"], row["wall_at"], Lane(row["lane"]), forced=bool(row["forced"]), cost=row["cost"]) for row in rows
+        Entry(
+            row["boot_at"],
+            row["wall_at"],
+            Lane(row["lane"]),
+            forced=bool(row["forced"]),
+            cost=row["cost"],
+        )
+        for row in rows
     )
 
 

@@ -1,7 +1,8 @@
 """Moving to another store: tokens, ledger and all, while nobody runs on either (their locks prove it).
 
-Versions stay as they are where the other store can keep them (a database does, a file begins an epoch of its own); what
-is spent stays spent. All of it goes in one transaction; the store that is left is not changed.
+Versions stay as they are where the other store can keep them (a database does, a file begins an
+epoch of its own); what is spent stays spent. All of it goes in one transaction; the store that is
+left is not changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,88 +12,104 @@ from typing import Any, Final, Protocol
 from broker.core.credential import Account, Credential
 from broker.core.ports import Held, StoreRefused
 
-Call = dict[str, Any]
+CallRow = dict[str, Any]
 
 SAME_MOMENT_S: Final = 1.0  # two clocks have gone over an instant that was moved
 
 
 @dataclass(frozen=True, slots=True)
-class Estate:
+class AccountExport:
     """What a store holds of an account: instants on the mover's steady clock, calls as `history` gives them."""
 
     account: Account
     credential: Credential
-    calls: Sequence[Call]
+    calls: Sequence[CallRow]
 
-    def is_like(self, other: "Estate") -> bool:
+    def is_like(self, other: "AccountExport") -> bool:
         """Whether the other one is this, moved."""
         same_token = _value(self.credential) == _value(other.credential)
         pairs = zip(self.calls, other.calls, strict=False)
-        return same_token and len(self.calls) == len(other.calls) and all(_is_same(one, another) for one, another in pairs)
+        return (
+            same_token
+            and len(self.calls) == len(other.calls)
+            and all(_is_same(one, another) for one, another in pairs)
+        )
 
 
 class Movable(Protocol):
     """A store that can be left, and moved into."""
 
     async def accounts(self) -> list[tuple[Account, bool]]:
-        """Every account it holds, whoever configured it, and whether it holds a token of it. Raises StoreError."""
+        """Every account it holds, whoever configured it, and whether it holds a token of it.
+
+        Raises StoreError.
+        """
 
     async def load(self, account: Account) -> Held:
         """See :class:`broker.core.ports.Store`."""
 
-    async def history(self, since: float, account: Account) -> list[Call]:
+    async def history(self, since: float, account: Account) -> list[CallRow]:
         """See :class:`broker.core.ports.Store`."""
 
-    async def inherit(self, estates: Sequence[Estate]) -> None:
+    async def import_accounts(self, exports: Sequence[AccountExport]) -> None:
         """Take all of that into an empty store, or nothing of it. Raises StoreError."""
 
 
 async def move(source: Movable, target: Movable) -> tuple[int, int]:
-    """Move everything; how many accounts and calls. Nothing is done where the target holds just that already.
+    """Move everything; how many accounts and calls.
+
+    Nothing is done where the target holds just that already.
 
     Raises StoreRefused where the target holds anything else, or a token cannot be read; StoreError.
     """
-    estates, there = await _estates(source), await _estates(target)
+    exports, there = await _exports(source), await _exports(target)
     if there:
-        theirs = {_key(estate): estate for estate in there}
-        if theirs.keys() != {_key(one) for one in estates} or not all(one.is_like(theirs[_key(one)]) for one in estates):
+        theirs = {_key(export): export for export in there}
+        if theirs.keys() != {_key(one) for one in exports} or not all(
+            one.is_like(theirs[_key(one)]) for one in exports
+        ):
             raise StoreRefused(
-                f"--to holds {len(there)} account(s) already, other than those of --from: move into an empty store, or start the "
-                "broker with it as it is"
+                f"--to holds {len(there)} account(s) already, other than those of --from: move into"
+                " an empty store, or start the broker with it as it is"
             )
     else:
-        await target.inherit(estates)
-    return len(estates), sum(len(estate.calls) for estate in estates)
+        await target.import_accounts(exports)
+    return len(exports), sum(len(export.calls) for export in exports)
 
 
 def renumbered(credential: Credential, numbers: Mapping[int, int]) -> Credential:
     """The same, its calls by other numbers; a token whose call is no longer in the ledger came with none of them."""
-    token = credential.token and replace(credential.token, call=numbers.get(credential.token.call, 0))
+    token = credential.token and replace(
+        credential.token, call=numbers.get(credential.token.call, 0)
+    )
     reserved = None if credential.reserved_call is None else numbers.get(credential.reserved_call)
     return replace(credential, token=token, reserved_call=reserved)
 
 
-async def _estates(store: Movable) -> list[Estate]:
-    estates = []
+async def _exports(store: Movable) -> list[AccountExport]:
+    exports = []
     for account, has_token in await store.accounts():
         credential = (await store.load(account)).credential
         if has_token and credential.token is None:
             raise StoreRefused(
-                "the tokens are sealed with another encryption key, or with none: name the configuration they were written under "
-                "(--config)"
+                "the tokens are sealed with another encryption key, or with none: name the"
+                " configuration they were written under (--config)"
             )
-        estates.append(Estate(account, credential, await store.history(0, account)))
-    return estates
+        exports.append(AccountExport(account, credential, await store.history(0, account)))
+    return exports
 
 
-def _key(estate: Estate) -> tuple[str, str]:
-    return estate.account.id, estate.account.endpoint.value
+def _key(export: AccountExport) -> tuple[str, str]:
+    return export.account.id, export.account.endpoint.value
 
 
 def _value(credential: Credential) -> str | None:
     return None if credential.token is None else credential.token.value.reveal()
 
 
-def _is_same(one: Call, other: Call) -> bool:
+def _is_same(one: CallRow, other: CallRow) -> bool:
     fields = ("lane", "forced", "cost", "outcome")
-    return all(one[name] == other[name] for name in fields) and abs(one["wall_at"] - other["wall_at"]) < SAME_MOMENT_S
+    return (
+        all(one[name] == other[name] for name in fields)
+        and abs(one["wall_at"] - other["wall_at"]) < SAME_MOMENT_S
+    )

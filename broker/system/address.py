@@ -1,6 +1,7 @@
 """Where somebody listens or is asked: host and port, a Unix socket, or the origin of a URL.
 
-Errors are ValueErrors that say what is meant and never quote what was written: a secret may stand in the wrong place.
+Errors are ValueErrors that say what is meant and never quote what was written: a secret may stand
+in the wrong place.
 """
 
 import re
@@ -21,7 +22,10 @@ _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Somewhere to listen. For "tcp" `host` (an IP address without brackets, or a name) and `port`; for "unix" `path`."""
+    """Somewhere to listen.
+
+    For "tcp" `host` (an IP address without brackets, or a name) and `port`; for "unix" `path`.
+    """
 
     kind: Literal["tcp", "unix"]
     host: str = ""
@@ -35,7 +39,10 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it. A name other than `localhost` may mean anything, so it is not."""
+        """Whether only this machine can reach it.
+
+        A name other than `localhost` may mean anything, so it is not.
+        """
         return self.kind == "unix" or is_loopback(self.host)
 
 
@@ -48,9 +55,13 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_address(text: object) -> Address:
-    """Read an address to listen on. Host names and IP addresses come out in their one canonical form."""
+    """Read an address to listen on.
+
+    Host names and IP addresses come out in their one canonical form.
+    """
     if not isinstance(text, str):
-        raise ValueError(f"must be a string: {MEANT}")  # noqa: TRY004 -- pydantic collects ValueErrors only
+        # Pydantic collects ValueErrors only
+        raise ValueError(f"must be a string: {MEANT}")  # noqa: TRY004
     if text.startswith("unix:"):
         return _unix(text)
     match = _TCP.fullmatch(text)
@@ -75,7 +86,10 @@ def _unix(text: str) -> Address:
 def _host(match: re.Match[str]) -> str:
     host = match["host"] if match["six"] is None else match["six"]
     if host in ("", "*"):
-        raise ValueError("which interface? 127.0.0.1:port for this machine only, 0.0.0.0:port for every interface")
+        raise ValueError(
+            "which interface? 127.0.0.1:port for this machine only, 0.0.0.0:port for every"
+            " interface"
+        )
     try:
         address = ip_address(host)
     except ValueError:
@@ -86,7 +100,10 @@ def _host(match: re.Match[str]) -> str:
 
 
 def host_name(text: str) -> str:
-    """Return a host name in lower case. An IP address that is none (`999.1.1.1`) is no name either."""
+    """Return a host name in lower case.
+
+    An IP address that is none (`999.1.1.1`) is no name either.
+    """
     name = text.lower()
     if not _HOST_NAME.fullmatch(name) or name.rstrip(".").rpartition(".")[2].isdigit():
         raise ValueError("is no host name or IP address")
@@ -96,7 +113,8 @@ def host_name(text: str) -> str:
 def parse_origin(text: str, *, plain_http: bool) -> str:
     """Read `scheme://host[:port]`, without the slash at its end.
 
-    `http` beyond loopback only where `plain_http` is true. No path, query, fragment, user or password.
+    `http` beyond loopback only where `plain_http` is true. No path, query, fragment, user or
+    password.
     """
     try:
         url = urlsplit(text)
@@ -110,7 +128,9 @@ def parse_origin(text: str, *, plain_http: bool) -> str:
     if url.path not in ("", "/") or "?" in text or "#" in text:
         raise ValueError("must end after the host and port: no path, no query")
     if url.scheme == "http" and not plain_http and not is_loopback(host):
-        raise ValueError("must be https: the AppSecret goes there (http only for 127.0.0.1, [::1] and localhost)")
+        raise ValueError(
+            "must be https: the AppSecret goes there (http only for 127.0.0.1, [::1] and localhost)"
+        )
     return f"{url.scheme}://{url.netloc.lower()}"
 
 

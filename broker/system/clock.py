@@ -17,7 +17,9 @@ class SystemClock:
 
     def __init__(self, boot_id: str | None = None) -> None:
         """Take `boot_id` from the caller where /proc does not show it (systemd's ProcSubset=pid hides it; it passes %b)."""
-        self.now: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)  # asked for every request
+        self.now: Callable[[], float] = partial(
+            time.clock_gettime, time.CLOCK_BOOTTIME
+        )  # asked for every request
         self.boot_id = (boot_id or _read_boot_id()).replace("-", "")
 
     def wall(self) -> float:
@@ -29,5 +31,6 @@ def _read_boot_id() -> str:
     try:
         return BOOT_ID.read_text().strip()
     except OSError:
-        # Without an identity, no two starts share a boot: ages go by the wall, which is bounded and in doubt suspected.
+        # Without an identity, no two starts share a boot: ages go by the wall, which is bounded and
+        # in doubt suspected.
         return f"unknown-{time.time_ns()}"

@@ -1,4 +1,7 @@
-"""One line per transition: for people on a terminal, JSON elsewhere. Never a token, a secret, or a URL with one."""
+"""One line per transition: for people on a terminal, JSON elsewhere.
+
+Never a token, a secret, or a URL with one.
+"""
 
 import logging
 import sys
@@ -10,15 +13,16 @@ from aiohttp.web_protocol import RequestPayloadError
 
 # The last: what is left of a body, read after the answer, is not packed as it says.
 PEERS_FAULTS: Final = (HttpProcessingError, ConnectionError, RequestPayloadError)
-# What a person must see to, and what is merely worth knowing; everything else is a healthy day's line.
+# What a person must see to, and what is merely worth knowing; everything else is a healthy day's
+# line.
 ERRORS = {"crashed", "store-failed", "reload-refused", "not-well"}
 WARNINGS = {
     "refresh-failed",
     "suspect",
     "second-issuer",
     "quota-spent",
-    "orphan-closed",
-    "deposed",
+    "abandoned-call-closed",
+    "lease-lost",
     "store-set-aside",
     "restart-needed",
 }
@@ -27,8 +31,8 @@ WARNINGS = {
 def configure(level: str = "", stream: TextIO = sys.stderr) -> None:
     """Set up structlog, and the standard library's logging (APScheduler, aiohttp) to go the same way.
 
-    `level` is `debug`, `info`, … as $TOKEN_BROKER_LOG_LEVEL has it; whatever else it is, it is `info`. Libraries speak from
-    WARNING on, and at `debug` all they have to say.
+    `level` is `debug`, `info`, … as $TOKEN_BROKER_LOG_LEVEL has it; whatever else it is, it is
+    `info`. Libraries speak from WARNING on, and at `debug` all they have to say.
     """
     chosen = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
@@ -40,7 +44,10 @@ def configure(level: str = "", stream: TextIO = sys.stderr) -> None:
     rendering: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if stream.isatty()
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        else [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ]
     )
     structlog.configure(
         processors=[*shared, *rendering],
@@ -49,25 +56,38 @@ def configure(level: str = "", stream: TextIO = sys.stderr) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_bare, *rendering]))
-    logging.basicConfig(handlers=[handler], level=chosen if chosen <= logging.DEBUG else logging.WARNING, force=True)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[_bare, *rendering]
+        )
+    )
+    logging.basicConfig(
+        handlers=[handler], level=chosen if chosen <= logging.DEBUG else logging.WARNING, force=True
+    )
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a line of aiohttp's is about us. It logs malformed requests with what was sent, which may be a key."""
+    """Whether a line of aiohttp's is about us.
+
+    It logs malformed requests with what was sent, which may be a key.
+    """
     return not (record.exc_info and isinstance(record.exc_info[1], PEERS_FAULTS))
 
 
-def _bare(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _bare(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
     return structlog.stdlib.ProcessorFormatter.remove_processors_meta(None, "", event)
 
 
-def witness(event: str, app: str, **facts: object) -> None:
-    """A :class:`broker.core.ports.Witness` that writes a line."""
+def emit(event: str, app: str, **facts: object) -> None:
+    """A :class:`broker.core.ports.EventSink` that writes a line."""
     error = facts.pop("error", None)
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    structlog.get_logger().log(_level(event), event, app=app, **known, **({"exc_info": error} if error else {}))
+    structlog.get_logger().log(
+        _level(event), event, app=app, **known, **({"exc_info": error} if error else {})
+    )
 
 
 def tell(event: str, **facts: object) -> None:
@@ -76,7 +96,9 @@ def tell(event: str, **facts: object) -> None:
 
 
 def _level(event: str) -> int:
-    return logging.ERROR if event in ERRORS else logging.WARNING if event in WARNINGS else logging.INFO
+    return (
+        logging.ERROR if event in ERRORS else logging.WARNING if event in WARNINGS else logging.INFO
+    )
 
 
 def crash(where: str, error: Exception) -> None:

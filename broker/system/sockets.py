@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from broker.config.load import Address
+from broker.system.address import Address
 
 SOCKET_MODE: Final = 0o660  # the group decides who may connect
 BACKLOG: Final = 1024
@@ -26,12 +26,17 @@ async def listeners(
 ) -> AsyncIterator[Sequence[tuple[str, socket.socket]]]:
     """Bound sockets with their addresses in words; inherited ones win.
 
-    Raises AddressTaken, and OSError where an address is not this machine's or a path cannot be written.
+    Raises AddressTaken, and OSError where an address is not this machine's or a path cannot be
+    written.
     """
     with contextlib.ExitStack() as stack:
         sockets = list(inherited)
         for address in [] if inherited else addresses:
-            sock = _bind_unix(Path(address.path), stack) if address.kind == "unix" else _bind_tcp(address)
+            sock = (
+                _bind_unix(Path(address.path), stack)
+                if address.kind == "unix"
+                else _bind_tcp(address)
+            )
             stack.enter_context(contextlib.closing(sock))
             sockets.append(sock)
         yield [(_name(sock), sock) for sock in sockets]
@@ -49,14 +54,19 @@ def _bind_tcp(address: Address) -> socket.socket:
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            raise AddressTaken(f"{address} is taken: another program listens there; stop it or change server.listen") from None
+            raise AddressTaken(
+                f"{address} is taken: another program listens there; stop it or change"
+                " server.listen"
+            ) from None
         raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from None
     return sock
 
 
 def _bind_unix(path: Path, stack: contextlib.ExitStack) -> socket.socket:
     _clear(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = socket.socket(
+        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
     before = os.umask(0o777 & ~SOCKET_MODE)
     try:
         sock.bind(str(path))
@@ -95,4 +105,8 @@ def _name(sock: socket.socket) -> str:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
-    return f"http://[{name[0]}]:{name[1]}" if sock.family == socket.AF_INET6 else f"http://{name[0]}:{name[1]}"
+    return (
+        f"http://[{name[0]}]:{name[1]}"
+        if sock.family == socket.AF_INET6
+        else f"http://{name[0]}:{name[1]}"
+    )

@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from typing import Final
 
 FIRST_FD: Final = 3
-PINGS: Final = 3  # in the time after which systemd takes us for dead: one may be late, one may be lost
+PINGS: Final = (
+    3  # in the time after which systemd takes us for dead: one may be late, one may be lost
+)
 SLOWEST_NOTICE_S: Final = 1.0
 
-Well = Callable[[], Awaitable[str]]
-Tell = Callable[[str], None]
+WhyUnhealthy = Callable[[], Awaitable[str]]
+OnHealthChanged = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
     """Whoever started us: systemd, or nobody in particular, who is told nothing.
 
-    `address` is where it hears us, `watchdog_s` the time after which it restarts a daemon it has not heard of, `sockets`
-    are listening sockets that it holds for us: they stay open across our restarts.
+    `address` is where it hears us, `watchdog_s` the time after which it restarts a daemon it has
+    not heard of, `sockets` are listening sockets that it holds for us: they stay open across our
+    restarts.
     """
 
     address: str = ""
@@ -46,13 +49,18 @@ class Supervisor:
         )
 
     def notify(self, *lines: str) -> bool:
-        """Send lines such as `READY=1`; whether somebody took them. Never raises: a supervisor that is gone is not our end."""
+        """Send lines such as `READY=1`; whether somebody took them.
+
+        Never raises: a supervisor that is gone is not our end.
+        """
         if not self.address.startswith(("/", "@")):
             return False
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
                 out.settimeout(SLOWEST_NOTICE_S)
-                out.connect("\0" + self.address[1:] if self.address.startswith("@") else self.address)
+                out.connect(
+                    "\0" + self.address[1:] if self.address.startswith("@") else self.address
+                )
                 out.sendall("\n".join(lines).encode())
         except OSError:
             return False
@@ -63,15 +71,18 @@ class Supervisor:
         self.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     @asynccontextmanager
-    async def watched(self, well: Well, tell: Tell) -> AsyncIterator[None]:
+    async def watched(self, well: WhyUnhealthy, tell: OnHealthChanged) -> AsyncIterator[None]:
         """Tell it that we live for as long as `well` says so, by an empty string; any other says why not.
 
-        Where we are not well it hears the reason only, and restarts us when its patience ends. `tell` hears each change.
+        Where we are not well it hears the reason only, and restarts us when its patience ends.
+        `tell` hears each change.
         """
         if self.watchdog_s is None:
             yield
             return
-        pinging = asyncio.create_task(self._ping(well, tell, self.watchdog_s / PINGS), name="watchdog")
+        pinging = asyncio.create_task(
+            self._ping(well, tell, self.watchdog_s / PINGS), name="watchdog"
+        )
         try:
             yield
         finally:
@@ -79,7 +90,7 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await pinging
 
-    async def _ping(self, well: Well, tell: Tell, pause_s: float) -> None:
+    async def _ping(self, well: WhyUnhealthy, tell: OnHealthChanged, pause_s: float) -> None:
         known = ""
         while True:
             why_not = await _look(well, pause_s)
@@ -90,11 +101,12 @@ class Supervisor:
             await asyncio.sleep(pause_s)
 
 
-async def _look(well: Well, within_s: float) -> str:
+async def _look(well: WhyUnhealthy, within_s: float) -> str:
     try:
         async with asyncio.timeout(within_s):
             return await well()
-    except Exception as error:  # noqa: BLE001 -- whatever it is, it is not well; pings that end silently would hide why
+    # Whatever it is, it is not well; pings that end silently would hide why
+    except Exception as error:  # noqa: BLE001
         return f"the look at ourselves failed: {type(error).__name__}"
 
 
@@ -112,8 +124,13 @@ def _listening(fd: int, name: str) -> socket.socket:
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         raise OSError(f"the inherited descriptor {fd} ({name}) is not a socket")
     inherited = socket.socket(fileno=fd)
-    if inherited.type != socket.SOCK_STREAM or not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OSError(f"the inherited socket {fd} ({name}) does not listen: the unit needs ListenStream= and Accept=no")
+    if inherited.type != socket.SOCK_STREAM or not inherited.getsockopt(
+        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+    ):
+        raise OSError(
+            f"the inherited socket {fd} ({name}) does not listen: the unit needs ListenStream= and"
+            " Accept=no"
+        )
     inherited.set_inheritable(False)
     inherited.setblocking(False)  # noqa: FBT003 -- the standard library's signature
     return inherited

@@ -14,8 +14,9 @@ from apscheduler.triggers.interval import IntervalTrigger
 class FromNow(IntervalTrigger):  # type: ignore[misc] # APScheduler ships no types
     """An interval that counts from now.
 
-    APScheduler's counts from each time that was missed, and lists them all before it makes one look of them: where the
-    clock wakes up in 1970 and is then set right, that is three hundred million, and the end of the memory.
+    APScheduler's counts from each time that was missed, and lists them all before it makes one look
+    of them: where the clock wakes up in 1970 and is then set right, that is three hundred million,
+    and the end of the memory.
     """
 
     def get_next_fire_time(self, _previous_fire_time: datetime | None, now: datetime) -> datetime:
@@ -27,11 +28,16 @@ class FromNow(IntervalTrigger):  # type: ignore[misc] # APScheduler ships no typ
 async def every(interval_s: float, look: Callable[[], None]) -> AsyncIterator[Job]:
     """Call `look` now and then every `interval_s` seconds, in the event loop, until the context ends.
 
-    A late look is made all the same, and several late ones are made once: APScheduler's default would drop a job that is
-    a second late (misfire_grace_time), which is what happens after a suspend.
+    A late look is made all the same, and several late ones are made once: APScheduler's default
+    would drop a job that is a second late (misfire_grace_time), which is what happens after a
+    suspend.
     """
-    # UTC: APScheduler reckons in wall time, and a change of zone or to summer time is no reason to look later.
-    scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1})
+    # UTC: APScheduler reckons in wall time, and a change of zone or to summer time is no reason to
+    # look later.
+    scheduler = AsyncIOScheduler(
+        timezone=UTC,
+        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+    )
 
     async def job() -> None:  # a coroutine runs in the loop; a plain function would run on a thread
         look()

@@ -1,6 +1,7 @@
 """A few token calls for when the disk is broken and the token dies: counted elsewhere, in a directory that needs no disk.
 
-systemd gives every service a RuntimeDirectory on a tmpfs. It is gone with the boot, and so the steady clock suits it.
+systemd gives every service a RuntimeDirectory on a tmpfs. It is gone with the boot, and so the
+steady clock suits it.
 """
 
 import json
@@ -13,11 +14,16 @@ from broker.core.quota import DAY
 
 BUDGET: Final = 12  # a day: what a token lifetime of two hours needs, and no more
 GAP_S: Final = 300.0
-LAST_MINUTES_S: Final = 300.0  # of a token's life: before that, memory serves and the disk may yet recover
+LAST_MINUTES_S: Final = (
+    300.0  # of a token's life: before that, memory serves and the disk may yet recover
+)
 
 
 class EmergencyBudget:
-    """At most BUDGET calls per account in any 24 hours, GAP_S apart, across restarts. Without a directory, none."""
+    """At most BUDGET calls per account in any 24 hours, GAP_S apart, across restarts.
+
+    Without a directory, none.
+    """
 
     def __init__(self, directory: Path | None) -> None:
         self._file = directory / "emergency.json" if directory else None
@@ -46,7 +52,10 @@ class EmergencyBudget:
         if self._file is None:
             return []
         try:
-            return [float(at) for at in json.loads(self._file.read_text()).get(account, {}).get(what, [])]
+            return [
+                float(at)
+                for at in json.loads(self._file.read_text()).get(account, {}).get(what, [])
+            ]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, AttributeError):
@@ -58,7 +67,9 @@ class EmergencyBudget:
         try:
             kept = json.loads(self._file.read_text()) if self._file.exists() else {}
             draft = self._file.with_suffix(".new")
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as out:
+            with os.fdopen(
+                os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w"
+            ) as out:
                 json.dump({**kept, account: {**kept.get(account, {}), **lists}}, out)
                 out.flush()
                 os.fsync(out.fileno())

@@ -1,20 +1,28 @@
-"""What one app has published: the newest credential, and the ones who wait for the next. Reading it costs no I/O."""
+"""What one app has published: the newest credential, and the ones who wait for the next.
+
+Reading it costs no I/O.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from broker.core.credential import NEVER, Account, Credential, Policy, Token
+from broker.core.credential import NEVER, Account, Credential, HeldToken, Policy
 from broker.core.decision import safe_end, scheduled_at
 from broker.core.ports import Clock
 from broker.core.quota import Entry
-from broker.core.serving import Served, State
+from broker.core.serving import Served, TokenState
 from broker.core.transitions import is_older
 
 
-class Published:
-    """The credential in force. `entries` is the ledger as last read or written; `on_change` hears before anyone is answered."""
+class LiveCredential:
+    """The credential in force.
 
-    def __init__(self, account: Account, clock: Clock, policy: Policy, on_change: Callable[[], None]) -> None:
+    `entries` is the ledger as last read or written; `on_change` hears before anyone is answered.
+    """
+
+    def __init__(
+        self, account: Account, clock: Clock, policy: Policy, on_change: Callable[[], None]
+    ) -> None:
         self.account = account
         self.credential = Credential()
         self.entries: Sequence[Entry] = ()
@@ -23,7 +31,9 @@ class Published:
         self._on_change = on_change
         self._changed = asyncio.Event()
         self._stale_at = self._ends_at = NEVER
-        self._previous: tuple[Token, float] | None = None  # the one before, and when it was replaced
+        self._previous: tuple[HeldToken, float] | None = (
+            None  # the one before, and when it was replaced
+        )
 
     def adopt(self, credential: Credential) -> bool:
         """Publish, unless it is older than what was served already (the fence); whether the version is another now."""
@@ -41,7 +51,7 @@ class Published:
         self.wake()
         return True
 
-    def govern(self, policy: Policy) -> None:
+    def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on."""
         self.policy = policy
         self.adopt(self.credential)
@@ -54,18 +64,21 @@ class Published:
             return None
         whole, is_stale = int(left), now >= self._stale_at
         until = self._ends_at - max(whole, least)
-        state = State.STALE if is_stale else State.FRESH
+        state = TokenState.STALE if is_stale else TokenState.FRESH
         return Served(
             self.credential,
             whole,
-            State.SUSPECT if self.credential.suspicion else state,
+            TokenState.SUSPECT if self.credential.suspicion else state,
             until if is_stale else min(until, self._stale_at),
         )
 
     def recognizes(self, token: str) -> bool:
         """Whether this is the token in force, or the one before while it may still live."""
         known = [self.credential.token] if self.credential.token else []
-        if self._previous is not None and self._clock.now() < self._previous[1] + self.policy.overlap:
+        if (
+            self._previous is not None
+            and self._clock.now() < self._previous[1] + self.policy.overlap
+        ):
             known.append(self._previous[0])
         return any(one.value.matches(token) for one in known)
 

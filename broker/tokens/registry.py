@@ -9,27 +9,36 @@ from functools import partial
 
 from broker.core.credential import NEVER, Account, Policy
 from broker.core.ports import STEP_S, wall_offset
-from broker.tokens.dependencies import Tools
+from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
 
 
-class Roster:
+class Registry:
     """All keepers of one daemon, looked at together: at each tick, those for whom something is due."""
 
-    def __init__(self, accounts: Sequence[Account], tools: Tools) -> None:
-        self._tools = tools
-        self._keepers = {account.name: Keeper(account, tools, partial(self._changed, account.name)) for account in accounts}
-        appids = Counter(account.appid for account in accounts)  # a corpid may have many apps: then it names none
-        self._by_any_name = {k.account.appid: k for k in self._keepers.values() if appids[k.account.appid] == 1} | self._keepers
-        self._wall_offset = wall_offset(tools.clock)
+    def __init__(self, accounts: Sequence[Account], dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
+        self._keepers = {
+            account.name: Keeper(account, dependencies, partial(self._changed, account.name))
+            for account in accounts
+        }
+        appids = Counter(
+            account.appid for account in accounts
+        )  # a corpid may have many apps: then it names none
+        self._by_any_name = {
+            k.account.appid: k for k in self._keepers.values() if appids[k.account.appid] == 1
+        } | self._keepers
+        self._wall_offset = wall_offset(dependencies.clock)
         self._looks: dict[str, float] = {}  # by app: when it is looked at next
-        self._agenda: list[tuple[float, str]] = []  # the same as a heap, with plans that are no more
+        self._agenda: list[
+            tuple[float, str]
+        ] = []  # the same as a heap, with plans that are no more
         self.ticked_at = NEVER
         self.stopping = False
 
     async def add(self, account: Account) -> Keeper:
         """Take up one more app. Raises StoreError."""
-        keeper = Keeper(account, self._tools, partial(self._changed, account.name))
+        keeper = Keeper(account, self._dependencies, partial(self._changed, account.name))
         await keeper.start()
         self._keepers[account.name] = self._by_any_name[account.name] = keeper
         self._plan(account.name, NEVER)
@@ -57,11 +66,11 @@ class Roster:
             await keeper.start()
             self._plan(keeper.account.name, NEVER)
 
-    def hear(self, account: str | None) -> None:
+    def on_store_changed(self, account: str | None) -> None:
         """Another process that shares the store may have changed an account, or any of them where none is named."""
         for keeper in self:
             if account in {None, keeper.account.id}:
-                keeper.hear()
+                keeper.on_store_changed()
 
     def versions(self) -> dict[str, str | None]:
         """What each account's keeper serves, by the account's id."""
@@ -69,10 +78,10 @@ class Roster:
 
     def tick(self) -> None:
         """Look at every app that may need it; none of the looks waits for anything."""
-        now = self.ticked_at = self._tools.clock.now()
+        now = self.ticked_at = self._dependencies.clock.now()
         if self.stopping:  # nobody would act on what is found
             return
-        if abs(offset := wall_offset(self._tools.clock) - self._wall_offset) > STEP_S:
+        if abs(offset := wall_offset(self._dependencies.clock) - self._wall_offset) > STEP_S:
             self._wall_offset += offset
             for name in self._keepers:
                 self._plan(name, NEVER)
@@ -85,42 +94,44 @@ class Roster:
         """One keeper's look, and when the next is due; a bug in it is told, costs that app a pause, and the others nothing."""
         try:
             keeper.tick()
-            return max(keeper.due_at(), math.nextafter(now, math.inf))  # at the next tick, where it is due still
-        except Exception as error:  # noqa: BLE001 -- the daemon outlives its bugs
-            self._tools.witness("crashed", keeper.account.name, error=error)
-            return now + self._tools.policy.max_backoff
+            return max(
+                keeper.due_at(), math.nextafter(now, math.inf)
+            )  # at the next tick, where it is due still
+        except Exception as error:  # noqa: BLE001 -- the daemon overlap_after_replacement its bugs
+            self._dependencies.emit("crashed", keeper.account.name, error=error)
+            return now + self._dependencies.policy.max_backoff
 
     def _changed(self, name: str) -> None:
         if self._looks.get(name, math.inf) > self.ticked_at:
             self._plan(name, self.ticked_at)
-        self._tools.on_change()
+        self._dependencies.on_change()
 
     def _plan(self, name: str, at: float) -> None:
         self._looks[name] = at
         heapq.heappush(self._agenda, (at, name))
 
-    def govern(self, policy: Policy) -> None:
+    def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on; calls nobody."""
-        self._tools.policy = policy
+        self._dependencies.policy = policy
         for keeper in self:
-            keeper.govern(policy)
+            keeper.apply_policy(policy)
 
     @property
     def ticking(self) -> bool:
         """Whether the schedule is alive: three ticks late, and five seconds, is dead."""
-        return self._tools.clock.now() <= self.ticking_until
+        return self._dependencies.clock.now() <= self.ticking_until
 
     @property
     def ticking_until(self) -> float:
         """Steady time to which the schedule counts as alive."""
-        return self.ticked_at + 3 * self._tools.policy.tick + 5
+        return self.ticked_at + 3 * self._dependencies.policy.tick + 5
 
-    def halt(self) -> None:
+    def stop(self) -> None:
         """Begin no more calls and wake everyone who waits."""
         self.stopping = True
         for keeper in self:
-            keeper.halt()
+            keeper.stop()
 
-    async def landed(self) -> None:
+    async def drain(self) -> None:
         """See the calls under way to their end."""
-        await asyncio.gather(*(keeper.landed() for keeper in self))
+        await asyncio.gather(*(keeper.drain() for keeper in self))

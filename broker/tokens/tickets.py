@@ -1,6 +1,7 @@
 """Tickets (wechat.md §4): kept like tokens, by keepers of their own, for the apps and types that somebody asks for.
 
-Nobody is fetched a ticket he never asked for: not every account may have them, and most do not need them.
+Nobody is fetched a ticket he never asked for: not every account may have them, and most do not need
+them.
 """
 
 import asyncio
@@ -13,13 +14,17 @@ from broker.core.ports import Minted, Verdict
 from broker.core.quota import DAY
 from broker.core.secret import Secret
 from broker.core.serving import Served
-from broker.tokens.dependencies import Tools
+from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 
-REFUSED: Final = Failure(Kind.TRANSIENT, "WeChat refused the token that the ticket was asked for with")
+REFUSED: Final = Failure(
+    Kind.TRANSIENT, "WeChat refused the token that the ticket was asked for with"
+)
 AT_ONCE: Final = 16
-STEPS: Final = 4  # of a fetch, each as long as a call may take: a token, a ticket, a report, a ticket
+STEPS: Final = (
+    4  # of a fetch, each as long as a call may take: a token, a ticket, a report, a ticket
+)
 
 
 class Issuer(Protocol):
@@ -32,12 +37,13 @@ class Issuer(Protocol):
 class ByToken:
     """A :class:`broker.core.ports.Upstream` for tickets: each costs a call with the app's token, two where it is refused."""
 
-    def __init__(self, tokens: Roster, issuer: Issuer, timeout_s: float) -> None:
+    def __init__(self, tokens: Registry, issuer: Issuer, timeout_s: float) -> None:
         self._tokens = tokens
         self._issuer = issuer
         self._timeout_s = timeout_s
 
-    async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:  # noqa: ARG002 -- nothing forces a ticket
+    # Nothing forces a ticket
+    async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:  # noqa: ARG002
         """See :class:`broker.core.ports.Upstream`."""
         keeper = self._tokens.find(account.appid)
         served = await keeper.get(patience_s=self._timeout_s) if keeper else None
@@ -47,7 +53,10 @@ class ByToken:
         if not _is_refused(answer):
             return answer
         reported = await keeper.report(self._timeout_s, version=served.credential.version)
-        if isinstance(reported, tuple) and reported[1].credential.version != served.credential.version:
+        if (
+            isinstance(reported, tuple)
+            and reported[1].credential.version != served.credential.version
+        ):
             answer = await self._with(reported[1], account.endpoint)
         return REFUSED if _is_refused(answer) else answer
 
@@ -66,16 +75,17 @@ def _is_refused(answer: Minted | Failure) -> bool:
 class Tickets:
     """The keepers of those tickets that were asked for within a day."""
 
-    def __init__(self, tokens: Roster, tools: Tools, issuer: Issuer) -> None:
-        timeout_s = tools.call_timeout_s
-        # Slots of their own: a ticket's fetch waits for a token's, and must not take the place it needs.
-        self._tools = replace(
-            tools,
+    def __init__(self, tokens: Registry, dependencies: Dependencies, issuer: Issuer) -> None:
+        timeout_s = dependencies.call_timeout_s
+        # Slots of their own: a ticket's fetch waits for a token's, and must not take the place it
+        # needs.
+        self._dependencies = replace(
+            dependencies,
             upstream=ByToken(tokens, issuer, timeout_s),
             slots=asyncio.Semaphore(AT_ONCE),
             call_timeout_s=STEPS * timeout_s,
         )
-        self._roster = Roster([], self._tools)
+        self._registry = Registry([], self._dependencies)
         self._asked_at: dict[str, float] = {}
         self._opening = asyncio.Lock()
 
@@ -87,36 +97,36 @@ class Tickets:
         if kind not in TICKETS or account.endpoint is Endpoint.WECOM:
             return None
         name = f"{account.name}/{kind.value}"
-        self._asked_at[name] = self._tools.clock.now()
+        self._asked_at[name] = self._dependencies.clock.now()
         async with self._opening:
-            found = self._roster.find(name)
-            return found or await self._roster.add(replace(account, name=name, endpoint=kind))
+            found = self._registry.find(name)
+            return found or await self._registry.add(replace(account, name=name, endpoint=kind))
 
     def of(self, app: str) -> dict[str, Keeper]:
         """Those an app has now, by type."""
-        found = ((kind.value, self._roster.find(f"{app}/{kind.value}")) for kind in TICKETS)
+        found = ((kind.value, self._registry.find(f"{app}/{kind.value}")) for kind in TICKETS)
         return {kind: keeper for kind, keeper in found if keeper is not None}
 
     def tick(self) -> None:
         """Look at every ticket that may need it; let go of those nobody asks for any more."""
-        now = self._tools.clock.now()
+        now = self._dependencies.clock.now()
         for name in [name for name, at in self._asked_at.items() if now > at + DAY]:
             del self._asked_at[name]
-            self._roster.drop(name)
-        self._roster.tick()
+            self._registry.drop(name)
+        self._registry.tick()
 
-    def hear(self, account: str | None) -> None:
+    def on_store_changed(self, account: str | None) -> None:
         """Another process that shares the store may have changed an account."""
-        self._roster.hear(account)
+        self._registry.on_store_changed(account)
 
-    def govern(self, policy: Policy) -> None:
+    def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on."""
-        self._roster.govern(policy)
+        self._registry.apply_policy(policy)
 
-    def halt(self) -> None:
+    def stop(self) -> None:
         """Begin no more calls and wake everyone who waits."""
-        self._roster.halt()
+        self._registry.stop()
 
-    async def landed(self) -> None:
+    async def drain(self) -> None:
         """See the calls under way to their end."""
-        await self._roster.landed()
+        await self._registry.drain()

@@ -11,9 +11,9 @@ from multidict import CIMultiDict
 from broker.core.credential import Account
 from broker.core.ports import Node
 from broker.tokens.keeper import Keeper
-from broker.tokens.registry import Roster
-from broker.web.client_stats import Visitors
-from broker.web.connection.fast_path import Lane
+from broker.tokens.registry import Registry
+from broker.web.client_stats import ClientStats
+from broker.web.connection.fast_path import ResponseCache
 from broker.web.page.plot import Plot
 
 History = Callable[[float, Account], Awaitable[list[dict[str, Any]]]]
@@ -25,20 +25,26 @@ async def _no_history(_since: float, _account: Account) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What handlers need. `patience_s`: how long a request waits for a refresh under way; `wall`: unix time.
+    """What handlers need.
+
+    `patience_s`: how long a request waits for a refresh under way; `wall`: unix time.
 
     `history` reads the calls of an account since a wall time; raises StoreError.
     """
 
-    roster: Roster
+    registry: Registry
     patience_s: float
-    lane: Lane
+    response_cache: ResponseCache
     wall: Callable[[], float] = time.time
-    visitors: Visitors = field(default_factory=lambda: Visitors(time.monotonic))
+    client_stats: ClientStats = field(default_factory=lambda: ClientStats(time.monotonic))
     history: History = _no_history
-    tickets_of: Callable[[str], Mapping[str, Keeper]] = lambda _: {}  # by type, those an app has now
+    tickets_of: Callable[[str], Mapping[str, Keeper]] = (
+        lambda _: {}
+    )  # by type, those an app has now
     nodes: Callable[[], Sequence[Node]] = tuple  # who shares the store
-    rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(default_factory=dict)  # by app, the last answer
+    rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(
+        default_factory=dict
+    )  # by app, the last answer
     plots: dict[str, tuple[object, Plot]] = field(default_factory=dict)  # by app, the last drawn
 
 

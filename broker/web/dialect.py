@@ -27,7 +27,7 @@ WECOM_WORDS: Final = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 -- an answer, raised
+class ErrcodeError(Exception):
     """An errcode of WeChat's, and what the broker has to add; `until` that steady time it is the answer to the same question."""
 
     def __init__(self, errcode: int, why: str = "", until: float = NEVER) -> None:
@@ -45,10 +45,12 @@ class Dialect:
     good: Mapping[str, object]
     words: Mapping[int, str]
 
-    def refusal(self, why: Refusal) -> dict[str, Any]:
+    def refusal(self, why: ErrcodeError) -> dict[str, Any]:
         """The answer that says it."""
         return {"errcode": why.errcode, "errmsg": f"{self.words[why.errcode]} {why.why}".strip()}
 
 
 WECHAT: Final = Dialect("appid", "secret", 40125, {}, WORDS)
-WECOM: Final = Dialect("corpid", "corpsecret", 40001, {"errcode": 0, "errmsg": "ok"}, {**WORDS, **WECOM_WORDS})
+WECOM: Final = Dialect(
+    "corpid", "corpsecret", 40001, {"errcode": 0, "errmsg": "ok"}, {**WORDS, **WECOM_WORDS}
+)

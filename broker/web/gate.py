@@ -1,12 +1,11 @@
 """Who gets in: the outermost middleware, in front of every route.
 
-Three questions. Is the `Host` one of ours (a browser tricked by DNS says another)? Does the request come from a program
-of this machine, not from a browser or a proxy, where tokens are handed out? Who is it, and may it do that?
+Three questions. Is the `Host` one of ours (a browser tricked by DNS says another)? Does the request
+come from a program of this machine, not from a browser or a proxy, where tokens are handed out? Who
+is it, and may it do that?
 """
 
 import hashlib
-import ipaddress
-import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Final, TypeVar
 
 from aiohttp import hdrs, web
 
+from broker.http.hosts import HostCheck
 from broker.http.problems import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -23,11 +23,8 @@ M = TypeVar("M", bound=Callable[..., Awaitable[web.StreamResponse]])
 SCOPES: Final = frozenset({"read", "report", "admin", "proxy"})
 ANYBODY: Final = "*"
 REQUEST_HEADER: Final = "X-Token-Broker"
-LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
 BROWSER: Final = ("sec-fetch-",)
 FORWARDED: Final = ("x-forwarded-",)
-MOST_BLOCKS: Final = 1024
-_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +40,20 @@ class Client:
         return self.apps is None or app in self.apps
 
 
-LOCAL: Final = Client("local", SCOPES)  # everybody on this machine, where no [clients] are configured
-SOCKET: Final = Client("socket", SCOPES - {"admin"})  # let in by the Unix socket's group, where [clients] are
+LOCAL: Final = Client(
+    "local", SCOPES
+)  # everybody on this machine, where no [clients] are configured
+SOCKET: Final = Client(
+    "socket", SCOPES - {"admin"}
+)  # let in by the Unix socket's group, where [clients] are
 CLIENT: Final = web.RequestKey("client", Client)
 
 
 def open_to_browsers(handler: H) -> H:
-    """Mark a handler that hands out no token: probes, status, pages. Everything unmarked is guarded."""
+    """Mark a handler that hands out no token: probes, status, pages.
+
+    Everything unmarked is guarded.
+    """
     handler.open_to_browsers = True  # type: ignore[attr-defined]
     return handler
 
@@ -64,18 +68,18 @@ class Gate:
     """Decides for each request; `keys` maps the SHA-256 (hex) of a bearer key to its client, empty where there are none."""
 
     def __init__(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
-        self.govern(keys, hosts)
+        self.admit(keys, hosts)
 
-    def govern(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
+    def admit(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
         """Go by these keys and names from now on."""
         self.keys = keys
-        self._hosts = {host.strip("[]").lower() for host in hosts if host} | LOOPBACK_NAMES
-        self._known_hosts: dict[str, bool] = {}
-        self._passed: dict[object, Client] = {}
+        self._hosts = HostCheck(hosts)
 
     def refuse(self, request: web.Request) -> web.Response | None:
         """The refusal, or None after noting who the client is."""
-        if not request.raw_path.startswith("/"):  # an absolute URI names a host of its own, past our look at Host
+        if not request.raw_path.startswith(
+            "/"
+        ):  # an absolute URI names a host of its own, past our look at Host
             refusal = problem(400, "malformed-request", "Ask for a path, not for a URI.")
             refusal.force_close()
             return refusal
@@ -84,37 +88,17 @@ class Gate:
             return self._foreign(request)
         if hasattr(match.handler, "authenticates"):
             return self._foreign(request) or _not_a_program(request)
-        # What passed once passes again: the whole header block is the key, and who may pass depends on nothing else but
-        # the kind of socket. Services send the same few blocks for ever, and looking at them costs as much as the answer.
-        block = (request.raw_headers, by_unix_socket(request)) if self.keys else request.raw_headers
-        client = self._passed.get(block)
-        if client is None:
-            if (why_not := self._foreign(request) or _not_a_program(request) or self.identify(request)) is not None:
-                return why_not
-            client = request[CLIENT]
-            if len(self._passed) >= MOST_BLOCKS:
-                self._passed.clear()
-            self._passed[block] = client
-        request[CLIENT] = client
-        return None
+        return self._foreign(request) or _not_a_program(request) or self.identify(request)
 
     def client_of(self, key: str) -> Client | None:
         """The client that has this key; everybody on this machine where no clients are configured."""
         return self.keys.get(_sha256(key)) if self.keys else LOCAL
 
     def _foreign(self, request: web.Request) -> web.Response | None:
-        hosts = request.headers.getall(hdrs.HOST, [])
-        if len(hosts) == 1 and self._is_ours(hosts[0]):
+        if self._hosts.is_ours(request):
             return None
-        return problem(403, "host-not-allowed", "This name is not the broker's: add it to server.allowed_hosts if it is.")
-
-    def _is_ours(self, host: str) -> bool:
-        known = self._known_hosts.get(host)
-        if known is None:
-            known = _name_of(host) in self._hosts or _is_loopback(_name_of(host))
-            if len(self._known_hosts) < 64:  # noqa: PLR2004 -- a handful is usual; the rest is looked at each time
-                self._known_hosts[host] = known
-        return known
+        detail = "This name is not the broker's: add it to server.allowed_hosts if it is."
+        return problem(403, "host-not-allowed", detail)
 
     def identify(self, request: web.Request) -> web.Response | None:
         """The refusal, or None after noting who the client is, by its key or by the header that only programs send."""
@@ -122,14 +106,25 @@ class Gate:
         if given and self.keys:
             client = self.keys.get(_digest(given[0])) if len(given) == 1 else None
             if client is None:
-                return problem(401, "invalid-key", "No client has this key.", WWW_Authenticate='Bearer error="invalid_token"')
+                return problem(
+                    401,
+                    "invalid-key",
+                    "No client has this key.",
+                    WWW_Authenticate='Bearer error="invalid_token"',
+                )
             request[CLIENT] = client
             return None
         local = not self.keys or by_unix_socket(request)
         if not local:
-            return problem(401, "missing-key", "Send `Authorization: Bearer KEY`.", WWW_Authenticate="Bearer")
+            return problem(
+                401, "missing-key", "Send `Authorization: Bearer KEY`.", WWW_Authenticate="Bearer"
+            )
         if request.headers.get(REQUEST_HEADER) != "1":
-            return problem(403, "missing-request-header", f"Send the header `{REQUEST_HEADER}: 1`; a web page could not.")
+            return problem(
+                403,
+                "missing-request-header",
+                f"Send the header `{REQUEST_HEADER}: 1`; a web page could not.",
+            )
         request[CLIENT] = SOCKET if self.keys else LOCAL
         return None
 
@@ -138,9 +133,17 @@ def _not_a_program(request: web.Request) -> web.Response | None:
     for name in request.headers:
         lowered = name.lower()
         if lowered == "origin" or lowered.startswith(BROWSER):
-            return problem(403, "browser-request", "Tokens are for programs; this request comes from a browser.")
+            return problem(
+                403,
+                "browser-request",
+                "Tokens are for programs; this request comes from a browser.",
+            )
         if lowered in {"forwarded", "via"} or lowered.startswith(FORWARDED):
-            return problem(403, "forwarded-request", "Tokens are for this host; this request comes through a proxy.")
+            return problem(
+                403,
+                "forwarded-request",
+                "Tokens are for this host; this request comes through a proxy.",
+            )
     return None
 
 
@@ -161,16 +164,3 @@ def by_unix_socket(request: web.Request) -> bool:
     """Whether the peer came by the Unix socket, whose group decides who may."""
     sock = request.transport.get_extra_info("socket") if request.transport is not None else None
     return sock is not None and sock.family == socket.AF_UNIX
-
-
-def _name_of(host: str) -> str:
-    """The name in a Host header, without its port; empty where it is malformed."""
-    found = _HOST.fullmatch(host)
-    return (found[1] or found[2]).lower() if found else ""
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -1,8 +1,9 @@
 """Handles: what a client of the proxy is given in the place of a token, so that its SDK needs no header to say who it is.
 
-A handle names client and app, with a MAC. Nothing is remembered: it outlives restarts, and it dies with the client's key,
-with its right to the app, and with the app's secret. The MAC's key is made of both, since the digest of a client's key
-alone may stand in a configuration that others read.
+A handle names client and app, with a MAC. Nothing is remembered: it overlap_after_replacement
+restarts, and it dies with the client's key, with its right to the app, and with the app's secret.
+The MAC's key is made of both, since the digest of a client's key alone may stand in a configuration
+that others read.
 """
 
 import base64
@@ -12,21 +13,23 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.tokens.keeper import Keeper
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from broker.web.gate import Client, Gate
 
 SCOPE: Final = "proxy"
 PREFIX: Final = "tb_"
-LONGEST: Final = 512  # what SDKs reserve for a token (wechat.md §1); names have at most 64 characters
+LONGEST: Final = (
+    512  # what SDKs reserve for a token (wechat.md §1); names have at most 64 characters
+)
 SIZE: Final = hashlib.sha256().digest_size
 
 
 class Handles:
     """Makes and reads the handles of a gate's clients."""
 
-    def __init__(self, gate: Gate, roster: Roster) -> None:
+    def __init__(self, gate: Gate, registry: Registry) -> None:
         self._gate = gate
-        self._roster = roster
+        self._registry = registry
         self._keys: Mapping[str, Client] | None = None
         self._clients: dict[str, tuple[str, Client]] = {}
 
@@ -36,7 +39,9 @@ class Handles:
         if known is None or SCOPE not in client.scopes:
             return None
         names = f"{client.name}\n{keeper.account.name}".encode()
-        return PREFIX + base64.urlsafe_b64encode(_mac(known[0], keeper, names) + names).decode().rstrip("=")
+        return PREFIX + base64.urlsafe_b64encode(
+            _mac(known[0], keeper, names) + names
+        ).decode().rstrip("=")
 
     def open(self, handle: str) -> tuple[Client, Keeper] | None:
         """Whose handle this is, and for which app; None where it is nobody's, or not any more."""
@@ -48,12 +53,14 @@ class Handles:
             who, _, app = raw[SIZE:].decode().partition("\n")
         except ValueError:
             return None
-        known, keeper = self._known().get(who), self._roster.find(app)
+        known, keeper = self._known().get(who), self._registry.find(app)
         if known is None or keeper is None or keeper.account.name != app:
             return None
         digest, client = known
         is_true = hmac.compare_digest(raw[:SIZE], _mac(digest, keeper, raw[SIZE:]))
-        return (client, keeper) if is_true and SCOPE in client.scopes and client.may_use(app) else None
+        return (
+            (client, keeper) if is_true and SCOPE in client.scopes and client.may_use(app) else None
+        )
 
     def _known(self) -> Mapping[str, tuple[str, Client]]:
         if self._keys is not self._gate.keys:  # they were read again
@@ -63,5 +70,9 @@ class Handles:
 
 
 def _mac(digest: str, keeper: Keeper, names: bytes) -> bytes:
-    key = hmac.digest(keeper.account.secret.reveal().encode(), b"token-broker handle\0" + digest.encode(), "sha256")
+    key = hmac.digest(
+        keeper.account.secret.reveal().encode(),
+        b"token-broker handle\0" + digest.encode(),
+        "sha256",
+    )
     return hmac.digest(key, names, "sha256")

@@ -1,55 +1,65 @@
 """The aiohttp application: the gate in front, every error as a problem, every request counted."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from aiohttp import hdrs, web
 
-from broker.http.problems import problem
-from broker.web.api import openapi, probes
-from broker.web.api import status as standing
-from broker.web.api import tokens as api
+from broker.http.problems import ProblemError, problem
+from broker.web.api import openapi, probes, status, tokens
 from broker.web.api.metrics import METRICS, Metrics, route_name
-from broker.web.gate import CLIENT, Gate
-from broker.web.page import status
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from broker.web.context import EDGE, Edge
+from broker.web.gate import CLIENT, Gate, Handler
+from broker.web.page import status as page
 
 LARGEST_BODY: Final = 64 * 1024
 OnCrash = Callable[[str, Exception], None]
 
 
 def application(
-    edge: api.Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash, more: Iterable[web.RouteDef] = ()
+    edge: Edge, gate: Gate, metrics: Metrics, on_crash: OnCrash, more: Iterable[web.RouteDef] = ()
 ) -> web.Application:
-    """Wire the routes, and `more` of them. `on_crash` is told of a bug, with the route it happened on."""
+    """Wire the routes, and `more` of them.
+
+    `on_crash` is told of a bug, with the route it happened on.
+    """
 
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
-        edge.lane.hear(request)
+        edge.response_cache.note_request(request)
         try:
             response = gate.refuse(request) or await handler(request)
-        except api.Bad as bad:
+        except ProblemError as bad:
             response = bad.response
         except web.HTTPException as error:
             response = _as_problem(error)
-        except Exception as error:  # noqa: BLE001 -- told once, with its traceback; the caller learns nothing of it
+        # Told once, with its traceback; the caller learns nothing of it
+        except Exception as error:  # noqa: BLE001
             on_crash(_route(request), error)
             response = problem(500, "internal-error", "A bug in the broker; its log has more.")
-        if edge.roster.stopping:
+        if edge.registry.stopping:
             response.force_close()  # the next request is our successor's
         metrics.request(request.match_info.route.resource, response.status)
         if (client := request.get(CLIENT)) is not None:
-            edge.visitors.came(client.name, 1, edge.lane.now())
+            edge.client_stats.record(client.name, 1, edge.response_cache.now())
         return response
 
     app = web.Application(middlewares=[front], client_max_size=LARGEST_BODY)
-    app[api.EDGE], app[METRICS] = edge, metrics
-    if edge.lane.enabled:
-        app.on_response_prepare.append(edge.lane.keep)
-    ours = (api, standing, probes, status)
-    routes = [*(one for room in ours for one in room.routes()), web.get("/openapi.json", openapi.get_openapi), *more]
-    app.add_routes([web.route(one.method, one.path, one.handler, **one.kwargs, expect_handler=_expect) for one in routes])
+    app[EDGE], app[METRICS] = edge, metrics
+    if edge.response_cache.enabled:
+        app.on_response_prepare.append(edge.response_cache.keep)
+    ours = (tokens, status, probes, page)
+    routes = [
+        *(one for room in ours for one in room.routes()),
+        web.get("/openapi.json", openapi.get_openapi),
+        *more,
+    ]
+    app.add_routes(
+        [
+            web.route(one.method, one.path, one.handler, **one.kwargs, expect_handler=_expect)
+            for one in routes
+        ]
+    )
     return app
 
 
@@ -74,6 +84,8 @@ def _as_problem(error: web.HTTPException) -> web.Response:
         case web.HTTPRequestEntityTooLarge():
             return problem(413, "body-too-large", f"A body has at most {LARGEST_BODY} bytes.")
         case web.HTTPNotFound():
-            return problem(404, "not-found", "There is no such route; GET /openapi.json lists them.")
+            return problem(
+                404, "not-found", "There is no such route; GET /openapi.json lists them."
+            )
         case _:
             return problem(error.status, "http-error", error.reason)

@@ -13,11 +13,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from broker.app import daemon
-from broker.avatars import Options, create_app
+from broker.avatars import CompanionOptions, create_app
 from broker.config.load import load
-from broker.sandbox import Options as SandboxOptions
+from broker.sandbox import SandboxOptions
 from broker.sandbox import create_app as create_sandbox
-from tests.harness.doubles import APPID, CANARY, ToldClock
+from tests.harness.doubles import APPID, CANARY, ManualClock
 
 USER_GET, BATCHGET = "/cgi-bin/user/get", "/cgi-bin/user/info/batchget"
 TTL = 600
@@ -48,7 +48,7 @@ class Scene:
 
     def __init__(self, home: Path, http: aiohttp.ClientSession) -> None:
         self.home, self.http = home, http
-        self.clock, self.wire = ToldClock(), Wire()
+        self.clock, self.wire = ManualClock(), Wire()
         self.told: list[tuple[str, dict[str, object]]] = []
         self.daemon = AsyncExitStack()
         self.sandbox = self.base = self.broker = ""
@@ -58,7 +58,9 @@ class Scene:
         """Ask the companion: status and JSON, or text."""
         response = await self.ask(path, **headers)
         body = await response.read()
-        return response.status, (await response.json() if "json" in response.content_type else body.decode())
+        return response.status, (
+            await response.json() if "json" in response.content_type else body.decode()
+        )
 
     async def ask(self, path: str, **headers: str) -> aiohttp.ClientResponse:
         """Ask the companion, and read the answer."""
@@ -69,11 +71,15 @@ class Scene:
     async def control(self, path: str, body: object = None) -> Any:
         """Tell the sandbox, or ask it."""
         method = "GET" if body is None else "POST"
-        async with self.http.request(method, f"{self.sandbox}/sandbox{path}", json=body) as response:
+        async with self.http.request(
+            method, f"{self.sandbox}/sandbox{path}", json=body
+        ) as response:
             assert response.status < 300, await response.text()
             return await response.json()
 
-    async def fault(self, path: str, kind: str = "errcode", times: int | None = 1, **params: object) -> None:
+    async def fault(
+        self, path: str, kind: str = "errcode", times: int | None = 1, **params: object
+    ) -> None:
         """Order a fault for a data API."""
         await self.control("/faults", {"kind": kind, "path": path, "times": times, **params})
 
@@ -83,18 +89,26 @@ class Scene:
         return int(account["quota_used"]["user/get"])
 
     async def openids(self, limit: int = 24) -> list[str]:
-        return [one["openid"] for one in (await self.get(f"/v1/avatars?limit={limit}"))[1]["avatars"]]
+        return [
+            one["openid"] for one in (await self.get(f"/v1/avatars?limit={limit}"))[1]["avatars"]
+        ]
 
     async def start_daemon(self) -> None:
-        addresses = await self.daemon.enter_async_context(daemon(load(self.home / "config.toml", {})))
+        addresses = await self.daemon.enter_async_context(
+            daemon(load(self.home / "config.toml", {}))
+        )
         self.broker = addresses[0]
 
 
 @asynccontextmanager
-async def scene(home: Path, sandbox: SandboxOptions | None = None, *, away: bool = False, **options: Any) -> AsyncIterator[Scene]:
+async def scene(
+    home: Path, sandbox: SandboxOptions | None = None, *, away: bool = False, **options: Any
+) -> AsyncIterator[Scene]:
     """Everything running; with `away` the daemon is not."""
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        )
         there = Scene(home, http)
         platform = create_sandbox(sandbox or SandboxOptions())
         platform.middlewares.append(there.wire.middleware)
@@ -111,9 +125,18 @@ async def scene(home: Path, sandbox: SandboxOptions | None = None, *, away: bool
             there.broker = "http://127.0.0.1:9"
         else:
             await there.start_daemon()
-        given = {"broker": there.broker, "api_base": there.sandbox, "cache_ttl_s": TTL, "timeout_s": 5, **options}
+        given = {
+            "broker": there.broker,
+            "api_base": there.sandbox,
+            "cache_ttl_s": TTL,
+            "timeout_s": 5,
+            **options,
+        }
         app = create_app(
-            Options(**given), there.clock.now, there.clock.wall, lambda event, **facts: there.told.append((event, facts))
+            CompanionOptions(**given),
+            there.clock.now,
+            there.clock.wall,
+            lambda event, **facts: there.told.append((event, facts)),
         )
         app.middlewares.append(_arrivals(there.arrived))
         there.base = await _serving(stack, app)
@@ -149,15 +172,19 @@ async def there(tmp_path: Path) -> AsyncIterator[Scene]:
         yield there
 
 
-# --- the flat list, as the old mobile client reads it -----------------------------------------------------------------
+# --- the flat list, as the old mobile client reads it ---------------------------------------------
 
 
-async def test_the_flat_list_is_strings_in_the_followers_order_and_empty_where_withheld(there: Scene) -> None:
+async def test_the_flat_list_is_strings_in_the_followers_order_and_empty_where_withheld(
+    there: Scene,
+) -> None:
     status, urls = await there.get("/avatars?limit=12&size=64")
     assert status == 200
     assert [position for position, url in enumerate(urls) if not url] == [5, 11]
     assert all(isinstance(url, str) for url in urls)
-    assert all(url.startswith(f"{there.sandbox}/mmopen/") and url.endswith("/64") for url in urls if url)
+    assert all(
+        url.startswith(f"{there.sandbox}/mmopen/") and url.endswith("/64") for url in urls if url
+    )
     _, page = await there.get("/v1/avatars?limit=12&size=64")
     assert [one["avatar_url"] or "" for one in page["avatars"]] == urls
 
@@ -168,7 +195,9 @@ async def test_every_url_of_the_flat_list_loads_as_a_picture(there: Scene) -> No
             assert (await picture.read()).startswith(b"\x89PNG")
 
 
-async def test_without_parameters_the_first_hundred_come_as_wechat_gave_them(tmp_path: Path) -> None:
+async def test_without_parameters_the_first_hundred_come_as_wechat_gave_them(
+    tmp_path: Path,
+) -> None:
     async with scene(tmp_path, SandboxOptions(followers=250)) as there:
         for query in ("", "?limit=&size="):
             status, urls = await there.get(f"/avatars{query}")
@@ -194,17 +223,23 @@ async def test_without_parameters_the_first_hundred_come_as_wechat_gave_them(tmp
         ("/livez?x=1", "there are none here"),
     ],
 )
-async def test_a_wrong_parameter_is_a_400_that_names_it_and_what_it_may_be(there: Scene, path: str, said: str) -> None:
+async def test_a_wrong_parameter_is_a_400_that_names_it_and_what_it_may_be(
+    there: Scene, path: str, said: str
+) -> None:
     response = await there.ask(path)
     body = await response.json()
     assert (response.status, response.content_type) == (400, "application/problem+json")
-    assert (body["code"], body["status"], body["title"]) == ("invalid-parameter", 400, "Bad Request")
+    assert (body["code"], body["status"], body["title"]) == (
+        "invalid-parameter",
+        400,
+        "Bad Request",
+    )
     assert said in body["detail"]
     assert response.headers["Cache-Control"] == "no-store"
     assert there.wire.calls[USER_GET] == 0
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------
+# --- pages ----------------------------------------------------------------------------------------
 
 
 async def test_paging_by_cursor_gives_every_follower_once_and_ends_with_null(there: Scene) -> None:
@@ -225,7 +260,9 @@ async def test_a_cursor_still_works_where_a_follower_before_it_has_left(there: S
     _, page = await there.get("/v1/avatars?limit=10")
     there.clock.pass_(TTL)
     rest = openids[:3] + openids[4:]
-    await there.fault(USER_GET, "answer", answer={"total": 23, "count": 23, "data": {"openid": rest}})
+    await there.fault(
+        USER_GET, "answer", answer={"total": 23, "count": 23, "data": {"openid": rest}}
+    )
     _, after = await there.get(f"/v1/avatars?limit=10&cursor={page['next_cursor']}")
     assert [one["openid"] for one in after["avatars"]] == openids[10:20]
 
@@ -235,13 +272,18 @@ async def test_a_cursor_still_works_where_its_own_follower_has_left(there: Scene
     _, page = await there.get("/v1/avatars?limit=10")
     there.clock.pass_(TTL)
     rest = openids[:9] + openids[10:]
-    await there.fault(USER_GET, "answer", answer={"total": 23, "count": 23, "data": {"openid": rest}})
+    await there.fault(
+        USER_GET, "answer", answer={"total": 23, "count": 23, "data": {"openid": rest}}
+    )
     _, after = await there.get(f"/v1/avatars?limit=10&cursor={page['next_cursor']}")
     assert [one["openid"] for one in after["avatars"]] == rest[10:20]
 
 
 async def test_a_cursor_past_the_end_is_an_empty_last_page(there: Scene) -> None:
-    assert await there.get("/v1/avatars?cursor=999999999") == (200, {"avatars": [], "next_cursor": None})
+    assert await there.get("/v1/avatars?cursor=999999999") == (
+        200,
+        {"avatars": [], "next_cursor": None},
+    )
 
 
 async def test_an_account_without_followers_is_empty_not_an_error(tmp_path: Path) -> None:
@@ -268,7 +310,9 @@ async def test_a_hundred_thousand_followers_are_paged_through_with_a_call_per_te
     assert seen == 100_000
     assert there.wire.calls[USER_GET] == 10
     assert there.wire.calls[BATCHGET] == 1 + 1000
-    assert grown < 16 * 1024 * 1024, "beyond what 30 000 took: 33 bytes for each openid, and the profiles are bounded"
+    assert grown < 16 * 1024 * 1024, (
+        "beyond what 30 000 took: 33 bytes for each openid, and the profiles are bounded"
+    )
 
 
 def _resident() -> int:
@@ -281,15 +325,23 @@ async def test_exactly_ten_thousand_followers_are_one_call(tmp_path: Path) -> No
         assert (there.wire.calls[USER_GET], there.wire.calls[BATCHGET]) == (1, 100)
 
 
-async def test_pages_of_the_list_stay_joined_where_a_follower_at_a_seam_has_left(tmp_path: Path) -> None:
+async def test_pages_of_the_list_stay_joined_where_a_follower_at_a_seam_has_left(
+    tmp_path: Path,
+) -> None:
     async with scene(tmp_path, SandboxOptions(followers=10_010)) as there:
         _, page = await there.get("/v1/avatars?limit=5&cursor=9998")
         ten_thousandth = page["avatars"][1]["openid"]
         before = [one["openid"] for one in page["avatars"]]
         assert there.wire.calls[USER_GET] == 2
         there.clock.pass_(TTL)
-        first = await there.openids(1000)  # the same followers, but WeChat ends its first page one sooner
-        await there.fault(USER_GET, "answer", answer={"count": 1000, "data": {"openid": first}, "next_openid": first[-1]})
+        first = await there.openids(
+            1000
+        )  # the same followers, but WeChat ends its first page one sooner
+        await there.fault(
+            USER_GET,
+            "answer",
+            answer={"count": 1000, "data": {"openid": first}, "next_openid": first[-1]},
+        )
         there.clock.pass_(TTL)
         await there.get("/avatars?limit=1")
         _, page = await there.get("/v1/avatars?limit=5&cursor=9998")
@@ -297,14 +349,16 @@ async def test_pages_of_the_list_stay_joined_where_a_follower_at_a_seam_has_left
         assert ten_thousandth in before
 
 
-async def test_a_total_that_promises_more_than_comes_ends_at_the_page_without_data(there: Scene) -> None:
+async def test_a_total_that_promises_more_than_comes_ends_at_the_page_without_data(
+    there: Scene,
+) -> None:
     await there.fault(USER_GET, "answer", answer={"total": 30})
     _, page = await there.get("/v1/avatars?limit=100")
     assert (len(page["avatars"]), page["next_cursor"]) == (24, None)
     assert there.wire.calls[USER_GET] == 2
 
 
-# --- how often WeChat is asked ----------------------------------------------------------------------------------------
+# --- how often WeChat is asked --------------------------------------------------------------------
 
 
 async def test_two_hundred_callers_at_once_cause_one_list_and_one_batch(there: Scene) -> None:
@@ -340,7 +394,9 @@ async def test_the_list_is_asked_for_again_only_after_cache_ttl(there: Scene) ->
     assert there.wire.calls[USER_GET] == 2
 
 
-async def test_even_without_a_cache_no_day_has_more_than_400_lists_and_the_last_one_is_shown_meanwhile(tmp_path: Path) -> None:
+async def test_even_without_a_cache_no_day_has_more_than_400_lists_and_the_last_one_is_shown_meanwhile(
+    tmp_path: Path,
+) -> None:
     async with scene(tmp_path, cache_ttl_s=0) as there:
         stale = 0
         for _ in range(24 * 60):
@@ -360,18 +416,26 @@ async def test_a_quiet_week_saves_no_lists_up(tmp_path: Path) -> None:
         assert await there.listed() == 50
 
 
-async def test_one_openid_that_wechat_does_not_know_does_not_spoil_the_other_ninety_nine(tmp_path: Path) -> None:
+async def test_one_openid_that_wechat_does_not_know_does_not_spoil_the_other_ninety_nine(
+    tmp_path: Path,
+) -> None:
     async with scene(tmp_path, SandboxOptions(followers=99)) as there:
         openids = await there.openids(99)
         there.clock.pass_(TTL)
         strange = [*openids[:40], "never-an-openid", *openids[40:]]
-        await there.fault(USER_GET, "answer", answer={"total": 100, "count": 100, "data": {"openid": strange}})
+        await there.fault(
+            USER_GET, "answer", answer={"total": 100, "count": 100, "data": {"openid": strange}}
+        )
         _, page = await there.get("/v1/avatars?limit=100")
         assert [one["status"] for one in page["avatars"]].count("not-following") == 1
-        assert page["avatars"][40] == {"openid": "never-an-openid", "avatar_url": None, "status": "not-following"}
+        assert page["avatars"][40] == {
+            "openid": "never-an-openid",
+            "avatar_url": None,
+            "status": "not-following",
+        }
 
 
-# --- age --------------------------------------------------------------------------------------------------------------
+# --- age ------------------------------------------------------------------------------------------
 
 
 async def test_an_answer_says_how_old_it_is(there: Scene) -> None:
@@ -394,13 +458,18 @@ async def test_yesterdays_list_is_better_than_an_error_and_says_so(there: Scene,
     assert (status, page) == (200, {**fresh, "stale": True})
     response = await there.ask("/avatars")
     assert await response.json() == urls
-    assert (response.headers["Age"], response.headers["Warning"]) == ("86400", '110 - "Response is Stale"')
+    assert (response.headers["Age"], response.headers["Warning"]) == (
+        "86400",
+        '110 - "Response is Stale"',
+    )
     gallery = (await there.get("/"))[1]
     assert "This list is 1 day old." in gallery
     assert "WeChat cannot be asked just now" in gallery
 
 
-async def test_a_list_that_recovers_is_no_longer_stale_and_each_change_is_told_once(there: Scene) -> None:
+async def test_a_list_that_recovers_is_no_longer_stale_and_each_change_is_told_once(
+    there: Scene,
+) -> None:
     await there.get("/avatars")
     there.clock.pass_(TTL)
     await there.fault(USER_GET, times=3, errcode=45011)
@@ -409,7 +478,10 @@ async def test_a_list_that_recovers_is_no_longer_stale_and_each_change_is_told_o
             assert (await there.get("/v1/avatars"))[1]["stale"]
         there.clock.pass_(61)
     assert "stale" not in (await there.get("/v1/avatars"))[1]
-    assert [(event, facts["what"]) for event, facts in there.told] == [("trouble", "user/get"), ("well-again", "user/get")]
+    assert [(event, facts["what"]) for event, facts in there.told] == [
+        ("trouble", "user/get"),
+        ("well-again", "user/get"),
+    ]
     assert there.told[0][1]["code"] == "slow-down"
     assert there.wire.calls[USER_GET] == 1 + 3 + 1
 
@@ -424,7 +496,7 @@ async def test_where_wechat_is_silent_the_old_list_comes_soon(there: Scene) -> N
     there.wire.gate.set()
 
 
-# --- one follower -----------------------------------------------------------------------------------------------------
+# --- one follower ---------------------------------------------------------------------------------
 
 
 async def test_one_follower_is_a_redirect_to_the_picture(there: Scene) -> None:
@@ -438,7 +510,9 @@ async def test_one_follower_is_a_redirect_to_the_picture(there: Scene) -> None:
 
 async def test_a_withheld_avatar_and_a_stranger_are_404_and_told_apart(there: Scene) -> None:
     withheld = (await there.openids())[5]
-    assert [(status, body["code"]) for status, body in [await there.get(f"/avatars/{withheld}")]] == [(404, "avatar-withheld")]
+    assert [
+        (status, body["code"]) for status, body in [await there.get(f"/avatars/{withheld}")]
+    ] == [(404, "avatar-withheld")]
     for stranger in ("o" * 28, "never-an-openid", "a b", "../../etc", "%00", "x" * 65):
         status, body = await there.get(f"/avatars/{stranger}")
         assert (status, body["code"]) in {(404, "not-following"), (404, "not-found")}
@@ -452,14 +526,28 @@ async def test_one_follower_needs_no_list(there: Scene) -> None:
     assert there.wire.calls[BATCHGET] == 1, "a stranger is remembered"
 
 
-# --- withheld in every guise ------------------------------------------------------------------------------------------
+# --- withheld in every guise ----------------------------------------------------------------------
 
 
-GUISES: list[object] = ["", "/0", None, 0, [], {}, " ", "javascript:alert(1)", "//qlogo.cn/132", "http://", "/132"]
+GUISES: list[object] = [
+    "",
+    "/0",
+    None,
+    0,
+    [],
+    {},
+    " ",
+    "javascript:alert(1)",
+    "//qlogo.cn/132",
+    "http://",
+    "/132",
+]
 
 
 @pytest.mark.parametrize("guise", [{}, *({"headimgurl": value} for value in GUISES)], ids=str)
-async def test_what_is_no_url_is_withheld_and_never_made_into_one(there: Scene, guise: dict[str, object]) -> None:
+async def test_what_is_no_url_is_withheld_and_never_made_into_one(
+    there: Scene, guise: dict[str, object]
+) -> None:
     openid = (await there.openids())[0]
     there.clock.pass_(TTL)
     info = {"subscribe": 1, "openid": openid, **guise}
@@ -470,7 +558,9 @@ async def test_what_is_no_url_is_withheld_and_never_made_into_one(there: Scene, 
     assert (await there.get(f"/avatars/{openid}"))[1]["code"] == "avatar-withheld"
 
 
-async def test_an_account_whose_avatars_are_all_withheld_gets_a_page_that_says_why(tmp_path: Path) -> None:
+async def test_an_account_whose_avatars_are_all_withheld_gets_a_page_that_says_why(
+    tmp_path: Path,
+) -> None:
     async with scene(tmp_path, SandboxOptions(withhold_avatars=True)) as there:
         assert (await there.get("/avatars?limit=24"))[1] == [""] * 24
         gallery = (await there.get("/"))[1]
@@ -483,17 +573,27 @@ async def test_who_no_longer_follows_is_not_withheld(there: Scene) -> None:
     openids = await there.openids()
     await there.control("/followers", {"appid": APPID, "followers": 20})
     there.clock.pass_(TTL)
-    await there.fault(USER_GET, "answer", answer={"total": 24, "count": 24, "data": {"openid": openids}})
+    await there.fault(
+        USER_GET, "answer", answer={"total": 24, "count": 24, "data": {"openid": openids}}
+    )
     _, page = await there.get("/v1/avatars")
     assert [one["status"] for one in page["avatars"][20:]] == ["not-following"] * 4
     assert "no longer follows" in (await there.get("/"))[1]
 
 
-# --- who gets in, and what is said of the rest ------------------------------------------------------------------------
+# --- who gets in, and what is said of the rest ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", "", "a@localhost"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "a@localhost",
+    ],
 )
 async def test_a_host_that_is_not_ours_gets_nothing_on_any_route(there: Scene, host: str) -> None:
     for path in ("/", "/avatars", "/livez", "/static/x", "/nothing"):
@@ -503,7 +603,14 @@ async def test_a_host_that_is_not_ours_gets_nothing_on_any_route(there: Scene, h
 
 async def test_loopback_names_and_allowed_hosts_get_in(tmp_path: Path) -> None:
     async with scene(tmp_path, hosts=frozenset({"pictures.example"})) as there:
-        for host in ("localhost", "LOCALHOST:8766", "127.0.0.1", "127.8.9.1", "[::1]:8766", "pictures.example:443"):
+        for host in (
+            "localhost",
+            "LOCALHOST:8766",
+            "127.0.0.1",
+            "127.8.9.1",
+            "[::1]:8766",
+            "pictures.example:443",
+        ):
             assert (await there.get("/livez", Host=host))[0] == 200
 
 
@@ -520,11 +627,19 @@ async def test_every_answer_keeps_to_itself(there: Scene) -> None:
         headers = (await there.ask(path)).headers
         policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
         assert policy["default-src"] == "'none'"
-        assert policy["img-src"].split() == ["'self'", "http://*.qlogo.cn", "https://*.qlogo.cn", there.sandbox]
+        assert policy["img-src"].split() == [
+            "'self'",
+            "http://*.qlogo.cn",
+            "https://*.qlogo.cn",
+            there.sandbox,
+        ]
         assert "script-src" not in policy
-        assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == ("nosniff", "no-referrer")
+        assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == (
+            "nosniff",
+            "no-referrer",
+        )
 
 
 async def test_with_wechat_itself_no_other_origin_may_show_pictures() -> None:
-    assert Options().image_sources == ("http://*.qlogo.cn", "https://*.qlogo.cn")
-    assert Options(proxy_images=True).image_sources == ()
+    assert CompanionOptions().image_sources == ("http://*.qlogo.cn", "https://*.qlogo.cn")
+    assert CompanionOptions(proxy_images=True).image_sources == ()

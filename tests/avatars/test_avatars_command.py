@@ -42,7 +42,9 @@ def test_it_says_where_it_listens_shows_avatars_and_ends_with_0_when_asked_to(ho
         status, urls = ask("GET", f"{base}/avatars?limit=3&size=132")
         assert (status, len(urls)) == (200, 3)
         token = house.get("/v1/tokens/main")[1]["access_token"]
-        house.control("/faults", {"kind": "errcode", "errcode": 48001, "path": "/cgi-bin/user/info/batchget"})
+        house.control(
+            "/faults", {"kind": "errcode", "errcode": 48001, "path": "/cgi-bin/user/info/batchget"}
+        )
         assert ask("GET", f"{base}/v1/avatars")[0] == 502
         assert companion.end() == 0
         assert companion.popen.stdout is not None
@@ -96,7 +98,12 @@ def test_a_taken_port_ends_with_1_and_a_sentence_that_names_the_key(house: House
 
 
 def test_a_wrong_configuration_ends_with_78_and_every_error(house: House) -> None:
-    house.configure(more='[avatars]\nlisten = "nonsense"\ncache_ttl = -1\nproxy_images = "yes"\nbroker = "https://b.example"\n')
+    house.configure(
+        more=(
+            '[avatars]\nlisten = "nonsense"\ncache_ttl = -1\nproxy_images = "yes"\nbroker ='
+            ' "https://b.example"\n'
+        )
+    )
     done = run("avatars", "--config", str(house.config))
     assert done.returncode == 78
     for key in ("avatars.listen", "avatars.cache_ttl", "avatars.proxy_images", "avatars.broker"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.sandbox import Options as SandboxOptions
+from broker.sandbox import SandboxOptions
 from tests.avatars.test_avatars import BATCHGET, TTL, USER_GET, Scene, scene
 from tests.harness.doubles import APPID
 
@@ -27,15 +27,21 @@ async def refusal(there: Scene, path: str = "/avatars") -> dict[str, Any]:
     body: dict[str, Any] = await response.json()
     assert response.content_type == "application/problem+json"
     assert body["status"] == response.status
-    assert response.headers.get("Retry-After") == (str(body["retry_after"]) if "retry_after" in body else None)
+    assert response.headers.get("Retry-After") == (
+        str(body["retry_after"]) if "retry_after" in body else None
+    )
     return body
 
 
-# --- the token --------------------------------------------------------------------------------------------------------
+# --- the token ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("path", "asked"), [(USER_GET, "/v1/avatars"), (BATCHGET, "/avatars/OPENID")])
-async def test_a_killed_token_is_reported_replaced_and_the_call_repeated_once(there: Scene, path: str, asked: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "asked"), [(USER_GET, "/v1/avatars"), (BATCHGET, "/avatars/OPENID")]
+)
+async def test_a_killed_token_is_reported_replaced_and_the_call_repeated_once(
+    there: Scene, path: str, asked: str
+) -> None:
     openid = (await there.openids())[0]
     there.clock.pass_(TTL)
     await there.control("/kill", {"appid": APPID})
@@ -56,7 +62,7 @@ async def test_a_token_that_stays_refused_is_repeated_once_and_then_said(there: 
     assert there.wire.calls[USER_GET] == 2
 
 
-# --- WeChat says no ---------------------------------------------------------------------------------------------------
+# --- WeChat says no -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,12 @@ async def test_a_token_that_stays_refused_is_repeated_once_and_then_said(there: 
         (48001, 502, "account-not-verified", "verify this account at mp.weixin.qq.com"),
         ("48001", 502, "account-not-verified", "verify this account"),
         (45009, 503, "quota-exhausted", "come back at midnight, Beijing time"),
-        (40164, 503, "ip-not-allowed", "this server's address 203.0.113.7 (40164): add it to the IP whitelist"),
+        (
+            40164,
+            503,
+            "ip-not-allowed",
+            "this server's address 203.0.113.7 (40164): add it to the IP whitelist",
+        ),
         (45011, 503, "slow-down", "Try again in a minute"),
         (-1, 503, "upstream-unavailable", "tried again by itself"),
         (50002, 502, "upstream-refused", "errcode 50002"),
@@ -76,7 +87,9 @@ async def test_an_errcode_becomes_a_sentence_that_says_what_to_do(
     there: Scene, path: str, errcode: int | str, status: int, code: str, said: str
 ) -> None:
     if isinstance(errcode, str):
-        await there.fault(path, "garbage", body=json.dumps({"errcode": errcode, "errmsg": "api unauthorized"}))
+        await there.fault(
+            path, "garbage", body=json.dumps({"errcode": errcode, "errmsg": "api unauthorized"})
+        )
     else:
         await there.fault(path, errcode=errcode)
     body = await refusal(there)
@@ -121,7 +134,9 @@ async def test_after_a_refusal_wechat_is_left_alone_for_a_while(there: Scene) ->
     ],
     ids=lambda fault: "-".join(map(str, fault.values()))[:40],
 )
-async def test_what_is_no_answer_is_a_503_and_not_repeated(there: Scene, fault: dict[str, Any]) -> None:
+async def test_what_is_no_answer_is_a_503_and_not_repeated(
+    there: Scene, fault: dict[str, Any]
+) -> None:
     await there.fault(USER_GET, **fault)
     body = await refusal(there)
     assert (body["status"], body["code"], body["retry_after"]) == (503, "upstream-unavailable", 5)
@@ -137,7 +152,7 @@ async def test_no_answer_in_time_is_said_with_the_time(tmp_path: Path) -> None:
         assert "no answer within 0.2 s" in (await refusal(there))["detail"]
 
 
-# --- the daemon -------------------------------------------------------------------------------------------------------
+# --- the daemon -----------------------------------------------------------------------------------
 
 
 async def test_without_a_daemon_every_route_says_so_and_when_to_come_back(tmp_path: Path) -> None:
@@ -158,7 +173,9 @@ async def test_without_a_daemon_every_route_says_so_and_when_to_come_back(tmp_pa
         assert "does not answer" in probe["output"]
 
 
-async def test_a_daemon_that_goes_away_leaves_the_list_and_the_companion_ready(there: Scene) -> None:
+async def test_a_daemon_that_goes_away_leaves_the_list_and_the_companion_ready(
+    there: Scene,
+) -> None:
     urls = (await there.get("/avatars"))[1]
     await there.daemon.aclose()
     there.clock.pass_(TTL - 1)
@@ -178,7 +195,9 @@ async def test_a_daemon_without_a_token_is_not_an_absent_one(tmp_path: Path) -> 
             assert (await there.get("/readyz"))[0] == 503
 
 
-async def test_an_app_the_daemon_does_not_know_is_the_companions_own_configuration(tmp_path: Path) -> None:
+async def test_an_app_the_daemon_does_not_know_is_the_companions_own_configuration(
+    tmp_path: Path,
+) -> None:
     async with scene(tmp_path, app="nobody") as there:
         body = await refusal(there)
         assert (body["status"], body["code"]) == (502, "broker-refused")
@@ -191,7 +210,7 @@ async def test_readyz_asks_the_daemon_and_never_wechat(there: Scene) -> None:
     assert not [path for path in there.wire.calls if path.startswith("/cgi-bin/user")]
 
 
-# --- in their language, and without a word too many -------------------------------------------------------------------
+# --- in their language, and without a word too many -----------------------------------------------
 
 
 async def test_the_page_says_it_in_chinese_to_who_reads_that(there: Scene) -> None:
@@ -201,7 +220,10 @@ async def test_the_page_says_it_in_chinese_to_who_reads_that(there: Scene) -> No
     assert response.status == 502
     assert '<html lang="zh-CN">' in page
     assert "已认证的公众号" in page
-    assert (response.headers["Content-Language"], response.headers["Vary"]) == ("zh-CN", "Accept-Language")
+    assert (response.headers["Content-Language"], response.headers["Vary"]) == (
+        "zh-CN",
+        "Accept-Language",
+    )
 
 
 async def test_a_wrong_address_is_a_page_for_people_too(there: Scene) -> None:
@@ -210,11 +232,20 @@ async def test_a_wrong_address_is_a_page_for_people_too(there: Scene) -> None:
     assert "This address is not right" in await response.text()
 
 
-async def test_no_answer_and_no_line_holds_a_token(there: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    async with there.http.get(f"{there.broker}/v1/tokens/main", headers={"X-Token-Broker": "1"}) as response:
+async def test_no_answer_and_no_line_holds_a_token(
+    there: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with there.http.get(
+        f"{there.broker}/v1/tokens/main", headers={"X-Token-Broker": "1"}
+    ) as response:
         token = (await response.json())["access_token"]
     said = ""
-    for fault in ({"kind": "drop"}, {"kind": "status", "status": 500}, {"errcode": 48001}, {"kind": "garbage", "body": token}):
+    for fault in (
+        {"kind": "drop"},
+        {"kind": "status", "status": 500},
+        {"errcode": 48001},
+        {"kind": "garbage", "body": token},
+    ):
         await there.fault(USER_GET, **fault)
         there.clock.pass_(61)
         for path in ("/avatars", "/", "/v1/avatars?limit=0"):
@@ -228,7 +259,10 @@ async def test_markup_in_a_nickname_stays_text(there: Scene) -> None:
     there.clock.pass_(TTL)
     name = "<script>alert(1)</script>\"'&"
     url = 'http://thirdwx.qlogo.cn/mmopen/a"onerror="alert(1)/132'
-    infos = [{"subscribe": 1, "openid": openid, "nickname": name, "headimgurl": url} for openid in openids]
+    infos = [
+        {"subscribe": 1, "openid": openid, "nickname": name, "headimgurl": url}
+        for openid in openids
+    ]
     await there.fault(BATCHGET, "answer", answer={"user_info_list": infos})
     page = (await there.get("/"))[1]
     assert "<script" not in page

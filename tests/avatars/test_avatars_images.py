@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from broker.avatars.errors import Trouble
+from broker.avatars.errors import AvatarError
 from broker.avatars.images import LARGEST, Images, PublicOnly
 from tests.avatars.test_avatars import BATCHGET, TTL, Scene, scene
 
@@ -39,7 +39,9 @@ async def test_a_picture_comes_through_as_it_is_and_is_fetched_once(there: Scene
         assert (response.status, response.content_type) == (200, "image/png")
         assert await response.read() == body
         assert "max-age=86400" in response.headers["Cache-Control"]
-    again = await there.ask(f"/images/{page['openid']}?size=46", **{"If-None-Match": response.headers["ETag"]})
+    again = await there.ask(
+        f"/images/{page['openid']}?size=46", **{"If-None-Match": response.headers["ETag"]}
+    )
     assert (again.status, await again.read()) == (304, b"")
     path = page["avatar_url"].removeprefix(there.sandbox)
     assert there.wire.calls[path] == 1 + 1
@@ -89,8 +91,14 @@ async def test_a_picture_from_elsewhere_is_not_fetched(there: Scene, url: str) -
     [
         ({"kind": "status", "status": 302, "headers": {"Location": "/elsewhere"}}, "HTTP 302"),
         ({"kind": "status", "status": 404}, "HTTP 404"),
-        ({"kind": "garbage", "body": "<script>alert(1)</script>", "content_type": "image/png"}, "it is no picture"),
-        ({"kind": "garbage", "body": "<svg/>", "content_type": "image/svg+xml"}, "it is no picture"),
+        (
+            {"kind": "garbage", "body": "<script>alert(1)</script>", "content_type": "image/png"},
+            "it is no picture",
+        ),
+        (
+            {"kind": "garbage", "body": "<svg/>", "content_type": "image/svg+xml"},
+            "it is no picture",
+        ),
         ({"kind": "garbage", "body": "", "content_type": "image/png"}, "it is no picture"),
         ({"kind": "gzip_bomb"}, "it is no picture"),
         ({"kind": "endless_body", "content_type": "image/png"}, "it is larger than 2 MiB"),
@@ -99,7 +107,9 @@ async def test_a_picture_from_elsewhere_is_not_fetched(there: Scene, url: str) -
     ],
     ids=lambda value: value if isinstance(value, str) else value["kind"],
 )
-async def test_what_is_no_picture_or_too_much_of_one_is_refused(there: Scene, fault: dict[str, Any], said: str) -> None:
+async def test_what_is_no_picture_or_too_much_of_one_is_refused(
+    there: Scene, fault: dict[str, Any], said: str
+) -> None:
     openid = await wearing(there, f"{there.sandbox}/picture")
     await there.fault("/picture", times=None, **fault)
     status, body = await there.get(f"/images/{openid}")
@@ -114,9 +124,18 @@ class Told(AbstractResolver):
     def __init__(self, *hosts: str) -> None:
         self._hosts = hosts
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
         return [
-            ResolveResult(hostname=host, host=one, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
+            ResolveResult(
+                hostname=host,
+                host=one,
+                port=port,
+                family=family,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
             for one in self._hosts
         ]
 
@@ -124,9 +143,19 @@ class Told(AbstractResolver):
         pass
 
 
-async def test_a_picture_host_that_resolves_into_a_private_network_is_not_called(there: Scene) -> None:
+async def test_a_picture_host_that_resolves_into_a_private_network_is_not_called(
+    there: Scene,
+) -> None:
     port = int(there.sandbox.rpartition(":")[2])
-    for private in ("127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fd00::1", "::ffff:127.0.0.1"):
+    for private in (
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "192.168.1.1",
+        "::1",
+        "fd00::1",
+        "::ffff:127.0.0.1",
+    ):
         assert not await _public(private, port)
     assert await _public("203.0.113.9", port) is False, "a documentation address is nobody's"
     assert await _public("1.1.1.1", port)
@@ -140,21 +169,27 @@ async def _public(address: str, port: int) -> bool:
 
 
 async def test_the_resolver_stands_before_every_picture_of_wechats(there: Scene) -> None:
-    public = aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=PublicOnly(Told("127.0.0.1"))))
+    public = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(resolver=PublicOnly(Told("127.0.0.1")))
+    )
     async with public, aiohttp.ClientSession() as local:
         images = Images(public, local, None)
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(AvatarError) as caught:
             await images.get("http://wx.qlogo.cn/mmopen/x/132")
     assert caught.value.facts["why"] == "broken"
     assert there.wire.calls.total() <= 1
 
 
-async def test_pictures_are_kept_within_a_bound_the_longest_unused_dropped_first(there: Scene) -> None:
+async def test_pictures_are_kept_within_a_bound_the_longest_unused_dropped_first(
+    there: Scene,
+) -> None:
     urls = [one for one in (await there.get("/avatars?limit=10&size=46"))[1] if one]
     async with aiohttp.ClientSession() as session:
         images = Images(session, session, there.sandbox, room=2000)
         sizes = [len((await images.get(url)).body) for url in urls]
-        assert sum(sizes) > 2000 > max(sizes), "so that some must go and none is too large by itself"
+        assert sum(sizes) > 2000 > max(sizes), (
+            "so that some must go and none is too large by itself"
+        )
         before = there.wire.calls.total()
         await images.get(urls[-1])
         assert there.wire.calls.total() == before

@@ -12,8 +12,8 @@ from broker.avatars.errors import KINDS, of_broker, refused, unreachable
 from broker.avatars.followers import cursor, read_cursor
 from broker.avatars.gallery import initial
 from broker.avatars.images import image_type
-from broker.avatars.listing import Place
-from broker.avatars.openids import Roll
+from broker.avatars.listing import Cursor
+from broker.avatars.openids import Openids
 from broker.avatars.urls import SIZES, avatar_url, is_qlogo, sized
 from broker.client import BrokerError
 from broker.http.language import CHINESE, ENGLISH, age, language
@@ -53,7 +53,12 @@ def test_what_follows_the_path_is_kept() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    [f"{QLOGO}/132", "https://wx.qlogo.cn/mmhead/PiajxSqBRaEJ", "http://127.0.0.1:8780/mmopen/x/132", "HTTPS://WX.QLOGO.CN/x/0"],
+    [
+        f"{QLOGO}/132",
+        "https://wx.qlogo.cn/mmhead/PiajxSqBRaEJ",
+        "http://127.0.0.1:8780/mmopen/x/132",
+        "HTTPS://WX.QLOGO.CN/x/0",
+    ],
 )
 def test_a_url_of_wechats_is_given_on_as_it_is(url: str) -> None:
     assert avatar_url(url) == url
@@ -78,7 +83,14 @@ def test_no_text_at_all_raises_or_becomes_another_url(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", [f"{QLOGO}/0", "https://wx.qlogo.cn/x", "https://wx.qlogo.cn:443/x", "http://WX.QLOGO.CN:80/x", "http://a.b.qlogo.cn/"]
+    "url",
+    [
+        f"{QLOGO}/0",
+        "https://wx.qlogo.cn/x",
+        "https://wx.qlogo.cn:443/x",
+        "http://WX.QLOGO.CN:80/x",
+        "http://a.b.qlogo.cn/",
+    ],
 )
 def test_wechats_picture_hosts_are_known(url: str) -> None:
     assert is_qlogo(url)
@@ -95,10 +107,12 @@ def test_nothing_else_is_one_of_them(url: str) -> None:
 
 
 @given(
-    st.lists(st.text(string.ascii_letters + "_-", min_size=1, max_size=40), unique=True), st.integers(0, 50), st.integers(0, 50)
+    st.lists(st.text(string.ascii_letters + "_-", min_size=1, max_size=40), unique=True),
+    st.integers(0, 50),
+    st.integers(0, 50),
 )
 def test_packed_openids_come_out_as_they_went_in(openids: list[str], start: int, stop: int) -> None:
-    roll = Roll(openids)
+    roll = Openids(openids)
     assert len(roll) == len(openids)
     assert roll.slice(start, stop) == openids[start:stop]
     assert [roll.find(openid) for openid in openids] == list(range(len(openids)))
@@ -107,22 +121,38 @@ def test_packed_openids_come_out_as_they_went_in(openids: list[str], start: int,
 
 
 def test_a_hundred_thousand_openids_take_three_megabytes() -> None:
-    roll = Roll([f"o{number:027}" for number in range(100_000)])
+    roll = Openids([f"o{number:027}" for number in range(100_000)])
     assert len(roll._packed) + len(roll._starts) * roll._starts.itemsize < 3_400_000
 
 
-@pytest.mark.parametrize("place", [Place(0), Place(60), Place(100, "oabc-_XYZ")])
-def test_a_cursor_comes_back_as_the_place_it_named(place: Place) -> None:
+@pytest.mark.parametrize("place", [Cursor(0), Cursor(60), Cursor(100, "oabc-_XYZ")])
+def test_a_cursor_comes_back_as_the_place_it_named(place: Cursor) -> None:
     assert read_cursor(cursor(place)) == place
 
 
-@pytest.mark.parametrize("text", ["x", "-1", "1.", ".a", "1.a b", "1.a.b", "1" * 10, "١", "1.\n", "1\n", "../1", "1." + "a" * 65])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "-1",
+        "1.",
+        ".a",
+        "1.a b",
+        "1.a.b",
+        "1" * 10,
+        "١",
+        "1.\n",
+        "1\n",
+        "../1",
+        "1." + "a" * 65,
+    ],
+)
 def test_what_is_no_cursor_names_no_place(text: str) -> None:
     assert read_cursor(text) is None
 
 
 @pytest.mark.parametrize(
-    ("accept", "spoken"),
+    ("accept", "lang"),
     [
         ("", "en"),
         ("zh-CN,zh;q=0.9,en;q=0.8", "zh-CN"),
@@ -139,8 +169,8 @@ def test_what_is_no_cursor_names_no_place(text: str) -> None:
         ("," * 10_000 + "zh", "en"),
     ],
 )
-def test_the_language_is_the_one_asked_for_first(accept: str, spoken: str) -> None:
-    assert language(accept) == spoken
+def test_the_language_is_the_one_asked_for_first(accept: str, lang: str) -> None:
+    assert language(accept) == lang
 
 
 def test_both_languages_say_the_same_things() -> None:
@@ -149,21 +179,25 @@ def test_both_languages_say_the_same_things() -> None:
         assert english.keys() == chinese.keys()
         for key, text in english.items():
             if key not in {"withheld_one", "count_one", "upstream-unavailable"}:
-                assert set(re.findall(r"{[\w:]+}", text)) == set(re.findall(r"{[\w:]+}", chinese[key])), key
+                assert set(re.findall(r"{[\w:]+}", text)) == set(
+                    re.findall(r"{[\w:]+}", chinese[key])
+                ), key
     assert words.TROUBLES[ENGLISH].keys() == KINDS.keys()
 
 
-@pytest.mark.parametrize("spoken", [ENGLISH, CHINESE])
-def test_every_trouble_can_be_said(spoken: str) -> None:
+@pytest.mark.parametrize("lang", [ENGLISH, CHINESE])
+def test_every_trouble_can_be_said(lang: str) -> None:
     troubles = [
-        refused({"errmsg": "x"}, errcode, lambda: 0.0) for errcode in (48001, 45009, 40164, 61004, 45011, -1, 40001, 12345)
+        refused({"errmsg": "x"}, errcode, lambda: 0.0)
+        for errcode in (48001, 45009, 40164, 61004, 45011, -1, 40001, 12345)
     ]
-    troubles += [unreachable(why, 5) for why in words.WHY[spoken]]
+    troubles += [unreachable(why, 5) for why in words.WHY[lang]]
     troubles += [
-        of_broker(BrokerError(code, "{why}"), "b") for code in ("unreachable", "starting", "invalid-key", "upstream-refused")
+        of_broker(BrokerError(code, "{why}"), "b")
+        for code in ("unreachable", "starting", "invalid-key", "upstream-refused")
     ]
     for trouble in troubles:
-        said = words.sentence(trouble.code, trouble.facts, spoken)
+        said = words.sentence(trouble.code, trouble.facts, lang)
         assert said[-1] in ".。）)}"
         assert not re.search(r"{(?!why})", said)
 
@@ -183,7 +217,8 @@ def test_an_age_is_said_in_its_largest_unit(seconds: float, english: str, chines
 
 
 @pytest.mark.parametrize(
-    ("name", "letter"), [("mia", "M"), ("小林", "小"), ("Ольга", "О"), ("✨星", ""), ("", ""), ("3T", "3"), (" x", "")]
+    ("name", "letter"),
+    [("mia", "M"), ("小林", "小"), ("Ольга", "О"), ("✨星", ""), ("", ""), ("3T", "3"), (" x", "")],
 )
 def test_a_name_is_stood_for_by_its_first_letter_where_it_has_one(name: str, letter: str) -> None:
     assert initial(name) == letter

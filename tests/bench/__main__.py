@@ -6,7 +6,18 @@ from pathlib import Path
 
 import click
 
-from tests.bench import client, crowds, followers, footprint, many, nodes, proxied, requests, rivals, simulated
+from tests.bench import (
+    client,
+    crowds,
+    followers,
+    footprint,
+    many,
+    nodes,
+    proxied,
+    requests,
+    rivals,
+    simulated,
+)
 from tests.bench.table import Row, markdown
 
 GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
@@ -40,7 +51,9 @@ def measure(*, brief: bool, only: str = "") -> Iterator[Row]:
 
 
 @click.command()
-@click.option("--brief", is_flag=True, help="Prove that each row runs and is right; its figures mean nothing.")
+@click.option(
+    "--brief", is_flag=True, help="Prove that each row runs and is right; its figures mean nothing."
+)
 @click.option("--only", default="", help="Only groups whose name contains this.")
 @click.option("--imports", is_flag=True, help="The imports of `serve` that cost most, as well.")
 def main(*, brief: bool, only: str, imports: bool) -> None:

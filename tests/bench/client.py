@@ -29,7 +29,15 @@ def latency(home: Path, *, brief: bool) -> list[Row]:
                     time.sleep(0.0001)
                 times.append((time.perf_counter() - began) * 1000)
     figure = f"median {statistics.median(times):.1f} ms, most {max(times):.1f} ms"
-    return [Row(f"client: a rotation reaches memory, {len(times)} times", figure, "", "< 1 s", yes(max(times) < 1000))]
+    return [
+        Row(
+            f"client: a rotation reaches memory, {len(times)} times",
+            figure,
+            "",
+            "< 1 s",
+            yes(max(times) < 1000),
+        )
+    ]
 
 
 def _rotated(house: House) -> str:
@@ -53,7 +61,14 @@ def rows(home: Path, *, brief: bool) -> list[Row]:
     least = _least(count)
     against = f"a method that returns an attribute {least:,.0f}/s"
     return [
-        Row("client: sync get() from memory", f"{sync:,.0f}/s", against, "≥ 1,000,000/s", yes(sync >= SYNC_PER_S), good=good),
+        Row(
+            "client: sync get() from memory",
+            f"{sync:,.0f}/s",
+            against,
+            "≥ 1,000,000/s",
+            yes(sync >= SYNC_PER_S),
+            good=good,
+        ),
         Row(
             "client: async get() from memory",
             f"{concurrent:,.0f}/s",

@@ -21,12 +21,13 @@ from tests.harness.watching import watching
 BAD = 1_000
 WATCHERS = 5_000
 HONEST = 20
-PACE_S = 0.05  # each of the honest asks so often: 400 requests a second in all, far from what the daemon can do
+# Each of the honest asks so often: 400 requests a second in all, far from what the daemon can do
+PACE_S = 0.05
 WORST_RATIO = 3.0
 GET = request("/v1/tokens/main")
 
 
-# --- bad connections --------------------------------------------------------------------------------------------------
+# --- bad connections ------------------------------------------------------------------------------
 
 
 def slow_clients(home: Path, *, brief: bool) -> list[Row]:
@@ -50,7 +51,16 @@ def slow_clients(home: Path, *, brief: bool) -> list[Row]:
     figure = f"p99 {crowded * 1000:.2f} ms: ratio {crowded / alone:.2f}"
     what = f"GET token, {HONEST} honest clients beside {bad} silent or dripping connections"
     met = yes(crowded <= WORST_RATIO * alone)
-    return [Row(what, figure, f"without them p99 {alone * 1000:.2f} ms", f"ratio ≤ {WORST_RATIO:g}", met, good=crowded > 0)]
+    return [
+        Row(
+            what,
+            figure,
+            f"without them p99 {alone * 1000:.2f} ms",
+            f"ratio ≤ {WORST_RATIO:g}",
+            met,
+            good=crowded > 0,
+        )
+    ]
 
 
 @contextmanager
@@ -91,7 +101,7 @@ def percentiles(values: Sequence[float]) -> list[float]:
     return statistics.quantiles(values, n=100, method="inclusive")
 
 
-# --- watchers ---------------------------------------------------------------------------------------------------------
+# --- watchers -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,11 @@ def watchers(home: Path, *, brief: bool) -> list[Row]:
         for _ in range(rounds):
             for kind, (house, daemon) in houses.items():
                 found[kind].append(_rotation(house, daemon, count))
-    return [row for kind in kinds for row in _rows(f"{count} watchers{kind}", found[kind], is_ours=not kind)]
+    return [
+        row
+        for kind in kinds
+        for row in _rows(f"{count} watchers{kind}", found[kind], is_ours=not kind)
+    ]
 
 
 def _watched(home: Path, stack: ExitStack, lane: str) -> tuple[House, Process]:
@@ -124,7 +138,9 @@ def _watched(home: Path, stack: ExitStack, lane: str) -> tuple[House, Process]:
     house = House(home, log_level="info")
     stack.enter_context(house.sandboxed())
     house.configure(policy="min_gap = 0.1")
-    house.config.write_text(house.config.read_text().replace("[server]\n", f"[server]\nexpress_lane = {lane}\n"))
+    house.config.write_text(
+        house.config.read_text().replace("[server]\n", f"[server]\nexpress_lane = {lane}\n")
+    )
     daemon = stack.enter_context(house.serving())
     os.sched_setaffinity(daemon.popen.pid, {0})
     until(lambda: house.get("/readyz")[0] == 200, "ready")
@@ -133,18 +149,28 @@ def _watched(home: Path, stack: ExitStack, lane: str) -> tuple[House, Process]:
 
 def _rows(what: str, found: list[Woken], *, is_ours: bool) -> list[Row]:
     good = all(one.good for one in found)
-    p50, p99 = (statistics.median(percentiles(one.took)[at] for one in found) * 1000 for at in (49, 98))
+    p50, p99 = (
+        statistics.median(percentiles(one.took)[at] for one in found) * 1000 for at in (49, 98)
+    )
     worst = max(percentiles(one.took)[98] for one in found) * 1000
     most = statistics.median(max(one.took) for one in found) * 1000
     count, first, last = len(found[0].took), found[0], found[-1]
     each = (first.during - first.before) / count
-    memory = f"{first.before / 1024:.0f} → {first.during / 1024:.0f} → {first.after / 1024:.0f} MB: {each:.1f} KB each"
+    memory = (
+        f"{first.before / 1024:.0f} → {first.during / 1024:.0f} → {first.after / 1024:.0f} MB:"
+        f" {each:.1f} KB each"
+    )
     figure = f"p50 {p50:.0f}, p99 {p99:.0f}, max {most:.0f} ms"
     bounded = last.after <= first.during * 1.1
     target, met = ("p99 < 100 ms", yes(p99 < 100)) if is_ours else ("", "")
     return [
         Row(
-            f"{what}, from the commit to their answers", figure, f"the worst p99 of {len(found)}: {worst:.0f}", target, met, good
+            f"{what}, from the commit to their answers",
+            figure,
+            f"the worst p99 of {len(found)}: {worst:.0f}",
+            target,
+            met,
+            good,
         ),
         Row(
             f"{what}, memory before, with and after the first crowd",
@@ -167,7 +193,9 @@ def _rotation(house: House, daemon: Process, count: int) -> Woken:
     for _ in range(5):  # until the daemon has seen them go
         house.get("/metrics")
     fresh = house.get("/v1/tokens/main")[1]["version"]
-    good = heard.said == {f'HTTP/1.1 200 OK "{fresh}"': count} and heard.surplus == 0 and fresh != held
+    good = (
+        heard.said == {f'HTTP/1.1 200 OK "{fresh}"': count} and heard.surplus == 0 and fresh != held
+    )
     began = committed_at(house)
     return Woken([at - began for at in heard.stamps], before, during, resident_kb(daemon), good)
 
@@ -178,7 +206,7 @@ def committed_at(house: House) -> float:
         return float(db.execute("select wall_at from accounts").fetchone()[0])
 
 
-# --- kill -9 ----------------------------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------------------
 
 
 def killed(home: Path, *, brief: bool) -> list[Row]:
@@ -197,4 +225,13 @@ def killed(home: Path, *, brief: bool) -> list[Row]:
             times.append(time.perf_counter() - began)
         calls = len(house.calls())
     figure = f"median {statistics.median(times):.2f} s, worst {max(times):.2f} s"
-    return [Row("from SIGKILL to serving again, with a stored token", figure, "", "", "", good=good and calls == 1)]
+    return [
+        Row(
+            "from SIGKILL to serving again, with a stored token",
+            figure,
+            "",
+            "",
+            "",
+            good=good and calls == 1,
+        )
+    ]

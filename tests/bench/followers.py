@@ -19,7 +19,10 @@ def rows(home: Path, *, brief: bool) -> list[Row]:
         house.configure()
         told = f'[avatars]\nlisten = "127.0.0.1:0"\nbroker = "unix:{home}/broker.sock"\n'
         house.config.write_text(house.config.read_text() + told)
-        with house.serving(), process(home / "avatars.log", "avatars", "--config", str(house.config)) as companion:
+        with (
+            house.serving(),
+            process(home / "avatars.log", "avatars", "--config", str(house.config)) as companion,
+        ):
             base = companion.first_line().split()[-1]
             until(lambda: ask("GET", f"{base}/readyz")[0] == 200, "ready")
             before = _resident(companion)
@@ -27,9 +30,21 @@ def rows(home: Path, *, brief: bool) -> list[Row]:
             again, _ = _read_all(base)
             after = _resident(companion)
             lists = house.control("")["accounts"][APPID]["quota_used"]["user/get"]
-    figure = f"{lists} user/get; {first:.1f} s, again {again:.1f} s; {before:.0f} MB before, {after:.0f} MB after"
+    figure = (
+        f"{lists} user/get; {first:.1f} s, again {again:.1f} s; {before:.0f} MB before, {after:.0f}"
+        " MB after"
+    )
     good = found == count and lists == 1
-    return [Row(f"avatars of {count:,} followers, {PAGE} a page, twice", figure, "", "1 user/get", yes(good), good=good)]
+    return [
+        Row(
+            f"avatars of {count:,} followers, {PAGE} a page, twice",
+            figure,
+            "",
+            "1 user/get",
+            yes(good),
+            good=good,
+        )
+    ]
 
 
 def _read_all(base: str) -> tuple[float, int]:
@@ -44,4 +59,7 @@ def _read_all(base: str) -> tuple[float, int]:
 
 def _resident(companion: Process) -> float:
     status: Any = Path(f"/proc/{companion.popen.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+    return (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        / 1024
+    )

@@ -58,17 +58,34 @@ def _import_aiohttp() -> float:
 def imports(most: int = 15) -> str:
     """The imports of `serve` that cost most, each by itself."""
     script = "import broker.app"
-    said = subprocess.run([sys.executable, "-X", "importtime", "-c", script], capture_output=True, text=True, check=True).stderr
-    lines = [line.removeprefix("import time:").split("|") for line in said.splitlines() if "|" in line]
-    costs = sorted(((int(own), name.strip()) for own, _, name in lines if own.strip().isdecimal()), reverse=True)
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    lines = [
+        line.removeprefix("import time:").split("|") for line in said.splitlines() if "|" in line
+    ]
+    costs = sorted(
+        ((int(own), name.strip()) for own, _, name in lines if own.strip().isdecimal()),
+        reverse=True,
+    )
     return "\n".join(
-        ["| import | ms, by itself |", "|---|---|", *(f"| `{name}` | {own / 1000:.1f} |" for own, name in costs[:most])]
+        [
+            "| import | ms, by itself |",
+            "|---|---|",
+            *(f"| `{name}` | {own / 1000:.1f} |" for own, name in costs[:most]),
+        ]
     )
 
 
 def memory(home: Path, *, brief: bool) -> list[Row]:
     """Resident memory of `serve`, every app with a token, after some requests."""
-    return [_resident(home, apps, target) for apps, target in ((1, ONE_APP_MB), (20 if brief else 1000, THOUSAND_APPS_MB))]
+    return [
+        _resident(home, apps, target)
+        for apps, target in ((1, ONE_APP_MB), (20 if brief else 1000, THOUSAND_APPS_MB))
+    ]
 
 
 def _resident(home: Path, apps: int, target: int) -> Row:
@@ -77,7 +94,9 @@ def _resident(home: Path, apps: int, target: int) -> Row:
     with house.sandboxed():
         house.configure()
         secret = house.home / "main.secret"
-        more = "".join(f'[apps.a{n}]\nappid = "wxapp{n}"\nsecret_file = "{secret}"\n' for n in range(apps - 1))
+        more = "".join(
+            f'[apps.a{n}]\nappid = "wxapp{n}"\nsecret_file = "{secret}"\n' for n in range(apps - 1)
+        )
         house.configure(more=more)
         with house.serving() as daemon:
             until(lambda: house.get("/readyz")[0] == 200, "every app has a token")
@@ -85,7 +104,15 @@ def _resident(home: Path, apps: int, target: int) -> Row:
                 house.get("/v1/tokens/main")
             status = Path(f"/proc/{daemon.popen.pid}/status").read_text()
             calls = len(house.calls())
-    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+    resident = (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        / 1024
+    )
     return Row(
-        f"resident memory, {apps} app(s)", f"{resident:.0f} MB", "", f"< {target} MB", yes(resident < target), good=calls == apps
+        f"resident memory, {apps} app(s)",
+        f"{resident:.0f} MB",
+        "",
+        f"< {target} MB",
+        yes(resident < target),
+        good=calls == apps,
     )

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from tests.bench.table import Row, yes
 from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.processes import House, until
@@ -19,22 +19,31 @@ def rows(home: Path, *, brief: bool) -> list[Row]:
     """A tick with nothing due beside one of ten apps; then the answers of a daemon with all of them."""
     apps = 50 if brief else 1000
     few, many = (asyncio.run(_tick_us(home / f"{count}.db", count)) for count in (10, apps))
-    tick = Row(f"a tick with nothing due, {apps} apps", f"{many:.1f} µs", f"10 apps {few:.1f} µs", "flat", yes(many < FLAT * few))
+    tick = Row(
+        f"a tick with nothing due, {apps} apps",
+        f"{many:.1f} µs",
+        f"10 apps {few:.1f} µs",
+        "flat",
+        yes(many < FLAT * few),
+    )
     return [tick, *_pages(home, apps, 1 if brief else 9)]
 
 
 async def _tick_us(path: Path, apps: int) -> float:
     bench = Bench(path)
-    roster = Roster([replace(ACCOUNT, name=f"a{n}", appid=f"wx{n}") for n in range(apps)], await bench.tools())
-    await roster.start()
+    registry = Registry(
+        [replace(ACCOUNT, name=f"a{n}", appid=f"wx{n}") for n in range(apps)],
+        await bench.dependencies(),
+    )
+    await registry.start()
     for _ in range(3):
-        roster.tick()
-        await roster.landed()
+        registry.tick()
+        await registry.drain()
         bench.clock.pass_(1)
     times = []
     for _ in range(200):
         began = time.perf_counter()
-        roster.tick()
+        registry.tick()
         times.append(time.perf_counter() - began)
         bench.clock.pass_(1)
     await bench.close()
@@ -45,11 +54,17 @@ def _pages(home: Path, apps: int, rounds: int) -> list[Row]:
     house = House(home, log_level="info")
     with house.sandboxed():
         house.configure()
-        more = "".join(f'[apps.a{n}]\nappid = "wxapp{n}"\nsecret_file = "{home}/main.secret"\n' for n in range(apps - 1))
+        more = "".join(
+            f'[apps.a{n}]\nappid = "wxapp{n}"\nsecret_file = "{home}/main.secret"\n'
+            for n in range(apps - 1)
+        )
         house.configure(more=more)
         with house.serving():
             until(lambda: house.get("/readyz")[0] == 200, "every app has a token")
-            return [_page(house, path, apps, rounds) for path in ("/metrics", "/v1/status", "/health", "/")]
+            return [
+                _page(house, path, apps, rounds)
+                for path in ("/metrics", "/v1/status", "/health", "/")
+            ]
 
 
 def _page(house: House, path: str, apps: int, rounds: int) -> Row:
@@ -62,4 +77,11 @@ def _page(house: House, path: str, apps: int, rounds: int) -> Row:
     took = statistics.median(times)
     target = f"< {METRICS_MS:.0f} ms" if path == "/metrics" else ""
     met = yes(took < METRICS_MS) if target else ""
-    return Row(f"GET {path}, {apps} apps", f"{took:.0f} ms, {size / 1024:.0f} KB", "", target, met, good=status == 200)
+    return Row(
+        f"GET {path}, {apps} apps",
+        f"{took:.0f} ms, {size / 1024:.0f} KB",
+        "",
+        target,
+        met,
+        good=status == 200,
+    )

@@ -1,7 +1,8 @@
 """Several brokers on one PostgreSQL: what a day costs, how fast a rotation travels, how long a fault is felt.
 
-The day is simulated: told clocks, among them the database's, which a subclass of the store's rows asks a clock for; the
-rows, locks and notifications are real. The other figures are of real processes, fast tokens and real faults (tests/history).
+The day is simulated: told clocks, among them the database's, which a subclass of the store's rows
+asks a clock for; the rows, locks and notifications are real. The other figures are of real
+processes, fast tokens and real faults (tests/history).
 """
 
 import asyncio
@@ -18,15 +19,15 @@ from typing import Final
 from broker.core.credential import Policy
 from broker.core.ports import Clock
 from broker.store.postgres.account_rows import AccountRows
-from broker.store.postgres.clock_sample import Moment
+from broker.store.postgres.clock_sample import ClockSample
 from broker.store.postgres.pool import Session
 from broker.store.postgres.store import PostgresStore
-from broker.tokens.dependencies import Tools
-from broker.tokens.registry import Roster
+from broker.tokens.dependencies import Dependencies
+from broker.tokens.registry import Registry
 from tests.bench.requests import rate
 from tests.bench.table import Row, yes
 from tests.harness.cluster import Cluster, cluster, standby_of
-from tests.harness.doubles import ACCOUNT, ScriptedWeChat, ToldClock
+from tests.harness.doubles import ACCOUNT, ManualClock, ScriptedWeChat
 from tests.harness.processes import House, until
 from tests.history import measures
 from tests.history.checker import violations
@@ -51,10 +52,10 @@ RATIO: Final = 0.95
 FELT_S: Final = 5.0
 SEED: Final = 6
 
-# --- a simulated day --------------------------------------------------------------------------------------------------
+# --- a simulated day ------------------------------------------------------------------------------
 
 
-class ToldMoment(Moment):
+class ToldMoment(ClockSample):
     """A moment by a told clock, whose wall is the database's too."""
 
     @classmethod
@@ -80,23 +81,28 @@ class ToldStore(PostgresStore):
 class Broker:
     """One of those that share a day."""
 
-    clock: ToldClock
+    clock: ManualClock
     store: PostgresStore
-    roster: Roster
+    registry: Registry
 
     @property
     def version(self) -> str | None:
-        return next(iter(self.roster)).credential.version
+        return next(iter(self.registry)).credential.version
 
 
 def day(_home: Path, *, brief: bool) -> list[Row]:
     """Token calls of one app over a day, by how many brokers share it."""
     minutes = DAY_MINUTES // 8 if brief else DAY_MINUTES
     with cluster() as server:
-        calls = {brokers: asyncio.run(_day(server, brokers, minutes)) for brokers in ((1, 3) if brief else (1, 3, 10))}
+        calls = {
+            brokers: asyncio.run(_day(server, brokers, minutes))
+            for brokers in ((1, 3) if brief else (1, 3, 10))
+        }
     figure = ", ".join(f"{brokers}: {made}" for brokers, made in calls.items())
     good = len(set(calls.values())) == 1
-    what = f"token calls per simulated {'day' if not brief else 'hour or two'}, by number of brokers"
+    what = (
+        f"token calls per simulated {'day' if not brief else 'hour or two'}, by number of brokers"
+    )
     return [Row(what, figure, "", "equal", yes(good), good=good)]
 
 
@@ -106,34 +112,46 @@ async def _day(server: Cluster, brokers: int, minutes: int) -> int:
     async with AsyncExitStack() as stack:
         all_ = [await _broker(stack, server.dsn(name), number, wechat) for number in range(brokers)]
         # The jitter of the schedule is drawn from the epoch: the same for each number of brokers.
-        row = f"insert into token_broker.accounts (appid, endpoint, epoch) values ('{ACCOUNT.appid}', 'token', 'same')"
+        row = (
+            f"insert into token_broker.accounts (appid, endpoint, epoch) values ('{ACCOUNT.appid}',"
+            " 'token', 'same')"
+        )
         await asyncio.to_thread(server.sql, row, name)
         for broker in all_:
-            await broker.roster.start()
-            broker.store.watch(broker.roster.hear, broker.roster.versions)
+            await broker.registry.start()
+            broker.store.watch(broker.registry.on_store_changed, broker.registry.versions)
         for _ in range(minutes):
             await _minute(all_)
         return wechat.calls
 
 
 async def _broker(stack: AsyncExitStack, url: str, number: int, wechat: ScriptedWeChat) -> Broker:
-    clock = ToldClock(steady=10_000.0 * (number + 1))
+    clock = ManualClock(steady=10_000.0 * (number + 1))
     store = await ToldStore.open(url, clock, node=f"n{number}")
     stack.push_async_callback(store.close)
     slots = asyncio.Semaphore(16)
-    tools = Tools(store, wechat, clock, Policy(), slots, lambda *_, **__: None, call_timeout_s=10, spread=lambda: 0.0)
-    roster = Roster([ACCOUNT], tools)
-    stack.push_async_callback(roster.landed)
-    return Broker(clock, store, roster)
+    tools = Dependencies(
+        store,
+        wechat,
+        clock,
+        Policy(),
+        slots,
+        lambda *_, **__: None,
+        call_timeout_s=10,
+        jitter=lambda: 0.0,
+    )
+    registry = Registry([ACCOUNT], tools)
+    stack.push_async_callback(registry.drain)
+    return Broker(clock, store, registry)
 
 
 async def _minute(brokers: list[Broker]) -> None:
     """All look at once; it is over when all have heard what came of it."""
     for broker in brokers:
-        broker.roster.tick()
+        broker.registry.tick()
     async with asyncio.timeout(10):
         while True:
-            await asyncio.gather(*(broker.roster.landed() for broker in brokers))
+            await asyncio.gather(*(broker.registry.drain() for broker in brokers))
             if len({broker.version for broker in brokers}) == 1:
                 break
             await asyncio.sleep(0.001)
@@ -141,7 +159,7 @@ async def _minute(brokers: list[Broker]) -> None:
         broker.clock.pass_(MINUTE)
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def faults(home: Path, *, brief: bool) -> list[Row]:
@@ -150,13 +168,20 @@ def faults(home: Path, *, brief: bool) -> list[Row]:
         primary.reload(synchronous_standby_names="standby")
         history = asyncio.run(_faults(home, primary, standby, brief=brief))
     wrong = violations(history)
-    return [*_of_rotations(history), *_of_kills(history), *_of_failover(history), _of_all(history, wrong)]
+    return [
+        *_of_rotations(history),
+        *_of_kills(history),
+        *_of_failover(history),
+        _of_all(history, wrong),
+    ]
 
 
 async def _faults(home: Path, primary: Cluster, standby: Cluster, *, brief: bool) -> History:
     chance, lease = random.Random(SEED), 5.6 + BEYOND_S
     kills: list[tuple[Nemesis, ...]] = [
-        blow for step in ("called", "reserved", "answered") for blow in ((partial(kill_the_holder, step),), (let_each_be_called,))
+        blow
+        for step in ("called", "reserved", "answered")
+        for blow in ((partial(kill_the_holder, step),), (let_each_be_called,))
     ]
     others: list[tuple[Nemesis, ...]] = [
         (partial(stop_the_holder, "calling", lease), AROUND["clock"]),
@@ -166,7 +191,9 @@ async def _faults(home: Path, primary: Cluster, standby: Cluster, *, brief: bool
     ]
     calm: list[tuple[Nemesis, ...]] = [(partial(let_them_call, 5 if brief else 50),)]
     rounds = (
-        [*calm, *kills[:2], (fail_over,), (let_each_be_called,)] if brief else [*calm, *kills, *others, (fail_over,), *kills[:2]]
+        [*calm, *kills[:2], (fail_over,), (let_each_be_called,)]
+        if brief
+        else [*calm, *kills, *others, (fail_over,), *kills[:2]]
     )
     async with world(home, primary, standby, scale=Scale(poor_quota=2000)) as it:
         async with crowd(it, SEED):
@@ -187,8 +214,14 @@ def _of_rotations(history: History) -> list[Row]:
 def _of_kills(history: History) -> list[Row]:
     found = measures.recoveries(history)
     after, late = [it[0] for it in found], [it[1] for it in found]
-    figure = f"median {statistics.median(after):.1f} s, most {max(after):.1f} s; {max(late):+.1f} s from the deadline"
-    what = f"from killing the holder to the next token, {len(found)} times, lease {history.rules.lease} s"
+    figure = (
+        f"median {statistics.median(after):.1f} s, most {max(after):.1f} s; {max(late):+.1f} s from"
+        " the deadline"
+    )
+    what = (
+        f"from killing the holder to the next token, {len(found)} times, lease"
+        f" {history.rules.lease} s"
+    )
     good = max(late) <= FELT_S
     return [Row(what, figure, "", "≤ 5 s beyond the deadline", yes(good), good=good)]
 
@@ -201,12 +234,20 @@ def _of_failover(history: History) -> list[Row]:
 
 def _of_all(history: History, wrong: list[str]) -> Row:
     figure = (
-        f"{len(history.blows)} faults, {len(wrong)} violations in {len(history.answers)} answers and {len(history.calls)} calls"
+        f"{len(history.blows)} faults, {len(wrong)} violations in {len(history.answers)} answers"
+        f" and {len(history.calls)} calls"
     )
-    return Row("three brokers, faults injected, violations", figure, "; ".join(wrong), "0", yes(not wrong), good=not wrong)
+    return Row(
+        "three brokers, faults injected, violations",
+        figure,
+        "; ".join(wrong),
+        "0",
+        yes(not wrong),
+        good=not wrong,
+    )
 
 
-# --- the database away ------------------------------------------------------------------------------------------------
+# --- the database away ----------------------------------------------------------------------------
 
 
 def away(home: Path, *, brief: bool) -> list[Row]:
@@ -227,7 +268,17 @@ def away(home: Path, *, brief: bool) -> list[Row]:
                 down.append(rate(house.daemon, seconds))
                 server.start()
                 until(lambda: "PostgreSQL" not in str(house.get("/health")[1]), "all is well again")
-    ratio = statistics.median(one / other for one, other in zip(down, up, strict=True))  # of neighbours: the machine has moods
+    ratio = statistics.median(
+        one / other for one, other in zip(down, up, strict=True)
+    )  # of neighbours: the machine has moods
     figure = f"{statistics.median(down):,.0f}/s, ratio {ratio:.2f}"
     against = f"with it {statistics.median(up):,.0f}/s"
-    return [Row("GET token while the database is away", figure, against, f"≥ {RATIO}", yes(ratio >= RATIO))]
+    return [
+        Row(
+            "GET token while the database is away",
+            figure,
+            against,
+            f"≥ {RATIO}",
+            yes(ratio >= RATIO),
+        )
+    ]

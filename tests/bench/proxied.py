@@ -1,6 +1,7 @@
 """Calls through the proxy, beside the same calls made directly and through ten lines of aiohttp; memory while a gigabyte passes.
 
-WeChat is a stub that costs next to nothing, on the load's core; the proxies have the other core to themselves, in turn.
+WeChat is a stub that costs next to nothing, on the load's core; the proxies have the other core to
+themselves, in turn.
 """
 
 import asyncio
@@ -102,14 +103,30 @@ def _rates(home: Path, *, brief: bool) -> list[Row]:
             for name, base in laps.items():
                 found[name].append(_wrk(base, seconds))
     ours, bare_, direct = (
-        Load(statistics.median(one.rate for one in found[name]), statistics.median(one.p99_ms for one in found[name]))
+        Load(
+            statistics.median(one.rate for one in found[name]),
+            statistics.median(one.p99_ms for one in found[name]),
+        )
         for name in ("ours", "bare", "direct")
     )
     ratio = ours.rate / bare_.rate
-    against = f"bare aiohttp reverse proxy {_said(bare_)}: ratio {ratio:.2f}, p99 {ours.p99_ms / bare_.p99_ms:.2f}; "
-    against += f"direct {_said(direct)}: ratio {ours.rate / direct.rate:.3f}, p99 {ours.p99_ms / direct.p99_ms:.1f}"
+    against = (
+        f"bare aiohttp reverse proxy {_said(bare_)}: ratio {ratio:.2f}, p99"
+        f" {ours.p99_ms / bare_.p99_ms:.2f}; "
+    )
+    against += (
+        f"direct {_said(direct)}: ratio {ours.rate / direct.rate:.3f}, p99"
+        f" {ours.p99_ms / direct.p99_ms:.1f}"
+    )
     return [
-        Row(f"proxied GET, {CONNECTIONS} connections", _said(ours), against, "≥ 0.5 × bare", yes(ratio >= 0.5), ours.rate > 0)
+        Row(
+            f"proxied GET, {CONNECTIONS} connections",
+            _said(ours),
+            against,
+            "≥ 0.5 × bare",
+            yes(ratio >= 0.5),
+            ours.rate > 0,
+        )
     ]
 
 
@@ -122,7 +139,10 @@ def _wrk(base: str, seconds: int) -> Load:
     command = ["taskset", "-c", "1", "wrk", *options, base + PATH]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "Non-2xx" not in said, said
-    rate, p99 = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"99%\s+([\d.]+)(us|ms|s)", said)
+    rate, p99 = (
+        re.search(r"Requests/sec:\s+([\d.]+)", said),
+        re.search(r"99%\s+([\d.]+)(us|ms|s)", said),
+    )
     assert rate, said
     assert p99, said
     return Load(float(rate[1]), float(p99[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[p99[2]])
@@ -132,7 +152,9 @@ def _wrk(base: str, seconds: int) -> Load:
 def _program(core: int, source: str, *arguments: str) -> Iterator[str]:
     """A program on a core of its own, as the address it prints."""
     command = ["taskset", "-c", str(core), sys.executable, "-c", source, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             yield server.stdout.readline().strip()
@@ -154,7 +176,14 @@ def _memory(home: Path, *, brief: bool) -> Row:
             after = _most_resident(daemon)
     figure = f"at most {after:.0f} MB resident, {after - before:.0f} MB more than before"
     what = f"proxied: {size // MB} MB uploaded, then downloaded"
-    return Row(what, figure, "", "bounded: < 30 MB more", yes(after - before < 30), got == size and after - before < 30)
+    return Row(
+        what,
+        figure,
+        "",
+        "bounded: < 30 MB more",
+        yes(after - before < 30),
+        got == size and after - before < 30,
+    )
 
 
 async def _there_and_back(base: str, size: int) -> int:
@@ -172,4 +201,7 @@ async def _there_and_back(base: str, size: int) -> int:
 
 def _most_resident(daemon: Process) -> float:
     status = Path(f"/proc/{daemon.popen.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    return (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        / 1024
+    )

@@ -32,7 +32,9 @@ async def main():
 asyncio.run(main())
 """
 BODY = (
-    '{"app": "main", "appid": "wx0123456789abcdef", "access_token": "' + "9" * 136 + '", "expires_in": 7198, '
+    '{"app": "main", "appid": "wx0123456789abcdef", "access_token": "'
+    + "9" * 136
+    + '", "expires_in": 7198, '
     '"expires_at": "2026-11-23T11:42:39Z", "version": "k3f9-42", "state": "fresh"}'
 )
 CONNECTIONS = 32
@@ -41,7 +43,9 @@ CONNECTIONS = 32
 @contextmanager
 def bare() -> Iterator[str]:
     """A bare aiohttp server in a process of its own; its address."""
-    with subprocess.Popen([sys.executable, "-c", BARE, BODY, "0"], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, "-c", BARE, BODY, "0"], stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             os.sched_setaffinity(server.pid, {0})
@@ -76,7 +80,9 @@ def rate(base: str, seconds: float) -> float:
 
 async def _rate(base: str, seconds: float) -> float:
     host, port = base.removeprefix("http://").split(":")
-    request = f"GET /v1/tokens/main HTTP/1.1\r\nHost: {host}:{port}\r\nX-Token-Broker: 1\r\n\r\n".encode()
+    request = (
+        f"GET /v1/tokens/main HTTP/1.1\r\nHost: {host}:{port}\r\nX-Token-Broker: 1\r\n\r\n".encode()
+    )
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
 
@@ -122,7 +128,16 @@ def cold_start(home: Path) -> list[Row]:
         with house.serving():
             asyncio.run(_fifty(house.daemon))
             calls = len(house.calls())
-    return [Row("token calls for 50 clients at a cold start", str(calls), "", "1", yes(calls == 1), good=calls == 1)]
+    return [
+        Row(
+            "token calls for 50 clients at a cold start",
+            str(calls),
+            "",
+            "1",
+            yes(calls == 1),
+            good=calls == 1,
+        )
+    ]
 
 
 async def _fifty(base: str) -> None:

@@ -43,7 +43,8 @@ func main() {
     http.Serve(l, nil)
 }
 """
-# What one connection can have at most: a program that never sleeps, reads nothing of what it is asked, and answers.
+# What one connection can have at most: a program that never sleeps, reads nothing of what it is
+# asked, and answers.
 FLOOR = """
 package main
 import ("fmt"; "net"; "os"; "syscall"; "unsafe")
@@ -95,7 +96,12 @@ def rows(home: Path, *, brief: bool) -> list[Row]:
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         return [
-            Row("GET token beside other servers", "not measured", f"missing: {', '.join(missing)}", good="CI" not in os.environ)
+            Row(
+                "GET token beside other servers",
+                "not measured",
+                f"missing: {', '.join(missing)}",
+                good="CI" not in os.environ,
+            )
         ]
     rounds, seconds = (1, 0.3) if brief else (5, 2.0)
     with contextlib.ExitStack() as stack:
@@ -109,7 +115,10 @@ def rows(home: Path, *, brief: bool) -> list[Row]:
 
 
 def _median(loads: list[Load]) -> Load:
-    return Load(statistics.median(load.rate for load in loads), statistics.median(load.p99_ms for load in loads))
+    return Load(
+        statistics.median(load.rate for load in loads),
+        statistics.median(load.p99_ms for load in loads),
+    )
 
 
 def _table(medians: dict[str, Load]) -> list[Row]:
@@ -117,15 +126,32 @@ def _table(medians: dict[str, Load]) -> list[Row]:
     table = []
     for name, load in medians.items():
         connections = name.rpartition(", ")[2]
-        beside = {rival: medians[f"{rival}, {connections}"] for rival in rivals if f"{rival}, {connections}" in medians}
+        beside = {
+            rival: medians[f"{rival}, {connections}"]
+            for rival in rivals
+            if f"{rival}, {connections}" in medians
+        }
         p99 = f"{load.rate:,.0f}/s" + (f", p99 {load.p99_ms:.2f} ms" if load.p99_ms else "")
-        against = "; ".join(f"{load.rate / other.rate:.2f} × {rival}" for rival, other in beside.items())
+        against = "; ".join(
+            f"{load.rate / other.rate:.2f} × {rival}" for rival, other in beside.items()
+        )
         first = name.startswith("token-broker, express lane, uvloop")
         met = all(load.rate >= rivals[rival] * other.rate for rival, other in beside.items())
-        met = met and all(load.p99_ms <= other.p99_ms for rival, other in beside.items() if rival.startswith("nginx"))
+        met = met and all(
+            load.p99_ms <= other.p99_ms
+            for rival, other in beside.items()
+            if rival.startswith("nginx")
+        )
         target = "≥ 1.4 × nginx, p99 no worse; 2 × Go, 6 × aiohttp" if first and beside else ""
         table.append(
-            Row(name, p99, against if name.startswith("token") else "", target, yes(met) if target else "", load.rate > 0)
+            Row(
+                name,
+                p99,
+                against if name.startswith("token") else "",
+                target,
+                yes(met) if target else "",
+                load.rate > 0,
+            )
         )
     return table
 
@@ -134,7 +160,9 @@ def _laps(home: Path, stack: contextlib.ExitStack, *, brief: bool) -> list[Lap]:
     ours = {
         "token-broker, express lane, uvloop": _ours(home, stack, "a"),
         "token-broker, express lane, asyncio": _ours(home, stack, "b", loop="asyncio"),
-        "token-broker, no express lane, uvloop": _ours(home, stack, "c", server="express_lane = false"),
+        "token-broker, no express lane, uvloop": _ours(
+            home, stack, "c", server="express_lane = false"
+        ),
         "token-broker, express lane, uvloop, bearer": _ours(home, stack, "d", keyed=True),
     }
     theirs = {
@@ -142,25 +170,45 @@ def _laps(home: Path, stack: contextlib.ExitStack, *, brief: bool) -> list[Lap]:
         "Go net/http": stack.enter_context(_go(home, "rival", GO)),
         "bare aiohttp": stack.enter_context(bare()),
     }
-    everywhere = [*list(ours.items())[:1], *((name, (base, Path())) for name, base in theirs.items())]
+    everywhere = [
+        *list(ours.items())[:1],
+        *((name, (base, Path())) for name, base in theirs.items()),
+    ]
     laps = [
         Lap(f"{name}, {connections} connection(s)", _wrk(base, connections))
         for connections in ((32,) if brief else (1, 32, 1000))
-        for name, (base, _) in (everywhere if connections != 32 else [*ours.items(), *everywhere[1:]])
+        for name, (base, _) in (
+            everywhere if connections != 32 else [*ours.items(), *everywhere[1:]]
+        )
     ]
-    laps.insert(1, Lap("a program that only spins, 1 connection(s)", _wrk(stack.enter_context(_go(home, "spinning", FLOOR)), 1)))
+    laps.insert(
+        1,
+        Lap(
+            "a program that only spins, 1 connection(s)",
+            _wrk(stack.enter_context(_go(home, "spinning", FLOOR)), 1),
+        ),
+    )
     base, sock = ours["token-broker, express lane, uvloop"]
     redis = stack.enter_context(_redis(home))
     return [
         *laps,
         Lap("token-broker over TCP, by h2load, 32 connections", _h2load(base, base)),
-        Lap("token-broker over its Unix socket, by h2load, 32 connections", _h2load(base, f"unix:{sock}")),
+        Lap(
+            "token-broker over its Unix socket, by h2load, 32 connections",
+            _h2load(base, f"unix:{sock}"),
+        ),
         Lap("Redis GET of the same bytes, by redis-benchmark, 32 connections", redis),
     ]
 
 
 def _ours(
-    home: Path, stack: contextlib.ExitStack, name: str, *, server: str = "", loop: str = "uvloop", keyed: bool = False
+    home: Path,
+    stack: contextlib.ExitStack,
+    name: str,
+    *,
+    server: str = "",
+    loop: str = "uvloop",
+    keyed: bool = False,
 ) -> tuple[str, Path]:
     house = House(home / name, log_level="info")
     house.home.mkdir()
@@ -208,10 +256,14 @@ def _go(home: Path, name: str, program: str) -> Iterator[str]:
 @contextmanager
 def _redis(home: Path) -> Iterator[Callable[[float], Load]]:
     port = _free_port()
-    with _pinned("redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(home)):
+    with _pinned(
+        "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(home)
+    ):
         until(lambda: _listens(port), "Redis listens")
         cli = ["redis-benchmark", "-p", str(port), "-c", "32", "--csv"]
-        subprocess.run(["redis-cli", "-p", str(port), "set", "token", BODY], check=True, capture_output=True)
+        subprocess.run(
+            ["redis-cli", "-p", str(port), "set", "token", BODY], check=True, capture_output=True
+        )
 
         def measure(seconds: float) -> Load:
             count = str(max(1000, round(seconds * 60_000)))
@@ -225,7 +277,9 @@ def _redis(home: Path) -> Iterator[Callable[[float], Load]]:
 @contextmanager
 def _pinned(*command: str, **environ: str) -> Iterator["subprocess.Popen[str]"]:
     pinned = ["taskset", "-c", "0", *command]
-    with subprocess.Popen(pinned, stdout=subprocess.PIPE, text=True, env={**os.environ, **environ}) as server:
+    with subprocess.Popen(
+        pinned, stdout=subprocess.PIPE, text=True, env={**os.environ, **environ}
+    ) as server:
         try:
             yield server
         finally:
@@ -239,7 +293,10 @@ def _wrk(base: str, connections: int) -> Callable[[float], Load]:
         options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", *headers]
         said = _load("wrk", *options, f"{base}/v1/tokens/main")
         assert "Non-2xx" not in said, said
-        rate, p99 = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"99%\s+([\d.]+)(us|ms|s)", said)
+        rate, p99 = (
+            re.search(r"Requests/sec:\s+([\d.]+)", said),
+            re.search(r"99%\s+([\d.]+)(us|ms|s)", said),
+        )
         assert rate, said
         assert p99, said
         return Load(float(rate[1]), float(p99[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[p99[2]])
@@ -250,8 +307,14 @@ def _wrk(base: str, connections: int) -> Callable[[float], Load]:
 def _h2load(base: str, where: str) -> Callable[[float], Load]:
     def measure(seconds: float) -> Load:
         count = str(max(1000, round(seconds * 40_000)))
-        target = [f"--base-uri={where}", "http://localhost/v1/tokens/main"] if where != base else [f"{base}/v1/tokens/main"]
-        said = _load("h2load", "--h1", "-t1", "-c32", "-n", count, "-H", "X-Token-Broker: 1", *target)
+        target = (
+            [f"--base-uri={where}", "http://localhost/v1/tokens/main"]
+            if where != base
+            else [f"{base}/v1/tokens/main"]
+        )
+        said = _load(
+            "h2load", "--h1", "-t1", "-c32", "-n", count, "-H", "X-Token-Broker: 1", *target
+        )
         rate = re.search(r"([\d.]+) req/s", said)
         assert rate, said
         assert " 0 failed" in said, said
@@ -261,7 +324,9 @@ def _h2load(base: str, where: str) -> Callable[[float], Load]:
 
 
 def _load(*command: str) -> str:
-    return subprocess.run(["taskset", "-c", "1", *command], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["taskset", "-c", "1", *command], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def _free_port() -> int:

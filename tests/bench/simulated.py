@@ -8,7 +8,7 @@ from pathlib import Path
 from broker.core.credential import Account
 from broker.core.errcodes import Failure
 from broker.core.ports import Minted
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from tests.bench.table import Row, yes
 from tests.harness.doubles import ACCOUNT, Bench, ScriptedWeChat, looked
 
@@ -36,18 +36,28 @@ def day(home: Path, *, brief: bool) -> list[Row]:
     figure = f"at most {most}, {mean:.1f} on average; {at_once} at once"
     good = most <= MOST_CALLS_A_DAY and at_once <= AT_ONCE
     return [
-        Row(f"token calls per app, {apps} apps, a simulated day", figure, "", "≤ 26 each, ≤ 16 at once", yes(good), good=good)
+        Row(
+            f"token calls per app, {apps} apps, a simulated day",
+            figure,
+            "",
+            "≤ 26 each, ≤ 16 at once",
+            yes(good),
+            good=good,
+        )
     ]
 
 
 async def _day(home: Path, apps: int) -> tuple[int, float, int]:
     wechat = Counting()
     bench = Bench(home / "day.db", wechat=wechat)
-    roster = Roster([replace(ACCOUNT, name=f"a{n}", appid=f"wx{n}") for n in range(apps)], await bench.tools())
-    await roster.start()
+    registry = Registry(
+        [replace(ACCOUNT, name=f"a{n}", appid=f"wx{n}") for n in range(apps)],
+        await bench.dependencies(),
+    )
+    await registry.start()
     for _ in range(DAY // 60):
-        roster.tick()
-        await roster.landed()
+        registry.tick()
+        await registry.drain()
         bench.clock.pass_(60)
     await bench.close()
     calls = wechat.by_app.values()
@@ -59,9 +69,20 @@ def year(home: Path, *, brief: bool) -> list[Row]:
     days = 20 if brief else 365
     found = asyncio.run(_year(home, days))
     rows = [count for _, count, _ in found]
-    figure = "; ".join(f"day {at}: {count} rows, {size / 1024:.0f} KiB" for at, count, size in found)
+    figure = "; ".join(
+        f"day {at}: {count} rows, {size / 1024:.0f} KiB" for at, count, size in found
+    )
     good = max(rows) <= 9 * 28
-    return [Row(f"SQLite after {days} simulated days, one app", figure, "", "bounded", yes(good), good=good)]
+    return [
+        Row(
+            f"SQLite after {days} simulated days, one app",
+            figure,
+            "",
+            "bounded",
+            yes(good),
+            good=good,
+        )
+    ]
 
 
 async def _year(home: Path, days: int) -> list[tuple[int, int, int]]:

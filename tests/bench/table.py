@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `good` is a condition of correctness, never of time; `met` says how it stands against the target."""
+    """One figure.
+
+    `good` is a condition of correctness, never of time; `met` says how it stands against the
+    target.
+    """
 
     what: str
     figure: str
@@ -19,7 +23,15 @@ class Row:
 def markdown(rows: Iterable[Row]) -> str:
     """The table."""
     head = ["| what | figure | compared with | target | met |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *(f"| {row.what} | {row.figure} | {row.against} | {row.target} | {row.met} |" for row in rows)])
+    return "\n".join(
+        [
+            *head,
+            *(
+                f"| {row.what} | {row.figure} | {row.against} | {row.target} | {row.met} |"
+                for row in rows
+            ),
+        ]
+    )
 
 
 def yes(condition: object) -> str:

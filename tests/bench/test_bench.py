@@ -9,7 +9,10 @@ from tests.bench.table import markdown
 LONG = {"rivals", "nodes-faults", "crowds-slow-clients", "crowds-watchers", "crowds-killed"}
 
 
-@pytest.mark.parametrize("group", [pytest.param(name, marks=[pytest.mark.soak] if name in LONG else []) for name in GROUPS])
+@pytest.mark.parametrize(
+    "group",
+    [pytest.param(name, marks=[pytest.mark.soak] if name in LONG else []) for name in GROUPS],
+)
 def test_each_group_measures_and_is_right(group: str) -> None:
     rows = list(measure(brief=True, only=group))
     assert rows

@@ -28,12 +28,16 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 def test_serve_says_where_it_listens_and_serves_a_token_that_wechat_accepts(house: House) -> None:
     with house.serving() as daemon:
-        assert daemon.first_line().startswith(f"token-broker {__version__} serves on http://127.0.0.1:")
+        assert daemon.first_line().startswith(
+            f"token-broker {__version__} serves on http://127.0.0.1:"
+        )
         assert f"unix:{house.home}/broker.sock" in daemon.first_line()
         asked_at = time.time()
         status, token = house.get("/v1/tokens/main")
         assert status == 200
-        accepted = ask("GET", f"{house.sandbox}/cgi-bin/get_api_domain_ip?access_token={token['access_token']}")[1]
+        accepted = ask(
+            "GET", f"{house.sandbox}/cgi-bin/get_api_domain_ip?access_token={token['access_token']}"
+        )[1]
         assert accepted["ip_list"]
         invariants.check(house, [{**token, "asked_at": asked_at, "received_at": time.time()}])
         assert daemon.end() == 0
@@ -52,7 +56,12 @@ def test_status_and_get_ask_the_running_daemon_over_its_socket(house: House) -> 
         assert as_json["apps"][0]["appid"] == APPID
         token = house.get("/v1/tokens/main")[1]["access_token"]
         assert run("get", "main", "--config", str(house.config)).stdout == f"{token}\n"
-        assert json.loads(run("get", APPID, "--json", "--config", str(house.config)).stdout)["access_token"] == token
+        assert (
+            json.loads(run("get", APPID, "--json", "--config", str(house.config)).stdout)[
+                "access_token"
+            ]
+            == token
+        )
         unknown = run("get", "nobody", "--config", str(house.config))
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert "unknown-app" in unknown.stderr
@@ -82,7 +91,9 @@ def test_the_ip_to_whitelist_is_shown_in_status_api_and_log(house: House) -> Non
     }
     house.control("/faults", fault)
     with house.serving() as daemon:
-        until(lambda: house.get("/v1/status")[1]["apps"][0]["last_error"], "the first call has failed")
+        until(
+            lambda: house.get("/v1/status")[1]["apps"][0]["last_error"], "the first call has failed"
+        )
         assert house.get("/v1/status")[1]["apps"][0]["last_error"]["ip"] == "203.0.113.7"
         assert "203.0.113.7" in run("status", "--config", str(house.config)).stdout
         status, problem = house.get("/v1/tokens/main")
@@ -133,12 +144,19 @@ def test_a_socket_left_behind_by_a_killed_daemon_is_no_obstacle(house: House) ->
         daemon.kill()
     with house.serving():
         assert house.get("/livez")[0] == 200
-    mode = stat.S_IMODE((house.home / "broker.sock").stat().st_mode) if (house.home / "broker.sock").exists() else 0o660
+    mode = (
+        stat.S_IMODE((house.home / "broker.sock").stat().st_mode)
+        if (house.home / "broker.sock").exists()
+        else 0o660
+    )
     assert mode == 0o660
 
 
 def test_a_wrong_configuration_ends_with_78_and_every_error(house: House) -> None:
-    house.config.write_text('[server]\nlisten = ["0.0.0.0:1"]\nport = 3\n[policy]\ntick = -1\n[apps.main]\nappid = "wx1"\n')
+    house.config.write_text(
+        '[server]\nlisten = ["0.0.0.0:1"]\nport = 3\n[policy]\ntick = -1\n[apps.main]\nappid ='
+        ' "wx1"\n'
+    )
     for command in ("serve", "check"):
         done = run(command, "--config", str(house.config))
         assert done.returncode == 78
@@ -146,7 +164,10 @@ def test_a_wrong_configuration_ends_with_78_and_every_error(house: House) -> Non
             assert key in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
     assert run("serve", "--config", "/nowhere/config.toml").returncode == 78
-    assert run("serve", TOKEN_BROKER_CONFIG="/nowhere/else.toml").stderr.count("/nowhere/else.toml") == 1
+    assert (
+        run("serve", TOKEN_BROKER_CONFIG="/nowhere/else.toml").stderr.count("/nowhere/else.toml")
+        == 1
+    )
 
 
 def test_check_calls_nobody_and_says_what_is_wrong_with_the_store(house: House) -> None:
@@ -198,7 +219,9 @@ def test_the_log_of_a_start_and_stop_is_a_few_lines_of_json(house: House) -> Non
     assert {"app", "lane", "version", "expires_in", "timestamp", "level"} <= lines[0].keys()
 
 
-def test_a_malformed_request_puts_nothing_of_itself_into_the_log_or_the_answer(house: House) -> None:
+def test_a_malformed_request_puts_nothing_of_itself_into_the_log_or_the_answer(
+    house: House,
+) -> None:
     with house.serving() as daemon:
         host, port = house.daemon.removeprefix("http://").split(":")
         for raw in (
@@ -222,9 +245,13 @@ def test_two_apps_live_side_by_side_one_of_them_stable(house: House) -> None:
     more = f'[apps.shop]\nappid = "wxshop"\nsecret_file = "{secret}"\nendpoint = "stable_token"\n'
     house.configure(more=more)
     with house.serving():
-        tokens = {app: house.get(f"/v1/tokens/{app}")[1]["access_token"] for app in ("main", "shop")}
+        tokens = {
+            app: house.get(f"/v1/tokens/{app}")[1]["access_token"] for app in ("main", "shop")
+        }
         assert tokens["main"] != tokens["shop"]
-        assert [call["endpoint"] for call in sorted(house.calls(), key=lambda call: call["endpoint"])] == [
+        assert [
+            call["endpoint"] for call in sorted(house.calls(), key=lambda call: call["endpoint"])
+        ] == [
             "stable_token",
             "token",
         ]

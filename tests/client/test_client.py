@@ -52,7 +52,9 @@ def requests_for_tokens(house: House) -> float:
     lines = str(ask("GET", house.daemon + "/metrics")[1]).splitlines()
     route = 'route="/v1/tokens/{app}",status="200"'
     return sum(
-        float(line.split()[-1]) for line in lines if line.startswith("token_broker_http_requests_total{") and route in line
+        float(line.split()[-1])
+        for line in lines
+        if line.startswith("token_broker_http_requests_total{") and route in line
     )
 
 
@@ -85,17 +87,28 @@ def _answering(answer: bytes) -> Iterator[tuple[str, list[float]]]:
 def rotate(house: House) -> str:
     """Have the broker fetch another token; its value."""
     return str(
-        until(lambda: (answer := house.post("/v1/tokens/main/refresh"))[0] == 200 and answer[1]["access_token"], "min_gap")
+        until(
+            lambda: (
+                (answer := house.post("/v1/tokens/main/refresh"))[0] == 200
+                and answer[1]["access_token"]
+            ),
+            "min_gap",
+        )
     )
 
 
-# --- from memory ------------------------------------------------------------------------------------------------------
+# --- from memory ----------------------------------------------------------------------------------
 
 
-def test_many_threads_at_a_cold_start_ask_once_and_then_never(house: House, client: TokenClient) -> None:
+def test_many_threads_at_a_cold_start_ask_once_and_then_never(
+    house: House, client: TokenClient
+) -> None:
     before = requests_for_tokens(house)
     got: set[str] = set()
-    threads = [threading.Thread(target=lambda: got.update(client.get() for _ in range(100))) for _ in range(20)]
+    threads = [
+        threading.Thread(target=lambda: got.update(client.get() for _ in range(100)))
+        for _ in range(20)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -118,7 +131,9 @@ def test_a_rotation_reaches_a_client_that_does_not_ask(house: House, client: Tok
     assert client.get() == fresh
 
 
-async def test_a_rotation_reaches_an_async_client_and_its_watchers(house: House, aio: AsyncTokenClient) -> None:
+async def test_a_rotation_reaches_an_async_client_and_its_watchers(
+    house: House, aio: AsyncTokenClient
+) -> None:
     watch = aio.watch()
     first = await anext(watch)
     fresh = await asyncio.to_thread(rotate, house)
@@ -129,7 +144,9 @@ async def test_a_rotation_reaches_an_async_client_and_its_watchers(house: House,
     await watch.aclose()  # type: ignore[attr-defined]
 
 
-def test_whatever_the_moment_no_thread_gets_a_token_a_second_after_it_was_replaced(house: House, client: TokenClient) -> None:
+def test_whatever_the_moment_no_thread_gets_a_token_a_second_after_it_was_replaced(
+    house: House, client: TokenClient
+) -> None:
     client.get()
     got: list[tuple[float, str]] = []
     over = threading.Event()
@@ -186,10 +203,12 @@ def test_min_ttl_beyond_reach_is_an_error_and_memory_stays(client: TokenClient) 
     assert client.get() == token
 
 
-# --- reports ----------------------------------------------------------------------------------------------------------
+# --- reports --------------------------------------------------------------------------------------
 
 
-def test_using_reports_a_refused_token_and_calls_once_more(house: House, client: TokenClient) -> None:
+def test_using_reports_a_refused_token_and_calls_once_more(
+    house: House, client: TokenClient
+) -> None:
     dead = client.get()
     kill(house)
     called: list[str] = []
@@ -198,14 +217,19 @@ def test_using_reports_a_refused_token_and_calls_once_more(house: House, client:
         called.append(token)
         return data_call(house, token)
 
-    answer = until(lambda: (got := client.using(call)).get("ip_list") and got, "min_gap is over and the token replaced")
+    answer = until(
+        lambda: (got := client.using(call)).get("ip_list") and got,
+        "min_gap is over and the token replaced",
+    )
     assert answer["ip_list"]
     assert called[0] == dead
     assert client.get() != dead
     assert len(house.calls()) == 2
 
 
-async def test_using_does_not_loop_on_a_call_that_is_always_refused(house: House, aio: AsyncTokenClient) -> None:
+async def test_using_does_not_loop_on_a_call_that_is_always_refused(
+    house: House, aio: AsyncTokenClient
+) -> None:
     called = 0
 
     async def refused(_: str) -> dict[str, int]:
@@ -229,10 +253,12 @@ def test_what_is_no_refusal_is_handed_back_untouched(house: House, client: Token
     assert "verifications_total{" not in str(ask("GET", house.daemon + "/metrics")[1])
 
 
-# --- trouble ----------------------------------------------------------------------------------------------------------
+# --- trouble --------------------------------------------------------------------------------------
 
 
-def test_while_the_broker_is_away_the_copy_is_used_and_without_one_it_says_so(tmp_path: Path) -> None:
+def test_while_the_broker_is_away_the_copy_is_used_and_without_one_it_says_so(
+    tmp_path: Path,
+) -> None:
     house = House(tmp_path)
     with house.sandboxed():
         house.configure()
@@ -291,7 +317,9 @@ def test_what_is_no_broker_is_called_so(house: House) -> None:
 def test_a_wait_that_the_broker_ends_at_once_is_a_failure_that_backs_off() -> None:
     short, full = Answer(304, b"", 100.0, 100.1), Answer(304, b"", 100.0, 155.0)
     assert read(full, waited=True) == (None, {})
-    with pytest.raises(BrokerUnavailable, match="ended-early"):  # it is stopping; asked again at once it would say so again
+    with pytest.raises(
+        BrokerUnavailable, match="ended-early"
+    ):  # it is stopping; asked again at once it would say so again
         read(short, waited=True)
 
 
@@ -330,23 +358,47 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_importing_it_pulls_in_neither_server_nor_sqlite() -> None:
-    heavy = {"broker.tokens.keeper", "sqlite3", "sqlite_utils", "apscheduler", "pydantic", "structlog", "prometheus_client", "jinja2"}
-    script = f"import sys, broker.client; print(sorted({heavy | {'aiohttp', 'asyncio', 'httpx', 'requests'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {
+        "broker.tokens.keeper",
+        "sqlite3",
+        "sqlite_utils",
+        "apscheduler",
+        "pydantic",
+        "structlog",
+        "prometheus_client",
+        "jinja2",
+    }
+    script = (
+        "import sys, broker.client;"
+        f" print(sorted({heavy | {'aiohttp', 'asyncio', 'httpx', 'requests'}} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
-# --- tickets ----------------------------------------------------------------------------------------------------------
+# --- tickets --------------------------------------------------------------------------------------
 
 
 def tickets_served(house: House) -> float:
     lines = str(ask("GET", house.daemon + "/metrics")[1]).splitlines()
-    return sum(float(line.split()[-1]) for line in lines if 'route="/v1/tickets/{app}/{type}",status="200"' in line)
+    return sum(
+        float(line.split()[-1])
+        for line in lines
+        if 'route="/v1/tickets/{app}/{type}",status="200"' in line
+    )
 
 
-def test_a_ticket_is_asked_for_once_and_a_token_beside_it_stays(house: House, client: TokenClient) -> None:
+def test_a_ticket_is_asked_for_once_and_a_token_beside_it_stays(
+    house: House, client: TokenClient
+) -> None:
     token, ticket = client.get(), client.ticket("jsapi")
-    assert ticket.value == house.get("/v1/tickets/main/jsapi")[1]["ticket"] != client.ticket("wx_card").value
+    assert (
+        ticket.value
+        == house.get("/v1/tickets/main/jsapi")[1]["ticket"]
+        != client.ticket("wx_card").value
+    )
     before = tickets_served(house)
     assert {client.ticket("jsapi").value for _ in range(9)} == {ticket.value}
     assert tickets_served(house) == before
@@ -373,13 +425,17 @@ def test_while_the_broker_is_away_a_ticket_lives_on_in_memory(tmp_path: Path) ->
             client.ticket("wx_card")
 
 
-# --- adapters ---------------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------
 
 PATH = "/cgi-bin/get_api_domain_ip"
 
 
-async def test_an_aiohttp_session_gets_the_token_and_tries_once_more(house: House, aio: AsyncTokenClient) -> None:
-    async with aiohttp.ClientSession(house.sandbox, middlewares=[aiohttp_middleware(aio)]) as session:
+async def test_an_aiohttp_session_gets_the_token_and_tries_once_more(
+    house: House, aio: AsyncTokenClient
+) -> None:
+    async with aiohttp.ClientSession(
+        house.sandbox, middlewares=[aiohttp_middleware(aio)]
+    ) as session:
         async with session.get(PATH) as answer:
             assert "ip_list" in await answer.json(content_type=None)
         kill(house)
@@ -392,7 +448,9 @@ async def test_an_aiohttp_session_gets_the_token_and_tries_once_more(house: Hous
 async def _until_replaced(house: House, aio: AsyncTokenClient) -> None:
     """Wait out min_gap, so that the next refused call may be answered by a refresh."""
     old = (await aio.token()).version
-    await asyncio.to_thread(until, lambda: house.get("/v1/status")[1]["apps"][0]["version"] == old, "known")
+    await asyncio.to_thread(
+        until, lambda: house.get("/v1/status")[1]["apps"][0]["version"] == old, "known"
+    )
     await asyncio.to_thread(until, lambda: _age(house) > 0.35, "min_gap")
 
 
@@ -420,7 +478,9 @@ def test_httpx_gets_the_token_and_tries_once_more(house: House, client: TokenCli
     assert len(house.calls()) == 2
 
 
-async def test_async_httpx_gets_the_token_and_tries_once_more(house: House, aio: AsyncTokenClient) -> None:
+async def test_async_httpx_gets_the_token_and_tries_once_more(
+    house: House, aio: AsyncTokenClient
+) -> None:
     async with httpx.AsyncClient(base_url=house.sandbox, auth=httpx_auth(aio)) as session:
         assert "ip_list" in (await session.get(PATH)).json()
         kill(house)
@@ -429,11 +489,15 @@ async def test_async_httpx_gets_the_token_and_tries_once_more(house: House, aio:
     assert len(house.calls()) == 2
 
 
-async def test_a_stream_that_is_used_up_is_reported_but_not_sent_again(house: House, aio: AsyncTokenClient) -> None:
+async def test_a_stream_that_is_used_up_is_reported_but_not_sent_again(
+    house: House, aio: AsyncTokenClient
+) -> None:
     async def once() -> AsyncIterator[bytes]:
         yield b"{}"
 
-    async with aiohttp.ClientSession(house.sandbox, middlewares=[aiohttp_middleware(aio)]) as session:
+    async with aiohttp.ClientSession(
+        house.sandbox, middlewares=[aiohttp_middleware(aio)]
+    ) as session:
         await aio.get()
         kill(house)
         with contextlib.suppress(aiohttp.ClientError):

@@ -35,7 +35,9 @@ def session(house: House) -> Iterator[WechatpySession]:
         yield WechatpySession(tokens)
 
 
-def test_the_token_is_always_the_brokers_whatever_the_sdk_set(session: WechatpySession, house: House) -> None:
+def test_the_token_is_always_the_brokers_whatever_the_sdk_set(
+    session: WechatpySession, house: House
+) -> None:
     session.set(TOKEN, "of its own", 7200)
     assert session.get(TOKEN) == house.get("/v1/tokens/main")[1]["access_token"]
 
@@ -64,8 +66,12 @@ def test_tickets_have_their_end(session: WechatpySession) -> None:
         assert session.get(f"{APPID}_{kind}_expires_at", 0) > 1_700_000_000
 
 
-@pytest.mark.parametrize(("app", "errcode", "words"), [("nobody", 40013, "invalid appid"), ("main", -1, "system error")])
-def test_what_the_broker_says_comes_in_wechats_words(house: House, app: str, errcode: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("app", "errcode", "words"), [("nobody", 40013, "invalid appid"), ("main", -1, "system error")]
+)
+def test_what_the_broker_says_comes_in_wechats_words(
+    house: House, app: str, errcode: int, words: str
+) -> None:
     address = house.daemon if app == "nobody" else "http://127.0.0.1:9"
     session = WechatpySession(TokenClient(address, app, key=f"{CANARY}-key"))
     with pytest.raises(WeChatClientException) as refused:

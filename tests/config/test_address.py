@@ -22,7 +22,11 @@ from broker.system.address import Address, parse_address, parse_broker
         ("broker.internal:80", Address("tcp", "broker.internal", 80), False),
     ],
 )
-def test_an_address_is_read_and_knows_whether_it_is_loopback(text: str, address: Address, loopback: bool) -> None:  # noqa: FBT001
+def test_an_address_is_read_and_knows_whether_it_is_loopback(
+    text: str,
+    address: Address,
+    loopback: bool,  # noqa: FBT001
+) -> None:
     assert parse_address(text) == address
     assert address.is_loopback is loopback
     assert parse_address(str(address)) == address

@@ -67,17 +67,21 @@ def wrong(read: Check) -> Wrong:
     return errors
 
 
-# --- what a good configuration gives ----------------------------------------------------------------------------------
+# --- what a good configuration gives --------------------------------------------------------------
 
 
-def test_one_app_with_a_secret_is_a_whole_configuration_and_everything_else_has_the_contracts_default(read: Check) -> None:
+def test_one_app_with_a_secret_is_a_whole_configuration_and_everything_else_has_the_contracts_default(
+    read: Check,
+) -> None:
     settings = read(APP)
     assert settings.server.listen == (Address("tcp", "127.0.0.1", 8765),)
     assert settings.server.allowed_hosts == ()
     assert settings.wechat.api_base == "https://api.weixin.qq.com"
     assert settings.wechat.timeout == 10
     assert settings.policy == Policy()
-    assert dict(settings.apps) == {"main": Account("main", "wx0123456789abcdef", Secret("s3cret"), Endpoint.TOKEN, 2000)}
+    assert dict(settings.apps) == {
+        "main": Account("main", "wx0123456789abcdef", Secret("s3cret"), Endpoint.TOKEN, 2000)
+    }
     assert not settings.clients
     assert settings.avatars is None
 
@@ -86,13 +90,17 @@ def test_every_field_of_the_policy_can_be_configured() -> None:
     assert set(PolicyTable.model_fields) == {field.name for field in fields(Policy)}
 
 
-def test_the_example_is_valid_as_it_stands_once_the_secret_exists(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_example_is_valid_as_it_stands_once_the_secret_exists(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     path = write(EXAMPLE.read_text().replace("/etc/token-broker/main.secret", "./main.secret"))
     settings = load(path, {"STATE_DIRECTORY": str(tmp_path)})
     assert settings.policy == Policy()
 
 
-def test_the_example_shows_every_key_with_its_default(write: Callable[..., Path], read: Check) -> None:
+def test_the_example_shows_every_key_with_its_default(
+    write: Callable[..., Path], read: Check
+) -> None:
     text = EXAMPLE.read_text().replace("/etc/token-broker/", "./")
     bare = load(write(text), {"STATE_DIRECTORY": "/var/lib/token-broker"})
     shown_text = re.sub(r"^#(?=[a-z\[])", "", text, flags=re.MULTILINE)
@@ -106,7 +114,11 @@ def test_the_example_shows_every_key_with_its_default(write: Callable[..., Path]
     assert full.avatars == read(f'{APP}[avatars]\nkey_file = "./avatars.key"').avatars
     assert full.clients["orders"].scopes == {"read", "report"}
     for section, table in TABLES.items():
-        keys = set().union(*shown[section].values()) if section in ("apps", "clients") else set(shown[section])
+        keys = (
+            set().union(*shown[section].values())
+            if section in ("apps", "clients")
+            else set(shown[section])
+        )
         assert keys | {"secret", "key_sha256"} >= set(table.model_fields), section
 
 
@@ -133,16 +145,20 @@ def test_settings_print_without_secrets_and_key_hashes(read: Check) -> None:
 
 
 def test_a_thousand_apps_load_at_once(read: Check) -> None:
-    apps = (f'[apps.a{n}]\nappid = "wx{n:04}"\nsecret_file = "./main.secret"\n' for n in range(1000))
+    apps = (
+        f'[apps.a{n}]\nappid = "wx{n:04}"\nsecret_file = "./main.secret"\n' for n in range(1000)
+    )
     started = time.perf_counter()
     assert len(read("".join(apps)).apps) == 1000
     assert time.perf_counter() - started < 2
 
 
-# --- where it is read from --------------------------------------------------------------------------------------------
+# --- where it is read from ------------------------------------------------------------------------
 
 
-def test_the_path_is_the_argument_then_the_variable_then_etc(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_path_is_the_argument_then_the_variable_then_etc(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     assert default_path({}) == Path("/etc/token-broker/config.toml")
     environ = {"TOKEN_BROKER_CONFIG": str(tmp_path / "config.toml")}
     write(APP)
@@ -178,7 +194,12 @@ def test_the_environment_names_apps_in_capitals_and_can_add_one(read: Check) -> 
 
 def test_variables_of_others_that_share_the_prefix_are_left_alone(read: Check) -> None:
     # Kubernetes sets these for a service that is called token-broker.
-    assert read(APP, TOKEN_BROKER_SERVICE_HOST="10.0.0.1", TOKEN_BROKER_PORT="tcp://10.0.0.1:8765", TOKEN_BROKER_SECRET_X__Y="1")
+    assert read(
+        APP,
+        TOKEN_BROKER_SERVICE_HOST="10.0.0.1",
+        TOKEN_BROKER_PORT="tcp://10.0.0.1:8765",
+        TOKEN_BROKER_SECRET_X__Y="1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,7 +228,9 @@ def test_a_wrong_variable_is_refused_by_name(wrong: Wrong, variable: str, error:
         ("sqlite:///b", "/b"),
     ],
 )
-def test_a_store_url_means_an_absolute_path_with_three_slashes_or_four(read: Check, url: str, path: str) -> None:
+def test_a_store_url_means_an_absolute_path_with_three_slashes_or_four(
+    read: Check, url: str, path: str
+) -> None:
     store = read(f'{APP}[store]\nurl = "{url}"\n').store
     assert (store.path, store.url) == (Path(path), f"sqlite://{path}")
 
@@ -215,19 +238,24 @@ def test_a_store_url_means_an_absolute_path_with_three_slashes_or_four(read: Che
 def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
     read: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert read(APP, STATE_DIRECTORY="/var/lib/a:/var/lib/b").store.path == Path("/var/lib/a/broker.db")
+    assert read(APP, STATE_DIRECTORY="/var/lib/a:/var/lib/b").store.path == Path(
+        "/var/lib/a/broker.db"
+    )
     monkeypatch.chdir(tmp_path)
     assert read(APP).store.path == tmp_path / "broker.db"
 
 
-# --- what is refused, key by key --------------------------------------------------------------------------------------
+# --- what is refused, key by key ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("toml", "error"),
     [
         ("[polcy]", 'polcy: unknown key; did you mean "policy"?; there are apps, avatars'),
-        ("[policy]\nticks = 1", 'policy.ticks: unknown key; did you mean "tick"?; there are max_backoff'),
+        (
+            "[policy]\nticks = 1",
+            'policy.ticks: unknown key; did you mean "tick"?; there are max_backoff',
+        ),
         ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily = 1', "apps.b.daily: unknown key"),
         ('[store]\nencryption_key_file = "/k"', "store.encryption_key_file: /k does not exist"),
         ('"" = 1', '"": unknown key'),
@@ -238,19 +266,40 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
         ("[policy]\noverlap = inf", "policy.overlap: must be a finite number"),
         ("[policy]\ntick = true", "policy.tick: must be a number"),
         ('[policy]\ntick = "5"', "policy.tick: must be a number"),
-        ("[policy]\nrefresh_fraction = 0", "policy.refresh_fraction: must be greater than or equal to 0.01, it is 0"),
+        (
+            "[policy]\nrefresh_fraction = 0",
+            "policy.refresh_fraction: must be greater than or equal to 0.01, it is 0",
+        ),
         ("[policy]\nrefresh_fraction = 1", "policy.refresh_fraction: must be less than 1, it is 1"),
         ("[policy]\nrefresh_fraction = 0.95", "policy.refresh_fraction: must be less than 0.907"),
-        ("[policy]\noverlap = -0.5", "policy.overlap: must be greater than or equal to 0, it is -0.5"),
-        ("[policy]\nmin_gap = 0", "policy.min_gap: must be greater than 0, it is 0; two calls at once would kill"),
+        (
+            "[policy]\noverlap = -0.5",
+            "policy.overlap: must be greater than or equal to 0, it is -0.5",
+        ),
+        (
+            "[policy]\nmin_gap = 0",
+            "policy.min_gap: must be greater than 0, it is 0; two calls at once would kill",
+        ),
         ("[policy]\nmax_backoff = 29", "policy.max_backoff: must be at least policy.min_gap (30)"),
-        ("[policy]\nmin_serve = 241", "policy.min_serve: must be less than or equal to 240, it is 241; a token of"),
+        (
+            "[policy]\nmin_serve = 241",
+            "policy.min_serve: must be less than or equal to 240, it is 241; a token of",
+        ),
         ("[policy]\nreport_quota = 1.5", "policy.report_quota: must be a whole number"),
         ("[wechat]\ntimeout = 0", "wechat.timeout: must be greater than 0"),
         ('[wechat]\napi_base = "http://api.weixin.qq.com"', "wechat.api_base: must be https"),
-        ('[wechat]\napi_base = "https://u:p@api.weixin.qq.com"', "wechat.api_base: must not hold a user name"),
-        ('[wechat]\napi_base = "https://api.weixin.qq.com/x"', "wechat.api_base: must end after the host"),
-        ('[wechat]\napi_base = "https://api.weixin.qq.com?"', "wechat.api_base: must end after the host"),
+        (
+            '[wechat]\napi_base = "https://u:p@api.weixin.qq.com"',
+            "wechat.api_base: must not hold a user name",
+        ),
+        (
+            '[wechat]\napi_base = "https://api.weixin.qq.com/x"',
+            "wechat.api_base: must end after the host",
+        ),
+        (
+            '[wechat]\napi_base = "https://api.weixin.qq.com?"',
+            "wechat.api_base: must end after the host",
+        ),
         ('[wechat]\napi_base = "https://[x"', "wechat.api_base: is no URL"),
         ('[wechat]\napi_base = "ftp://x"', "wechat.api_base: must be a URL"),
         ('[store]\nurl = "redis://localhost"', 'store.url: must be "sqlite:///"'),
@@ -259,37 +308,78 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
         ('[store]\nurl = "sqlite:./broker.db"', 'store.url: must be "sqlite:///"'),
         ('[server]\nlisten = "127.0.0.1:1"', "server.listen: must be an array"),
         ("[server]\nlisten = []", "server.listen: needs at least one address"),
-        ('[server]\nlisten = ["127.0.0.1:1", "127.0.0.1:1"]', "server.listen: 127.0.0.1:1 is listed twice"),
-        ('[server]\nlisten = ["0.0.0.0:1"]', "server.listen: an address beyond loopback needs [clients]"),
+        (
+            '[server]\nlisten = ["127.0.0.1:1", "127.0.0.1:1"]',
+            "server.listen: 127.0.0.1:1 is listed twice",
+        ),
+        (
+            '[server]\nlisten = ["0.0.0.0:1"]',
+            "server.listen: an address beyond loopback needs [clients]",
+        ),
         ('[server]\nallowed_hosts = ["a.example:80"]', "server.allowed_hosts[0]: is no host name"),
         (
             '[apps.b]\nappid = "wx2"\nsecret = "x"\nendpoint = "classic"',
             "apps.b.endpoint: must be 'token', 'stable_token' or 'wecom'",
         ),
-        ('[proxy]\nprefixes = ["/a/", "/sns/"]', "proxy.prefixes[1]: must not be a path of the broker's own, nor /sns/"),
-        ('[proxy]\nprefixes = ["/a/", "/v1/"]', "proxy.prefixes[1]: must not be a path of the broker's own"),
+        (
+            '[proxy]\nprefixes = ["/a/", "/sns/"]',
+            "proxy.prefixes[1]: must not be a path of the broker's own, nor /sns/",
+        ),
+        (
+            '[proxy]\nprefixes = ["/a/", "/v1/"]',
+            "proxy.prefixes[1]: must not be a path of the broker's own",
+        ),
         ('[proxy]\nprefixes = ["/a/", "/"]', "proxy.prefixes[1]: must look like /cgi-bin/"),
-        ('[proxy]\nprefixes = ["/a/", "/cgi-bin/../"]', "proxy.prefixes[1]: must look like /cgi-bin/"),
+        (
+            '[proxy]\nprefixes = ["/a/", "/cgi-bin/../"]',
+            "proxy.prefixes[1]: must look like /cgi-bin/",
+        ),
         ("[proxy]\nprefixes = []", "proxy.prefixes: "),
         ("[proxy]\nrate = 0", "proxy.rate: must be greater than 0"),
-        ("[proxy]\nmax_concurrency = 0", "proxy.max_concurrency: must be greater than or equal to 1"),
-        ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 0', "apps.b.daily_quota: must be greater than or equal to 1"),
-        ('[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 26', "apps.b.daily_quota: a day needs up to 27 calls, it is 26"),
-        ('[apps.b]\nappid = "w x2"\nsecret = "x"', "apps.b.appid: an AppID looks like wx0123456789abcdef"),
+        (
+            "[proxy]\nmax_concurrency = 0",
+            "proxy.max_concurrency: must be greater than or equal to 1",
+        ),
+        (
+            '[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 0',
+            "apps.b.daily_quota: must be greater than or equal to 1",
+        ),
+        (
+            '[apps.b]\nappid = "wx2"\nsecret = "x"\ndaily_quota = 26',
+            "apps.b.daily_quota: a day needs up to 27 calls, it is 26",
+        ),
+        (
+            '[apps.b]\nappid = "w x2"\nsecret = "x"',
+            "apps.b.appid: an AppID looks like wx0123456789abcdef",
+        ),
         ('[apps.b]\nsecret = "x"', "apps.b.appid: is needed"),
-        ('[apps.b]\nappid = "wx0123456789abcdef"\nsecret = "x"', "apps.main.appid: is the AppID of apps.b too"),
-        ('[apps.wx0123456789abcdef]\nappid = "wx2"\nsecret = "x"', "apps.wx0123456789abcdef: is named like the AppID of"),
+        (
+            '[apps.b]\nappid = "wx0123456789abcdef"\nsecret = "x"',
+            "apps.main.appid: is the AppID of apps.b too",
+        ),
+        (
+            '[apps.wx0123456789abcdef]\nappid = "wx2"\nsecret = "x"',
+            "apps.wx0123456789abcdef: is named like the AppID of",
+        ),
         ('[apps."-b"]\nappid = "wx2"\nsecret = "x"', "apps.-b: a name is 1 to 64 letters"),
-        ('[apps."a\\u001b"]\nappid = "wx2"\nsecret = "x"', 'apps."a\\x1b": a name is 1 to 64 letters'),
+        (
+            '[apps."a\\u001b"]\nappid = "wx2"\nsecret = "x"',
+            'apps."a\\x1b": a name is 1 to 64 letters',
+        ),
         ("[clients.b]", "clients.b.key_sha256: exactly one of"),
         ('[clients.b]\nkey_sha256 = "abc"', "clients.b.key_sha256: must be 64 hex digits"),
         ("[avatars]\nproxy_images = 1", "avatars.proxy_images: must be true or false"),
         ("[avatars]\ncache_ttl = -1", "avatars.cache_ttl: must be greater than or equal to 0"),
         ('[avatars]\nbroker = "127.0.0.1:8765"', "avatars.broker: must be a URL"),
-        ('[avatars]\napp = "mian"', 'avatars.app: names no app; did you mean "main"?; there is main'),
+        (
+            '[avatars]\napp = "mian"',
+            'avatars.app: names no app; did you mean "main"?; there is main',
+        ),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key_and_the_cure(wrong: Wrong, toml: str, error: str) -> None:
+def test_a_wrong_value_is_refused_with_its_key_and_the_cure(
+    wrong: Wrong, toml: str, error: str
+) -> None:
     (found,) = wrong(f"{toml}\n{APP}")
     assert found.startswith(error)
 
@@ -298,11 +388,18 @@ def test_a_configuration_needs_an_app(wrong: Wrong) -> None:
     assert wrong("")[0].startswith("apps: at least one app is needed")
 
 
-def test_a_quota_that_the_schedule_would_exhaust_is_refused_by_the_configured_policy(read: Check, wrong: Wrong) -> None:
+def test_a_quota_that_the_schedule_would_exhaust_is_refused_by_the_configured_policy(
+    read: Check, wrong: Wrong
+) -> None:
     quota = APP + "daily_quota = 27\n"
     assert read(quota).apps["main"].daily_quota == 27
-    assert wrong(quota + "[policy]\nrefresh_fraction = 0.4\n")[0].startswith("apps.main.daily_quota: a day needs up to 34 calls")
-    assert read(APP + 'daily_quota = 13\nendpoint = "stable_token"\n').apps["main"].endpoint == "stable_token"
+    assert wrong(quota + "[policy]\nrefresh_fraction = 0.4\n")[0].startswith(
+        "apps.main.daily_quota: a day needs up to 34 calls"
+    )
+    assert (
+        read(APP + 'daily_quota = 13\nendpoint = "stable_token"\n').apps["main"].endpoint
+        == "stable_token"
+    )
 
 
 EVERYTHING_WRONG = """
@@ -336,7 +433,10 @@ cache_ttl = nan
 
 
 def test_everything_that_is_wrong_is_said_at_once(wrong: Wrong) -> None:
-    keys = [error.partition(": ")[0] for error in wrong(EVERYTHING_WRONG, TOKEN_BROKER_POLICY__OVERLAP="long")]
+    keys = [
+        error.partition(": ")[0]
+        for error in wrong(EVERYTHING_WRONG, TOKEN_BROKER_POLICY__OVERLAP="long")
+    ]
     assert sorted(keys) == sorted(
         [
             "server.listen[0]",
@@ -361,39 +461,57 @@ def test_everything_that_is_wrong_is_said_at_once(wrong: Wrong) -> None:
     )
 
 
-def test_a_wrong_table_leads_to_one_complaint_not_to_those_that_follow_from_it(wrong: Wrong) -> None:
+def test_a_wrong_table_leads_to_one_complaint_not_to_those_that_follow_from_it(
+    wrong: Wrong,
+) -> None:
     assert wrong("apps = 3\nclients = 3\npolicy = 3\nserver = 3") == tuple(
         f"{key}: must be a table" for key in ("server", "policy", "apps", "clients")
     )
-    assert wrong('apps.main = 3\n[clients."a b"]\nscopes = [1]\napps = [3]')[0] == "apps.main: must be a table"
+    assert (
+        wrong('apps.main = 3\n[clients."a b"]\nscopes = [1]\napps = [3]')[0]
+        == "apps.main: must be a table"
+    )
 
 
-# --- listeners and origins ---------------------------------------------------------------------------------------------
+# --- listeners and origins ------------------------------------------------------------------------
 
 
 def test_a_listener_beyond_loopback_is_fine_once_there_are_clients(read: Check) -> None:
     client = f'[clients.orders]\nkey_sha256 = "{"a" * 64}"\n'
-    assert read(f'[server]\nlisten = ["0.0.0.0:1"]\n{APP}{client}').server.listen[0].host == "0.0.0.0"  # noqa: S104
+    assert (
+        read(f'[server]\nlisten = ["0.0.0.0:1"]\n{APP}{client}').server.listen[0].host == "0.0.0.0"  # noqa: S104
+    )
 
 
 @pytest.mark.parametrize(
-    "base", ["http://127.0.0.1:8780", "http://[::1]:8780", "http://localhost:8780", "https://api2.weixin.qq.com"]
+    "base",
+    [
+        "http://127.0.0.1:8780",
+        "http://[::1]:8780",
+        "http://localhost:8780",
+        "https://api2.weixin.qq.com",
+    ],
 )
 def test_plain_http_is_for_this_machine_and_a_slash_at_the_end_goes(read: Check, base: str) -> None:
     assert read(f'{APP}[wechat]\napi_base = "{base}/"\n').wechat.api_base == base
 
 
-# --- secrets ----------------------------------------------------------------------------------------------------------
+# --- secrets --------------------------------------------------------------------------------------
 
 
-def test_a_secret_is_looked_for_in_the_contracts_order(write: Callable[..., Path], read: Check, tmp_path: Path) -> None:
+def test_a_secret_is_looked_for_in_the_contracts_order(
+    write: Callable[..., Path], read: Check, tmp_path: Path
+) -> None:
     credentials = tmp_path / "credentials"
     credentials.mkdir()
     (credentials / "main.secret").write_text("from-systemd")
     (credentials / "main.secret").chmod(0o440)
     bare = '[apps.main]\nappid = "wx1"\n'
     inline = bare + 'secret = "inline"\n'
-    environ = {"TOKEN_BROKER_SECRET_MAIN": "from-variable", "CREDENTIALS_DIRECTORY": str(credentials)}
+    environ = {
+        "TOKEN_BROKER_SECRET_MAIN": "from-variable",
+        "CREDENTIALS_DIRECTORY": str(credentials),
+    }
     assert read(APP, **environ).apps["main"].secret == Secret("s3cret")
     assert read(inline, **environ).apps["main"].secret == Secret("from-systemd")
     (credentials / "main.secret").unlink()
@@ -411,7 +529,9 @@ def test_an_app_without_a_secret_is_told_every_place_that_was_looked_at(wrong: W
 
 
 def test_two_explicit_secrets_are_one_too_many(wrong: Wrong) -> None:
-    assert wrong(APP + 'secret = "x"\n') == ("apps.main.secret_file: there is `secret` as well: keep one of them",)
+    assert wrong(APP + 'secret = "x"\n') == (
+        "apps.main.secret_file: there is `secret` as well: keep one of them",
+    )
 
 
 @pytest.mark.parametrize(
@@ -425,7 +545,9 @@ def test_two_explicit_secrets_are_one_too_many(wrong: Wrong) -> None:
         (b"a" * 4097, "longer than 4096"),
     ],
 )
-def test_a_secret_file_that_holds_no_secret_is_refused(wrong: Wrong, tmp_path: Path, content: bytes, error: str) -> None:
+def test_a_secret_file_that_holds_no_secret_is_refused(
+    wrong: Wrong, tmp_path: Path, content: bytes, error: str
+) -> None:
     (tmp_path / "main.secret").write_bytes(content)
     (found,) = wrong(APP)
     assert found.startswith(f"apps.main.secret_file: {tmp_path}/main.secret")
@@ -433,7 +555,9 @@ def test_a_secret_file_that_holds_no_secret_is_refused(wrong: Wrong, tmp_path: P
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o610])
-def test_a_secret_file_that_others_may_open_is_refused_with_the_cure(wrong: Wrong, tmp_path: Path, mode: int) -> None:
+def test_a_secret_file_that_others_may_open_is_refused_with_the_cure(
+    wrong: Wrong, tmp_path: Path, mode: int
+) -> None:
     (tmp_path / "main.secret").chmod(mode)
     (error,) = wrong(APP)
     assert f"mode {mode:04o}" in error
@@ -473,7 +597,9 @@ def test_links_are_followed_as_kubernetes_makes_them(read: Check, tmp_path: Path
     assert read(APP).apps["main"].secret == Secret("s3cret")
 
 
-def test_a_link_into_a_directory_where_everybody_may_write_is_refused(wrong: Wrong, tmp_path: Path) -> None:
+def test_a_link_into_a_directory_where_everybody_may_write_is_refused(
+    wrong: Wrong, tmp_path: Path
+) -> None:
     everybodys = tmp_path / "everybodys"
     everybodys.mkdir()
     everybodys.chmod(0o1777)
@@ -496,7 +622,7 @@ def test_a_link_that_leads_to_itself_ends(wrong: Wrong, tmp_path: Path) -> None:
     assert "cannot be read" in wrong(APP)[0]
 
 
-# --- clients ----------------------------------------------------------------------------------------------------------
+# --- clients --------------------------------------------------------------------------------------
 
 
 def test_a_client_has_a_key_apps_and_scopes(write: Callable[..., Path], read: Check) -> None:
@@ -507,7 +633,13 @@ def test_a_client_has_a_key_apps_and_scopes(write: Callable[..., Path], read: Ch
         f'[clients.ops]\nkey_sha256 = "{"AB" * 32}"\napps = ["main"]\nscopes = ["admin"]\n'
     )
     orders, ops = settings.clients["orders"], settings.clients["ops"]
-    assert (orders.name, orders.key_sha256, *orders.apps, *sorted(orders.scopes)) == ("orders", digest, "main", "read", "report")
+    assert (orders.name, orders.key_sha256, *orders.apps, *sorted(orders.scopes)) == (
+        "orders",
+        digest,
+        "main",
+        "read",
+        "report",
+    )
     assert (ops.key_sha256, *ops.apps, *ops.scopes) == ("ab" * 32, "main", "admin")
 
 
@@ -536,47 +668,70 @@ key_file = "./orders.key"
     )
 
 
-# --- the companion ----------------------------------------------------------------------------------------------------
+# --- the companion --------------------------------------------------------------------------------
 
 
-def test_the_companion_reads_its_key_and_no_app_secret(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_companion_reads_its_key_and_no_app_secret(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     write("bearer\n", name="avatars.key")
     (tmp_path / "main.secret").unlink()
-    path = write(f'[policy]\ntick = -1\n{APP}[avatars]\nlisten = "127.0.0.1:1"\nkey_file = "./avatars.key"\n')
+    path = write(
+        f'[policy]\ntick = -1\n{APP}[avatars]\nlisten = "127.0.0.1:1"\nkey_file = "./avatars.key"\n'
+    )
     settings = load_avatars(path, {})
-    assert (str(settings.listen), settings.broker, settings.app) == ("127.0.0.1:1", "http://127.0.0.1:8765", "main")
+    assert (str(settings.listen), settings.broker, settings.app) == (
+        "127.0.0.1:1",
+        "http://127.0.0.1:8765",
+        "main",
+    )
     assert settings.key == Secret("bearer")
     assert load_avatars(write(APP), {}).key is None
 
 
-def test_the_companion_refuses_its_own_mistakes_and_unknown_keys_anywhere(write: Callable[..., Path]) -> None:
-    path = write(f"[policy]\ntock = 1\ntick = -1\n{APP}[avatars]\ncache_ttl = -1\nproxy_image = true\nkey_file = './none'")
+def test_the_companion_refuses_its_own_mistakes_and_unknown_keys_anywhere(
+    write: Callable[..., Path],
+) -> None:
+    path = write(
+        f"[policy]\ntock = 1\ntick = -1\n{APP}[avatars]\ncache_ttl = -1\nproxy_image ="
+        " true\nkey_file = './none'"
+    )
     with pytest.raises(ConfigError) as caught:
         load_avatars(path, {})
     keys = {error.partition(":")[0] for error in caught.value.errors}
     assert keys == {"policy.tock", "avatars.cache_ttl", "avatars.proxy_image", "avatars.key_file"}
 
 
-def test_the_companion_shares_wechat_and_the_allowed_hosts_with_the_daemon(write: Callable[..., Path]) -> None:
-    shared = '[wechat]\napi_base = "http://127.0.0.1:8780"\ntimeout = 3\n[server]\nallowed_hosts = ["pictures.example"]\n'
+def test_the_companion_shares_wechat_and_the_allowed_hosts_with_the_daemon(
+    write: Callable[..., Path],
+) -> None:
+    shared = (
+        '[wechat]\napi_base = "http://127.0.0.1:8780"\ntimeout = 3\n[server]\nallowed_hosts ='
+        ' ["pictures.example"]\n'
+    )
     settings = load_avatars(write(f"{shared}{APP}[avatars]\nproxy_images = true\n"), {})
     assert (settings.wechat.api_base, settings.wechat.timeout) == ("http://127.0.0.1:8780", 3)
     assert (settings.allowed_hosts, settings.proxy_images) == (("pictures.example",), True)
     assert not load_avatars(write(APP), {}).proxy_images
     assert not load_avatars(
-        write(f"{APP}[avatars]\nproxy_images = true\n"), {"TOKEN_BROKER_AVATARS__PROXY_IMAGES": "false"}
+        write(f"{APP}[avatars]\nproxy_images = true\n"),
+        {"TOKEN_BROKER_AVATARS__PROXY_IMAGES": "false"},
     ).proxy_images
     with pytest.raises(ConfigError, match=r"wechat\.api_base: must be https"):
         load_avatars(write(f'[wechat]\napi_base = "http://pictures.example"\n{APP}'), {})
 
 
-def test_the_daemon_checks_the_companions_section_but_leaves_its_key_alone(read: Check, tmp_path: Path) -> None:
+def test_the_daemon_checks_the_companions_section_but_leaves_its_key_alone(
+    read: Check, tmp_path: Path
+) -> None:
     avatars = read(APP + '[avatars]\nkey_file = "./not-there.key"\n').avatars
     assert avatars is not None
     assert (avatars.key_file, avatars.key) == (tmp_path / "not-there.key", None)
 
 
-def test_who_only_asks_the_daemon_learns_where_it_listens_without_a_secret(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_who_only_asks_the_daemon_learns_where_it_listens_without_a_secret(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "main.secret").unlink()
     path = write(f'[policy]\ntick = -1\n{APP}[server]\nlisten = ["unix:/run/b.sock"]\n')
     assert [str(address) for address in load_server(path, {}).listen] == ["unix:/run/b.sock"]
@@ -584,7 +739,7 @@ def test_who_only_asks_the_daemon_learns_where_it_listens_without_a_secret(write
         load_server(write(f'{APP}[server]\nlisten = ["0.0.0.0:1"]\n'), {})
 
 
-# --- the file itself, and what errors may say -------------------------------------------------------------------------
+# --- the file itself, and what errors may say -----------------------------------------------------
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_its_path_and_the_cure(tmp_path: Path) -> None:
@@ -599,7 +754,10 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_path_and_the_cure(tmp_pa
     ("content", "error"),
     [
         (f'[apps.main]\nsecret = "{CANARY}\n'.encode(), "is not valid TOML at line 2, column 33"),
-        (f"[apps.main]\nsecret = {CANARY}\n".encode(), "is not valid TOML at line 2, column 10: Invalid value"),
+        (
+            f"[apps.main]\nsecret = {CANARY}\n".encode(),
+            "is not valid TOML at line 2, column 10: Invalid value",
+        ),
         (f"{CANARY}\n".encode(), "at line 1, column 23: Expected '=' after a key"),
         (f"{CANARY} = 1\n{CANARY} = 1".encode(), "at end of document: Cannot overwrite a value"),
         (f"[{CANARY}]\n[{CANARY}]".encode(), "is not valid TOML at line 2"),
@@ -609,7 +767,9 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_path_and_the_cure(tmp_pa
         (b"x = " + b"[" * 100_000, "is not valid TOML"),
     ],
 )
-def test_a_syntax_error_has_its_place_and_quotes_nothing(tmp_path: Path, content: bytes, error: str) -> None:
+def test_a_syntax_error_has_its_place_and_quotes_nothing(
+    tmp_path: Path, content: bytes, error: str
+) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
@@ -656,25 +816,45 @@ TEXT_KEYS = [
 
 @pytest.mark.parametrize("key", TEXT_KEYS)
 @pytest.mark.parametrize(
-    "value", [f'"{CANARY}"', f'["{CANARY}"]', f'"{CANARY} {CANARY}"', f'"https://{CANARY}@x"', f'{{ x = "{CANARY}" }}']
+    "value",
+    [
+        f'"{CANARY}"',
+        f'["{CANARY}"]',
+        f'"{CANARY} {CANARY}"',
+        f'"https://{CANARY}@x"',
+        f'{{ x = "{CANARY}" }}',
+    ],
 )
-def test_no_error_shows_what_was_written_to_the_wrong_place(wrong: Wrong, key: str, value: str) -> None:
+def test_no_error_shows_what_was_written_to_the_wrong_place(
+    wrong: Wrong, key: str, value: str
+) -> None:
     errors = wrong(f"{key} = {value}\npolicy.tock = 1")
     assert CANARY.lower() not in "\n".join(errors).lower()
 
 
-@pytest.mark.parametrize("value", [CANARY + " x", CANARY + "\x00", CANARY * 400, f'["{CANARY}"', f'{{"x": "{CANARY}"}}'])
+@pytest.mark.parametrize(
+    "value", [CANARY + " x", CANARY + "\x00", CANARY * 400, f'["{CANARY}"', f'{{"x": "{CANARY}"}}']
+)
 def test_no_error_shows_a_variable(wrong: Wrong, value: str) -> None:
-    variables: Mapping[str, Any] = {f"TOKEN_BROKER_{key.upper().replace('.', '__')}": value for key in TEXT_KEYS}
+    variables: Mapping[str, Any] = {
+        f"TOKEN_BROKER_{key.upper().replace('.', '__')}": value for key in TEXT_KEYS
+    }
     errors = wrong("policy.tock = 1", TOKEN_BROKER_SECRET_MAIN=value, **variables)
     assert CANARY.lower() not in "\n".join(errors).lower()
 
 
-def test_no_error_shows_a_secret_written_as_a_number_or_its_file(wrong: Wrong, tmp_path: Path) -> None:
+def test_no_error_shows_a_secret_written_as_a_number_or_its_file(
+    wrong: Wrong, tmp_path: Path
+) -> None:
     (tmp_path / "main.secret").write_text(f"{CANARY} {CANARY}")
     assert CANARY not in wrong(APP)[0]
-    assert wrong('[apps.main]\nappid = "wx1"\nsecret = 8765309\n') == ("apps.main.secret: must be a string",)
-    assert CANARY not in wrong('[apps.main]\nappid = "wx1"\n', TOKEN_BROKER_SECRET_MAIN=f"{CANARY} x")[0]
+    assert wrong('[apps.main]\nappid = "wx1"\nsecret = 8765309\n') == (
+        "apps.main.secret: must be a string",
+    )
+    assert (
+        CANARY
+        not in wrong('[apps.main]\nappid = "wx1"\n', TOKEN_BROKER_SECRET_MAIN=f"{CANARY} x")[0]
+    )
 
 
 def test_an_error_has_no_history_that_a_traceback_could_print(write: Callable[..., Path]) -> None:
@@ -690,7 +870,10 @@ def test_tokens_can_be_sealed_with_a_key_from_a_closed_file(tmp_path: Path) -> N
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o600)
     config = tmp_path / "config.toml"
-    config.write_text('[store]\nencryption_key_file = "./store.key"\n[apps.main]\nappid = "wx1"\nsecret_file = "./main.secret"\n')
+    config.write_text(
+        '[store]\nencryption_key_file = "./store.key"\n[apps.main]\nappid = "wx1"\nsecret_file ='
+        ' "./main.secret"\n'
+    )
     sealed = load(config, {}).store.encryption_key
     assert sealed is not None
     assert sealed.reveal() == "k" * 32

@@ -5,10 +5,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core.credential import Endpoint, Policy
-from broker.core.quota import DAY, Entry, Lane, Limits, calls_per_day, day_began, full, until_next_day, usage
+from broker.core.quota import (
+    DAY,
+    Entry,
+    Lane,
+    QuotaLimits,
+    calls_per_day,
+    day_began,
+    full,
+    until_next_day,
+    usage,
+)
 
 NOON = 1_790_000_000.0
-WISHES = st.lists(st.tuples(st.integers(0, 30_000), st.sampled_from(Lane), st.booleans()), max_size=120)
+WISHES = st.lists(
+    st.tuples(st.integers(0, 30_000), st.sampled_from(Lane), st.booleans()), max_size=120
+)
 
 
 @given(WISHES, st.integers(1, 30), st.integers(0, 10), st.integers(int(NOON), int(NOON + DAY)))
@@ -16,7 +28,7 @@ WISHES = st.lists(st.tuples(st.integers(0, 30_000), st.sampled_from(Lane), st.bo
 def test_no_sequence_of_calls_breaks_a_window_and_a_freed_slot_is_free(
     wishes: list[tuple[int, Lane, bool]], total: int, report: int, wall: int
 ) -> None:
-    limits, offset, now = Limits(total, report), wall - 5000.0, 5000.0
+    limits, offset, now = QuotaLimits(total, report), wall - 5000.0, 5000.0
     made: list[Entry] = []
     for wait, lane, force in wishes:
         now += wait
@@ -44,27 +56,41 @@ def test_the_beijing_day_begins_at_16_utc_and_knows_no_summer_time() -> None:
 
 
 def test_what_people_see_as_today_follows_neither_a_clock_set_forward_nor_one_set_back() -> None:
-    made = [Entry(1000.0 - number * 3600, NOON - number * 3600, Lane.SCHEDULED) for number in range(40)]
+    made = [
+        Entry(1000.0 - number * 3600, NOON - number * 3600, Lane.SCHEDULED) for number in range(40)
+    ]
     today = usage(made, 100, 1000.0, NOON).today
     assert 0 < today < usage(made, 100, 1000.0, NOON).last_24h == 24
-    assert usage(made, 100, 1000.0, NOON + DAY).last_24h == 24  # set forward by a day: nothing is reopened
-    assert usage(made, 100, 1000.0, NOON - DAY).today == 24  # set back by a day: yesterday is not today
+    assert (
+        usage(made, 100, 1000.0, NOON + DAY).last_24h == 24
+    )  # set forward by a day: nothing is reopened
+    assert (
+        usage(made, 100, 1000.0, NOON - DAY).today == 24
+    )  # set back by a day: yesterday is not today
 
 
 def test_reports_may_never_take_what_the_schedule_needs() -> None:
     policy = Policy(report_quota=200)
-    assert Limits.of(2000, Endpoint.TOKEN, policy).report == 200
-    assert Limits.of(200, Endpoint.TOKEN, policy).report == 200 - calls_per_day(Endpoint.TOKEN, policy)
-    assert Limits.of(20, Endpoint.TOKEN, policy).report == 0
+    assert QuotaLimits.of(2000, Endpoint.TOKEN, policy).report == 200
+    assert QuotaLimits.of(200, Endpoint.TOKEN, policy).report == 200 - calls_per_day(
+        Endpoint.TOKEN, policy
+    )
+    assert QuotaLimits.of(20, Endpoint.TOKEN, policy).report == 0
 
 
-@pytest.mark.parametrize(("endpoint", "fraction", "calls"), [("token", 0.5, 27), ("token", 0.9, 15), ("stable_token", 0.5, 13)])
+@pytest.mark.parametrize(
+    ("endpoint", "fraction", "calls"),
+    [("token", 0.5, 27), ("token", 0.9, 15), ("stable_token", 0.5, 13)],
+)
 def test_what_a_normal_day_needs(endpoint: str, fraction: float, calls: int) -> None:
     assert calls_per_day(Endpoint(endpoint), Policy(refresh_fraction=fraction)) == calls
 
 
 def test_usage_counts_both_windows_and_what_remains_by_the_fuller() -> None:
     midnight = day_began(NOON)
-    made = [Entry(-7200.0, midnight - 3600, Lane.SCHEDULED), Entry(0.0, midnight + 3600, Lane.ADMIN)]
+    made = [
+        Entry(-7200.0, midnight - 3600, Lane.SCHEDULED),
+        Entry(0.0, midnight + 3600, Lane.ADMIN),
+    ]
     spent = usage(made, 10, 100.0, midnight + 3700)
     assert (spent.today, spent.last_24h, spent.remaining) == (1, 2, 8)

@@ -41,10 +41,12 @@ def directives(unit: str) -> dict[str, list[str]]:
 
 
 def told(*command: str | Path, **environ: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environ})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environ}
+    )
 
 
-# --- units ------------------------------------------------------------------------------------------------------------
+# --- units ----------------------------------------------------------------------------------------
 
 
 def test_the_units_are_valid_to_systemd(tmp_path: Path) -> None:
@@ -63,13 +65,21 @@ def test_the_units_are_valid_to_systemd(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", SERVICES)
 def test_the_exposure_is_small(unit: str) -> None:
     needs("systemd-analyze")
-    done = told("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE}", DEPLOY / unit)
+    done = told(
+        "systemd-analyze",
+        "security",
+        "--no-pager",
+        "--offline=true",
+        f"--threshold={EXPOSURE}",
+        DEPLOY / unit,
+    )
     print(done.stdout[-200:])
     assert done.returncode == 0, done.stdout
 
 
 def test_the_daemons_user_does_not_have_the_name_of_the_clients_group() -> None:
-    # systemd refuses a dynamic user where a group of its name exists and no such user; the default is the unit's name.
+    # systemd refuses a dynamic user where a group of its name exists and no such user; the default
+    # is the unit's name.
     (group,) = directives("token-broker.socket")["SocketGroup"]
     assert f"g {group} -" in (DEPLOY / "token-broker.sysusers.conf").read_text()
     for unit in SERVICES:
@@ -97,17 +107,22 @@ def test_peers_keep_their_uids_and_the_boot_id_is_passed_where_it_is_hidden() ->
 
 
 def test_the_daemon_has_time_to_stop() -> None:
-    longest = FAREWELL_S + 10 + PATIENCE_SLACK_S + 2 * DRAIN_S  # aiohttp waits twice: for handlers, and for their end
+    longest = (
+        FAREWELL_S + 10 + PATIENCE_SLACK_S + 2 * DRAIN_S
+    )  # aiohttp waits twice: for handlers, and for their end
     assert int(directives("token-broker.service")["TimeoutStopSec"][0]) > longest
 
 
-# --- what is watched --------------------------------------------------------------------------------------------------
+# --- what is watched ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
     """What /metrics shows of a broker with all its rooms in use that has been through all that is watched: labels by name."""
-    async with Hostile().serving() as wechat, Proxied(bench, wechat).serving(max_concurrency=1, rate=1, burst=5) as broker:
+    async with (
+        Hostile().serving() as wechat,
+        Proxied(bench, wechat).serving(max_concurrency=1, rate=1, burst=5) as broker,
+    ):
         await broker.look()
         ticket = await broker.tickets.keeper(ACCOUNT, Endpoint.JSAPI)
         assert ticket is not None
@@ -116,9 +131,9 @@ async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
         bench.clock.pass_(60)
         await until_limited(broker)
         for event, facts in bench.events:
-            broker.metrics.witness(event, **facts)  # type: ignore[arg-type]
-        for event in ("crashed", "deposed"):  # tests/tokens/test_nodes.py has one
-            broker.metrics.witness(event, "main", lane="scheduled")
+            broker.metrics.emit(event, **facts)  # type: ignore[arg-type]
+        for event in ("crashed", "lease-lost"):  # tests/tokens/test_nodes.py has one
+            broker.metrics.emit(event, "main", lane="scheduled")
         text = await (await broker.http.get("/metrics")).text()
     found: dict[str, list[dict[str, str]]] = {"up": [{"job": "token-broker"}]}
     for family in text_string_to_metric_families(text):
@@ -129,7 +144,7 @@ async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
 
 async def until_limited(broker: Proxied) -> None:
     """Calls through the proxy, until there were all outcomes that somebody should hear of."""
-    served = broker.roster.find("main").serve()  # type: ignore[union-attr]
+    served = broker.registry.find("main").serve()  # type: ignore[union-attr]
     assert served
     called, may_go = asyncio.Event(), asyncio.Event()
 
@@ -150,7 +165,13 @@ async def until_limited(broker: Proxied) -> None:
     broker.wechat.dead = {served.token.value.reveal()}
     for _ in range(3):
         await broker.get(path)
-    assert {outcome for _, outcome in broker.outcomes} == {"passed", "busy", "unreachable", "token-refused", "too-fast"}
+    assert {outcome for _, outcome in broker.outcomes} == {
+        "passed",
+        "busy",
+        "unreachable",
+        "token-refused",
+        "too-fast",
+    }
 
 
 def texts(file: str) -> list[str]:
@@ -158,21 +179,29 @@ def texts(file: str) -> list[str]:
     text = (DEPLOY / file).read_text()
     if file.endswith(".json"):
         return [
-            f"{target['expr']} {target['legendFormat']}" for panel in json.loads(text)["panels"] for target in panel["targets"]
+            f"{target['expr']} {target['legendFormat']}"
+            for panel in json.loads(text)["panels"]
+            for target in panel["targets"]
         ]
     return text.split("- alert: ")[1:]
 
 
 @pytest.mark.parametrize("file", ["prometheus-alerts.yml", "grafana-dashboard.json"])
-async def test_only_metrics_and_labels_that_exist_are_used(shown: dict[str, list[dict[str, str]]], file: str) -> None:
+async def test_only_metrics_and_labels_that_exist_are_used(
+    shown: dict[str, list[dict[str, str]]], file: str
+) -> None:
     assert len(texts(file)) > 15
     for text in texts(file):
         metrics = set(re.findall(r"\b(?:up\b(?=\{)|token_broker_\w+)", text))
         assert metrics
         assert metrics <= shown.keys()
-        said = re.findall(r"""(\w+)(?:=~|!=|=)"|\$labels\.(\w+)|\{\{(\w+)\}\}|(?:by|on) ?\((.+?)\)""", text)
+        said = re.findall(
+            r"""(\w+)(?:=~|!=|=)"|\$labels\.(\w+)|\{\{(\w+)\}\}|(?:by|on) ?\((.+?)\)""", text
+        )
         labels = {name for groups in said for group in groups for name in group.split(", ") if name}
-        assert labels <= {"instance"}.union(*(one for metric in metrics for one in shown[metric])), text
+        assert labels <= {"instance"}.union(
+            *(one for metric in metrics for one in shown[metric])
+        ), text
 
 
 def test_prometheus_accepts_the_alerts() -> None:
@@ -181,7 +210,8 @@ def test_prometheus_accepts_the_alerts() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# What makes each alert fire, in promtool's notation, a value a minute; all at once, where there are several series.
+# What makes each alert fire, in promtool's notation, a value a minute; all at once, where there are
+# several series.
 SERIES = {
     "TokenBrokerDown": {'up{job="token-broker"}': "0x30"},
     "TokenBrokerTokenMissing": {'token_broker_token_usable{app="main"}': "0x30"},
@@ -198,15 +228,31 @@ SERIES = {
         'token_broker_ticket_expires_in_seconds{app="main",type="jsapi"}': "800x30",
         'token_broker_ticket_failures_in_a_row{app="main",type="jsapi"}': "3x30",
     },
-    "TokenBrokerProxyUnreachable": {'token_broker_proxied_requests_total{app="main",outcome="unreachable"}': "0+20x30"},
-    "TokenBrokerProxyTokenRefused": {'token_broker_proxied_requests_total{app="main",outcome="token-refused"}': "0+20x60"},
-    "TokenBrokerProxyLimited": {'token_broker_proxied_requests_total{app="main",outcome="busy"}': "0+1x30"},
-    "TokenBrokerProxyLimited, of a client": {'token_broker_proxied_requests_total{app="main",outcome="too-fast"}': "0+1x30"},
-    "TokenBrokerProxyRefusesServices": {'token_broker_proxy_refusals_total{errcode="41001"}': "0+1x60"},
+    "TokenBrokerProxyUnreachable": {
+        'token_broker_proxied_requests_total{app="main",outcome="unreachable"}': "0+20x30"
+    },
+    "TokenBrokerProxyTokenRefused": {
+        'token_broker_proxied_requests_total{app="main",outcome="token-refused"}': "0+20x60"
+    },
+    "TokenBrokerProxyLimited": {
+        'token_broker_proxied_requests_total{app="main",outcome="busy"}': "0+1x30"
+    },
+    "TokenBrokerProxyLimited, of a client": {
+        'token_broker_proxied_requests_total{app="main",outcome="too-fast"}': "0+1x30"
+    },
+    "TokenBrokerProxyRefusesServices": {
+        'token_broker_proxy_refusals_total{errcode="41001"}': "0+1x60"
+    },
     "TokenBrokerNodeSilent": {'token_broker_node_seen_ago_seconds{node="b"}': "0+60x30"},
-    "TokenBrokerDeposed": {'token_broker_token_calls_total{app="main",lane="scheduled",outcome="deposed"}': "1x10 2x20"},
-    "TokenBrokerDeposed, the first time": {
-        'token_broker_token_calls_total{app="main",lane="scheduled",outcome="deposed"}': "_x10 1x20"
+    "TokenBrokerLeaseLost": {
+        'token_broker_token_calls_total{app="main",lane="scheduled",outcome="lease-lost"}': (
+            "1x10 2x20"
+        )
+    },
+    "TokenBrokerLeaseLost, the first time": {
+        'token_broker_token_calls_total{app="main",lane="scheduled",outcome="lease-lost"}': (
+            "_x10 1x20"
+        )
     },
 }
 HEALTHY = {
@@ -231,14 +277,18 @@ HEALTHY = {
 }
 
 
-async def test_the_alerts_are_tried_with_what_a_daemon_shows(shown: dict[str, list[dict[str, str]]]) -> None:
+async def test_the_alerts_are_tried_with_what_a_daemon_shows(
+    shown: dict[str, list[dict[str, str]]],
+) -> None:
     for series in {*HEALTHY, *(name for tried in SERIES.values() for name in tried)}:
         name, _, labels = series.partition("{")
         assert dict(re.findall(r'(\w+)="(.*?)"', labels)) in shown[name], series
 
 
 @pytest.mark.parametrize("tried", [*SERIES, None])
-def test_each_alert_fires_on_its_condition_and_only_there(tried: str | None, tmp_path: Path) -> None:
+def test_each_alert_fires_on_its_condition_and_only_there(
+    tried: str | None, tmp_path: Path
+) -> None:
     needs("promtool")
     alert = tried and tried.partition(",")[0]
     series = {**HEALTHY, **SERIES.get(tried or "", {})}
@@ -246,12 +296,15 @@ def test_each_alert_fires_on_its_condition_and_only_there(tried: str | None, tmp
     names = set(re.findall(r"alert: (\w+)", rules))
     assert {name.partition(",")[0] for name in SERIES} == names
     tests = tmp_path / "tests.yml"
-    # JSON is YAML. Only whether an alert fires is looked at, so a test that it does not must fail for this one.
+    # JSON is YAML. Only whether an alert fires is looked at, so a test that it does not must fail
+    # for this one.
     for silent in filter(None, (names - {alert}, {alert} - {None})):
         expects = [{"eval_time": "20m", "alertname": name, "exp_alerts": []} for name in silent]
         values = [{"series": key, "values": value} for key, value in series.items()]
         group = {"interval": "1m", "input_series": values, "alert_rule_test": expects}
-        tests.write_text(json.dumps({"rule_files": [str(DEPLOY / "prometheus-alerts.yml")], "tests": [group]}))
+        tests.write_text(
+            json.dumps({"rule_files": [str(DEPLOY / "prometheus-alerts.yml")], "tests": [group]})
+        )
         done = told("promtool", "test", "rules", tests)
         assert (done.returncode == 0) == (alert not in silent), (silent, done.stdout + done.stderr)
 
@@ -267,7 +320,7 @@ def test_the_dashboard_is_one() -> None:
         assert all(target["expr"] for target in panel["targets"])
 
 
-# --- the installer ----------------------------------------------------------------------------------------------------
+# --- the installer --------------------------------------------------------------------------------
 
 
 def install(root: Path, *options: str) -> str:
@@ -277,7 +330,9 @@ def install(root: Path, *options: str) -> str:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -302,8 +357,12 @@ def test_units_group_and_configuration_are_put_in_place(root: Path) -> None:
     assert stat.S_IMODE(config.parent.stat().st_mode) == 0o750
 
 
-def test_the_installed_configuration_takes_the_secret_that_the_unit_hands_over(root: Path, tmp_path: Path) -> None:
-    (name,) = (value.split(":")[0] for value in directives("token-broker.service")["LoadCredential"])
+def test_the_installed_configuration_takes_the_secret_that_the_unit_hands_over(
+    root: Path, tmp_path: Path
+) -> None:
+    (name,) = (
+        value.split(":")[0] for value in directives("token-broker.service")["LoadCredential"]
+    )
     (tmp_path / name).write_text("secret")
     (tmp_path / name).chmod(0o400)
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path), "STATE_DIRECTORY": "/var/lib/token-broker"}
@@ -321,8 +380,13 @@ def test_installing_again_changes_nothing(root: Path) -> None:
     assert "stays" not in said
 
 
-def test_what_an_operator_edited_stays_and_what_is_new_lies_beside_it(root: Path, tmp_path: Path) -> None:
-    edited = [root / "etc/token-broker/config.toml", root / "etc/systemd/system/token-broker.service"]
+def test_what_an_operator_edited_stays_and_what_is_new_lies_beside_it(
+    root: Path, tmp_path: Path
+) -> None:
+    edited = [
+        root / "etc/token-broker/config.toml",
+        root / "etc/systemd/system/token-broker.service",
+    ]
     for file in edited:
         file.write_text("# mine\n")
     newer = tmp_path / "newer"
@@ -360,7 +424,11 @@ def test_uninstalling_keeps_configuration_secrets_state_and_edited_units(root: P
     edited = root / "etc/systemd/system/token-broker.service"
     edited.write_text("# mine\n")
     install(root, "--uninstall")
-    kept = {"etc/token-broker/config.toml", "etc/token-broker/main.secret", "var/lib/token-broker/broker.db"}
+    kept = {
+        "etc/token-broker/config.toml",
+        "etc/token-broker/main.secret",
+        "var/lib/token-broker/broker.db",
+    }
     assert files(root).keys() == kept | {"etc/systemd/system/token-broker.service.edited"}
     install(root, "--uninstall")  # twice is no error
 
@@ -382,7 +450,13 @@ def test_another_prefix_stands_in_the_units(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["--prefix", "relative/path"], ["--prefix", "/opt"], ["--prefix", "/opt/a b"], ["--prefix", "/opt/../etc"], ["--purge"]],
+    [
+        ["--prefix", "relative/path"],
+        ["--prefix", "/opt"],
+        ["--prefix", "/opt/a b"],
+        ["--prefix", "/opt/../etc"],
+        ["--purge"],
+    ],
     ids=" ".join,
 )
 def test_options_that_could_do_harm_are_refused(tmp_path: Path, options: list[str]) -> None:

@@ -20,7 +20,7 @@ from broker.config.load import load
 from broker.config.reload import needs_restart
 from broker.core.secret import Secret
 from broker.system.systemd import NOBODY, Supervisor
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from broker.web.connection.lifecycle import answers
 from tests.harness.crowd import request
 from tests.harness.doubles import ACCOUNT, Bench
@@ -32,7 +32,11 @@ KEY_SHA256 = "a" * 64
 
 @pytest.fixture(params=["abstract", "path"])
 def any_ear(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ear]:
-    ear = Ear(f"@token-broker-{secrets.token_hex(8)}" if request.param == "abstract" else str(tmp_path / "notify"))
+    ear = Ear(
+        f"@token-broker-{secrets.token_hex(8)}"
+        if request.param == "abstract"
+        else str(tmp_path / "notify")
+    )
     yield ear
     ear.close()
 
@@ -52,7 +56,7 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield house
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
+# --- what is said ---------------------------------------------------------------------------------
 
 
 def test_a_notice_arrives(any_ear: Ear) -> None:
@@ -60,20 +64,29 @@ def test_a_notice_arrives(any_ear: Ear) -> None:
     assert any_ear.message() == {"READY": "1", "STATUS": "serves"}
 
 
-@pytest.mark.parametrize("address", ["", "/nowhere/notify", "@token-broker-nobody", "vsock:2:1234", "notify"])
+@pytest.mark.parametrize(
+    "address", ["", "/nowhere/notify", "@token-broker-nobody", "vsock:2:1234", "notify"]
+)
 def test_a_notice_that_nobody_takes_is_no_error(address: str) -> None:
     assert Supervisor(address).notify("READY=1") is False
 
 
 def test_what_the_supervisor_left_is_taken_out_of_the_environment() -> None:
     mine = str(os.getpid())
-    environ = {"NOTIFY_SOCKET": "@there", "WATCHDOG_USEC": "1500000", "WATCHDOG_PID": mine, "HOME": "/"}
+    environ = {
+        "NOTIFY_SOCKET": "@there",
+        "WATCHDOG_USEC": "1500000",
+        "WATCHDOG_PID": mine,
+        "HOME": "/",
+    }
     environ |= {"LISTEN_PID": "1", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
     assert Supervisor.from_environ(environ) == Supervisor("@there", 1.5, ())
     assert environ == {"HOME": "/"}
 
 
-@pytest.mark.parametrize(("usec", "pid"), [("", ""), ("0", ""), ("soon", ""), ("-1", ""), ("1000000", "1")])
+@pytest.mark.parametrize(
+    ("usec", "pid"), [("", ""), ("0", ""), ("soon", ""), ("-1", ""), ("1000000", "1")]
+)
 def test_there_is_no_watchdog_unless_it_is_ours(usec: str, pid: str) -> None:
     assert Supervisor.from_environ({"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}).watchdog_s is None
 
@@ -83,11 +96,13 @@ def test_a_count_of_descriptors_that_is_none_means_none(count: str) -> None:
     assert Supervisor.from_environ({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count}) == NOBODY
 
 
-# --- the daemon -------------------------------------------------------------------------------------------------------
+# --- the daemon -----------------------------------------------------------------------------------
 
 
 def test_ready_is_said_when_it_serves_and_stopping_before_it_ends(house: House, ear: Ear) -> None:
-    with process(house.home / "log", "serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address) as daemon:
+    with process(
+        house.home / "log", "serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address
+    ) as daemon:
         assert ear.message()["READY"] == "1"
         with socket.socket(socket.AF_UNIX) as peer:  # no second try: it serves now
             peer.connect(str(house.home / "broker.sock"))
@@ -99,7 +114,9 @@ def test_ready_is_said_when_it_serves_and_stopping_before_it_ends(house: House, 
     assert ear.heard() == []
 
 
-def test_a_port_that_is_taken_is_said_in_a_sentence_and_nothing_is_ready(house: House, ear: Ear) -> None:
+def test_a_port_that_is_taken_is_said_in_a_sentence_and_nothing_is_ready(
+    house: House, ear: Ear
+) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -107,7 +124,11 @@ def test_a_port_that_is_taken_is_said_in_a_sentence_and_nothing_is_ready(house: 
         house.config.write_text(house.config.read_text().replace("127.0.0.1:0", taken))
         done = run("serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address)
     assert done.returncode == 1
-    assert done.stderr == f"token-broker: {taken} is taken: another program listens there; stop it or change server.listen\n"
+    assert (
+        done.stderr
+        == f"token-broker: {taken} is taken: another program listens there; stop it or change"
+        " server.listen\n"
+    )
     assert ear.heard() == []
     assert house.calls() == []
 
@@ -126,7 +147,7 @@ def test_pings_come_while_it_is_well(house: House, ear: Ear) -> None:
         assert daemon.end() == 0
 
 
-# --- the watchdog, with parts of our own ------------------------------------------------------------------------------
+# --- the watchdog, with parts of our own ----------------------------------------------------------
 
 
 async def hear(ear: Ear, field: str) -> dict[str, str]:
@@ -157,7 +178,9 @@ async def test_a_look_that_raises_or_never_ends_is_not_well(ear: Ear) -> None:
 
     for well, why in ((raises, "ValueError"), (hangs, "TimeoutError")):
         async with Supervisor(ear.address, 0.03).watched(well, lambda _: None):
-            assert await asyncio.to_thread(ear.message) == {"STATUS": f"not well: the look at ourselves failed: {why}"}
+            assert await asyncio.to_thread(ear.message) == {
+                "STATUS": f"not well: the look at ourselves failed: {why}"
+            }
         ear.heard()
 
 
@@ -171,7 +194,7 @@ async def test_without_a_watchdog_nothing_is_looked_at(ear: Ear) -> None:
 
 
 async def test_well_means_that_the_schedule_ticks_and_the_listener_answers(bench: Bench) -> None:
-    roster = Roster([ACCOUNT], await bench.tools())
+    registry = Registry([ACCOUNT], await bench.dependencies())
     answer = b"HTTP/1.1 200 OK\r\n\r\n"
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -181,9 +204,9 @@ async def test_well_means_that_the_schedule_ticks_and_the_listener_answers(bench
 
     listener = socket.create_server(("127.0.0.1", 0))
     async with await asyncio.start_server(greet, sock=listener):
-        well = wellness(roster, listener)
+        well = wellness(registry, listener)
         assert await well() == "the schedule has stopped"
-        roster.ticked_at = bench.clock.now()
+        registry.ticked_at = bench.clock.now()
         assert await well() == ""
         answer = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
         assert await well() == "our own listener does not answer"
@@ -210,12 +233,14 @@ async def test_a_socket_that_listens_no_more_does_not_answer(tmp_path: Path) -> 
         assert not await answers(unix)
 
 
-# --- reloading --------------------------------------------------------------------------------------------------------
+# --- reloading ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def daemon(house: House, ear: Ear) -> Iterator[Process]:
-    with process(house.home / "daemon.log", "serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address) as daemon:
+    with process(
+        house.home / "daemon.log", "serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address
+    ) as daemon:
         house.daemon = daemon.first_line().split("serves on ")[1].split(",")[0]
         ear.until("READY")
         yield daemon
@@ -234,12 +259,18 @@ def hang_up(daemon: Process, ear: Ear) -> str:
     return message["STATUS"]
 
 
-def test_sighup_puts_clients_and_names_and_policy_in_force_and_calls_nobody(house: House, daemon: Process, ear: Ear) -> None:
+def test_sighup_puts_clients_and_names_and_policy_in_force_and_calls_nobody(
+    house: House, daemon: Process, ear: Ear
+) -> None:
     assert house.get("/v1/tokens/main")[0] == 200
     _, before = house.get("/v1/status")
     assert house.get("/livez", Host="broker.example")[0] == 403
-    house.configure(policy="refresh_fraction = 0.25", more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"')
-    house.config.write_text(house.config.read_text().replace("[server]", '[server]\nallowed_hosts = ["broker.example"]'))
+    house.configure(
+        policy="refresh_fraction = 0.25", more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"'
+    )
+    house.config.write_text(
+        house.config.read_text().replace("[server]", '[server]\nallowed_hosts = ["broker.example"]')
+    )
     assert hang_up(daemon, ear) == "configuration read"
     assert house.get("/v1/tokens/main")[1]["code"] == "missing-key"
     assert house.get("/livez", Host="broker.example")[0] == 200
@@ -255,18 +286,28 @@ def test_who_waits_in_the_lane_is_looked_at_again(house: House, daemon: Process,
     version = house.get("/v1/tokens/main")[1]["version"]
     watch = request("/v1/tokens/main?wait=60", If_None_Match=f'"{version}"')
     host, port = house.daemon.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as one, socket.create_connection((host, int(port))) as other:
+    with (
+        socket.create_connection((host, int(port))) as one,
+        socket.create_connection((host, int(port))) as other,
+    ):
         for sock in (one, other):
             sock.sendall(watch)
-            assert house.get("/livez")[0] == 200, "who comes later is answered once it has been read"
+            assert house.get("/livez")[0] == 200, (
+                "who comes later is answered once it has been read"
+            )
         house.configure(more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"')
         assert hang_up(daemon, ear) == "configuration read"
         other.settimeout(PATIENCE_S)
         assert other.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_file_that_will_not_do_changes_nothing_and_the_next_one_is_read(house: House, daemon: Process, ear: Ear) -> None:
-    house.configure(policy="refresh_fraction = 7\nmin_gab = 1", more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"')
+def test_a_file_that_will_not_do_changes_nothing_and_the_next_one_is_read(
+    house: House, daemon: Process, ear: Ear
+) -> None:
+    house.configure(
+        policy="refresh_fraction = 7\nmin_gab = 1",
+        more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"',
+    )
     status = hang_up(daemon, ear)
     assert status.startswith("the configuration is refused, the old one stays: ")
     assert "policy.refresh_fraction" in status
@@ -282,8 +323,12 @@ def test_a_file_that_will_not_do_changes_nothing_and_the_next_one_is_read(house:
     assert house.get("/v1/tokens/main")[0] == 401
 
 
-def test_what_needs_a_restart_is_named_and_left_as_it_is(house: House, daemon: Process, ear: Ear) -> None:
-    house.configure(app="daily_quota = 1000", more='[apps.other]\nappid = "wx9999999999999999"\nsecret = "s"')
+def test_what_needs_a_restart_is_named_and_left_as_it_is(
+    house: House, daemon: Process, ear: Ear
+) -> None:
+    house.configure(
+        app="daily_quota = 1000", more='[apps.other]\nappid = "wx9999999999999999"\nsecret = "s"'
+    )
     house.config.chmod(0o600)
     assert hang_up(daemon, ear) == "configuration read; a restart is needed for: apps"
     assert "restart-needed" in daemon.log.read_text()
@@ -297,7 +342,9 @@ def test_a_shorter_tick_ticks_at_once(house: House, ear: Ear) -> None:
     slow = house.config.read_text().replace("tick = 0.2", "tick = 60")
     house.config.write_text(slow)
     house.control("/faults", {"kind": "status", "status": 503, "times": 1})
-    with process(house.home / "daemon.log", "serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address) as daemon:
+    with process(
+        house.home / "daemon.log", "serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address
+    ) as daemon:
         ear.until("READY")
         until(house.calls, "the first call is made, and fails")
         house.config.write_text(slow.replace("tick = 60", "tick = 0.1"))
@@ -309,24 +356,43 @@ def test_a_shorter_tick_ticks_at_once(house: House, ear: Ear) -> None:
 def test_each_part_that_cannot_change_is_found(house: House) -> None:
     settings = load(house.config, {})
     assert needs_restart(settings, load(house.config, {})) == []
-    assert needs_restart(settings, replace(settings, server=replace(settings.server, listen=()))) == ["server.listen"]
-    assert needs_restart(settings, replace(settings, server=replace(settings.server, allowed_hosts=("x",)))) == []
-    assert needs_restart(settings, replace(settings, wechat=replace(settings.wechat, timeout=1))) == ["wechat"]
-    assert needs_restart(settings, replace(settings, proxy=settings.proxy.model_copy(update={"rate": 7.0}))) == ["proxy"]
-    assert needs_restart(settings, replace(settings, store=replace(settings.store, path=Path("/else")))) == ["store"]
+    assert needs_restart(
+        settings, replace(settings, server=replace(settings.server, listen=()))
+    ) == ["server.listen"]
+    assert (
+        needs_restart(
+            settings, replace(settings, server=replace(settings.server, allowed_hosts=("x",)))
+        )
+        == []
+    )
+    assert needs_restart(
+        settings, replace(settings, wechat=replace(settings.wechat, timeout=1))
+    ) == ["wechat"]
+    assert needs_restart(
+        settings, replace(settings, proxy=settings.proxy.model_copy(update={"rate": 7.0}))
+    ) == ["proxy"]
+    assert needs_restart(
+        settings, replace(settings, store=replace(settings.store, path=Path("/else")))
+    ) == ["store"]
     other = {"main": replace(settings.apps["main"], secret=Secret("another"))}
     assert needs_restart(settings, replace(settings, apps=other)) == ["apps"]
 
 
-# --- inherited sockets ------------------------------------------------------------------------------------------------
+# --- inherited sockets ----------------------------------------------------------------------------
 
 
 @contextmanager
-def started(house: House, sockets: list[socket.socket], **environ: str) -> Iterator["subprocess.Popen[str]"]:
-    command = handing_over(sockets, [sys.executable, "-m", "broker", "serve", "--config", str(house.config)])
+def started(
+    house: House, sockets: list[socket.socket], **environ: str
+) -> Iterator["subprocess.Popen[str]"]:
+    command = handing_over(
+        sockets, [sys.executable, "-m", "broker", "serve", "--config", str(house.config)]
+    )
     fds = [sock.fileno() for sock in sockets]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, pass_fds=fds, env={**os.environ, **environ}, stdout=pipe, stderr=pipe, text=True) as popen:
+    with subprocess.Popen(
+        command, pass_fds=fds, env={**os.environ, **environ}, stdout=pipe, stderr=pipe, text=True
+    ) as popen:
         try:
             yield popen
         finally:
@@ -346,9 +412,14 @@ def test_a_socket_beyond_loopback_without_clients_is_refused(house: House) -> No
             assert f"http://0.0.0.0:{wide.getsockname()[1]}" in daemon.stdout.readline()
 
 
-def test_clients_cannot_be_reloaded_away_from_a_socket_beyond_loopback(house: House, ear: Ear) -> None:
+def test_clients_cannot_be_reloaded_away_from_a_socket_beyond_loopback(
+    house: House, ear: Ear
+) -> None:
     house.configure(more=f'[clients.orders]\nkey_sha256 = "{KEY_SHA256}"')
-    with socket.create_server(("0.0.0.0", 0)) as wide, started(house, [wide], NOTIFY_SOCKET=ear.address) as popen:  # noqa: S104
+    with (
+        socket.create_server(("0.0.0.0", 0)) as wide,  # noqa: S104
+        started(house, [wide], NOTIFY_SOCKET=ear.address) as popen,
+    ):
         ear.until("READY")
         house.daemon = f"http://127.0.0.1:{wide.getsockname()[1]}"
         house.configure()
@@ -356,13 +427,18 @@ def test_clients_cannot_be_reloaded_away_from_a_socket_beyond_loopback(house: Ho
         assert house.get("/v1/tokens/main")[0] == 401
 
 
-@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["datagram", "not listening"])
-def test_a_descriptor_that_does_not_listen_is_refused_by_its_name(house: House, kind: socket.SocketKind) -> None:
+@pytest.mark.parametrize(
+    "kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["datagram", "not listening"]
+)
+def test_a_descriptor_that_does_not_listen_is_refused_by_its_name(
+    house: House, kind: socket.SocketKind
+) -> None:
     with socket.socket(socket.AF_INET, kind) as odd, started(house, [odd]) as refused:
         _, errors = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 1
-    assert errors == (
-        "token-broker: the inherited socket 3 (broker) does not listen: the unit needs ListenStream= and Accept=no\n"
+    assert (
+        errors == "token-broker: the inherited socket 3 (broker) does not listen: the unit needs"
+        " ListenStream= and Accept=no\n"
     )
 
 
@@ -388,7 +464,7 @@ def test_systemds_own_tool_activates_it(house: House) -> None:
     assert path.exists()  # it is not ours to remove
 
 
-# --- who may connect --------------------------------------------------------------------------------------------------
+# --- who may connect ------------------------------------------------------------------------------
 
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
 
@@ -396,13 +472,19 @@ CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1]
 def test_a_user_without_the_group_is_refused_by_the_kernel(house: House) -> None:
     needs("root", "setpriv", "/usr/bin/python3")
     for directory in [house.home, *house.home.parents]:  # so that it is the socket that refuses
-        if directory.stat().st_uid == os.geteuid() and directory.is_relative_to("/tmp/") and directory != Path("/tmp"):  # noqa: S108
+        if (
+            directory.stat().st_uid == os.geteuid()
+            and directory.is_relative_to("/tmp/")  # noqa: S108
+            and directory != Path("/tmp")  # noqa: S108
+        ):
             directory.chmod(0o755)
     with house.serving():
         path = house.home / "broker.sock"
         os.chown(path, 0, 12345)
         stranger = ["setpriv", "--reuid=65534", "--regid=65534"]
         connect = ["/usr/bin/python3", "-c", CONNECT, str(path)]
-        refused = subprocess.run([*stranger, "--clear-groups", *connect], capture_output=True, text=True, check=False)
+        refused = subprocess.run(
+            [*stranger, "--clear-groups", *connect], capture_output=True, text=True, check=False
+        )
         assert "PermissionError: [Errno 13]" in refused.stderr
         subprocess.run([*stranger, "--groups=12345", *connect], check=True)

@@ -36,15 +36,23 @@ from tests.harness.places import ROOT
 from tests.harness.processes import House, ask, until
 
 T = TypeVar("T")
-BOUNDED = settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+BOUNDED = settings(
+    max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 
-# --- the API, by its own description ----------------------------------------------------------------------------------
+# --- the API, by its own description --------------------------------------------------------------
 
 SEED = os.environ.get("FUZZ_SEED", "1")
 QUOTA = 15  # what a day needs at least, where a token is kept for nine tenths of its life
 KEY = f"{CANARY}-client-key"
-CLIENT = f'[clients.fuzz]\nkey_sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\nscopes = ["read", "report", "admin"]\n'
-WAYS_IN = {"header": ("", {"X-Token-Broker": "1"}), "bearer": (CLIENT, {"Authorization": f"Bearer {KEY}"})}
+CLIENT = (
+    f'[clients.fuzz]\nkey_sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\nscopes = ["read",'
+    ' "report", "admin"]\n'
+)
+WAYS_IN = {
+    "header": ("", {"X-Token-Broker": "1"}),
+    "bearer": (CLIENT, {"Authorization": f"Bearer {KEY}"}),
+}
 POLICY = "min_gap = 0.05\nverify_gap = 0.05\nreport_quota = 3\nrefresh_fraction = 0.9\n"
 CHECKS = """
 [checks]
@@ -56,7 +64,8 @@ not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503]
 @pytest.mark.parametrize("way_in", WAYS_IN)
 def test_the_api_is_as_it_describes_itself_whatever_is_asked(tmp_path: Path, way_in: str) -> None:
     house, (clients, proof) = House(tmp_path), WAYS_IN[way_in]
-    # So little quota that `refresh` meets its end, and WeChat's own is no larger: one call too many would show as 45009.
+    # So little quota that `refresh` meets its end, and WeChat's own is no larger: one call too many
+    # would show as 45009.
     with house.sandboxed("--daily-quota", str(QUOTA)):
         house.configure(policy=POLICY, app=f"daily_quota = {QUOTA}", more=clients)
         with house.serving():
@@ -67,7 +76,12 @@ def test_the_api_is_as_it_describes_itself_whatever_is_asked(tmp_path: Path, way
             invariants.check(house, daily_quota=QUOTA)
             assert house.get("/v1/status")[1]["apps"][0]["last_error"] is None
     assert "crashed" not in (tmp_path / "daemon.log").read_text()
-    tell(f"schemathesis, {way_in}", found["operations"], found["test_cases"], f"token calls: {len(house.ledger())}")
+    tell(
+        f"schemathesis, {way_in}",
+        found["operations"],
+        found["test_cases"],
+        f"token calls: {len(house.ledger())}",
+    )
 
 
 def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, Any]:
@@ -90,14 +104,20 @@ def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, 
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(report.read_text())
-    assert found["operations"]["tested"] == found["operations"]["total"] == len(described(house, way_in)["paths"])
+    assert (
+        found["operations"]["tested"]
+        == found["operations"]["total"]
+        == len(described(house, way_in)["paths"])
+    )
     return found
 
 
 def described(house: House, way_in: str) -> dict[str, Any]:
     """What the daemon says of itself; that is the same for all daemons, so with this one's app and way in."""
     document: dict[str, Any] = ask("GET", f"{house.daemon}/openapi.json")[1]
-    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+    for operation in (
+        operation for path in document["paths"].values() for operation in path.values()
+    ):
         if "security" in operation:
             operation["security"] = [{way_in: []}]
         for parameter in operation.get("parameters", []):
@@ -110,7 +130,7 @@ def tell(what: str, *figures: object) -> None:
     print(f"\n{what}:", *figures)
 
 
-# --- WeChat's answers, on the socket ----------------------------------------------------------------------------------
+# --- WeChat's answers, on the socket --------------------------------------------------------------
 
 GOOD = b'{"access_token":"ACCESS_TOKEN","expires_in":7200}'
 TIMEOUT_S = 0.15
@@ -150,7 +170,10 @@ class Wire:
 
 @dataclass
 class Line:
-    """The adapter at one end, a wire at the other, in an event loop of theirs. Counts what came through."""
+    """The adapter at one end, a wire at the other, in an event loop of theirs.
+
+    Counts what came through.
+    """
 
     runner: asyncio.Runner
     wire: Wire
@@ -161,11 +184,15 @@ class Line:
 
     def fetch(self, says: bytes, account: Account, *, closes: bool = True) -> Minted | Failure:
         answer = self._ask(self.wechat.fetch(account, force=False), says, closes=closes)
-        self.outcomes[f"{type(answer).__name__}{' lost' if isinstance(answer, Failure) and answer.lost else ''}"] += 1
+        self.outcomes[
+            f"{type(answer).__name__}{' lost' if isinstance(answer, Failure) and answer.lost else ''}"
+        ] += 1
         return answer
 
     def check(self, says: bytes) -> Verdict:
-        verdict = self._ask(self.wechat.check(ACCOUNT, Secret(f"{CANARY}-token")), says, closes=True)
+        verdict = self._ask(
+            self.wechat.check(ACCOUNT, Secret(f"{CANARY}-token")), says, closes=True
+        )
         self.outcomes[verdict.value] += 1
         return verdict
 
@@ -194,7 +221,9 @@ def line() -> Iterator[Line]:
         wire, stack = Wire(), contextlib.AsyncExitStack()
         server = runner.run(asyncio.start_server(wire.answer, "127.0.0.1", 0))
         base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        line = Line(runner, wire, runner.run(stack.enter_async_context(WeChat.connect(base, TIMEOUT_S))))
+        line = Line(
+            runner, wire, runner.run(stack.enter_async_context(WeChat.connect(base, TIMEOUT_S)))
+        )
         yield line
         runner.run(stack.aclose())
         server.close()
@@ -206,45 +235,120 @@ def mostly(good: bytes, bad: st.SearchStrategy[bytes]) -> st.SearchStrategy[byte
     return st.integers(0, 7).flatmap(lambda n: bad if n == 1 else st.just(good))
 
 
-# What a gateway, a captive portal or a broken proxy may put around, before, behind or instead of an answer.
+# What a gateway, a captive portal or a broken proxy may put around, before, behind or instead of an
+# answer.
 ODD_BODIES = st.one_of(
     st.sampled_from([b"", b"{}", b"null", b"<html>", b'{"errcode":-1}', b"x" * 70_000]),
     st.just(b'{"errcode":40001,"errmsg":"%b-secret"}' % CANARY.encode()),
-    st.sampled_from([gzip.compress(GOOD, mtime=0), zlib.compress(GOOD), gzip.compress(GOOD, mtime=0)[:-7]]),
+    st.sampled_from(
+        [gzip.compress(GOOD, mtime=0), zlib.compress(GOOD), gzip.compress(GOOD, mtime=0)[:-7]]
+    ),
     st.just(gzip.compress(b" " * 10**6, mtime=0)),
     st.binary(max_size=300),
 )
-VERSIONS = mostly(b"HTTP/1.1", st.sampled_from([b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2", b"HTTP/1.11", b"ICY", b"http/1.1", b""]))
-CODES = st.sampled_from([b"100", b"204", b"301", b"304", b"307", b"404", b"429", b"500", b"503"]) | st.integers(-1, 1200).map(
-    b"%d".__mod__
+VERSIONS = mostly(
+    b"HTTP/1.1",
+    st.sampled_from([b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2", b"HTTP/1.11", b"ICY", b"http/1.1", b""]),
 )
+CODES = st.sampled_from(
+    [b"100", b"204", b"301", b"304", b"307", b"404", b"429", b"500", b"503"]
+) | st.integers(-1, 1200).map(b"%d".__mod__)
 REASONS = st.sampled_from([b"", b" \xff", b" " + b"x" * 9000])
-ODD_STATUS_LINES = st.tuples(VERSIONS, CODES, mostly(b" OK", REASONS)).map(b"%b %b%b".__mod__) | st.binary(max_size=40)
-STATUS_LINES = st.integers(0, 3).flatmap(lambda n: ODD_STATUS_LINES if n == 1 else st.just(b"HTTP/1.1 200 OK"))
+ODD_STATUS_LINES = st.tuples(VERSIONS, CODES, mostly(b" OK", REASONS)).map(
+    b"%b %b%b".__mod__
+) | st.binary(max_size=40)
+STATUS_LINES = st.integers(0, 3).flatmap(
+    lambda n: ODD_STATUS_LINES if n == 1 else st.just(b"HTTP/1.1 200 OK")
+)
 EARLY = [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Hints\r\n\r\n" * 50, b"\r\n", b"\x00"]
 VALUES = {
-    b"Content-Length": [b"0", b"5", b"49", b"-1", b"+49", b"49, 49", b"4 9", b"0x31", b"99999999999999999999", b"abc", b""],
-    b"Transfer-Encoding": [b"chunked", b"Chunked", b"gzip, chunked", b"chunked, identity", b"xchunked", b"\x0bchunked", b""],
-    b"Content-Encoding": [b"gzip", b"deflate", b"br", b"zstd", b"identity", b"gzip, gzip", b"", b"\xe9", b"x" * 9000],
+    b"Content-Length": [
+        b"0",
+        b"5",
+        b"49",
+        b"-1",
+        b"+49",
+        b"49, 49",
+        b"4 9",
+        b"0x31",
+        b"99999999999999999999",
+        b"abc",
+        b"",
+    ],
+    b"Transfer-Encoding": [
+        b"chunked",
+        b"Chunked",
+        b"gzip, chunked",
+        b"chunked, identity",
+        b"xchunked",
+        b"\x0bchunked",
+        b"",
+    ],
+    b"Content-Encoding": [
+        b"gzip",
+        b"deflate",
+        b"br",
+        b"zstd",
+        b"identity",
+        b"gzip, gzip",
+        b"",
+        b"\xe9",
+        b"x" * 9000,
+    ],
     b"Location": [b"/cgi-bin/token", b"//127.0.0.1:9/", b"http://[::1", b"javascript:0", b"\x00"],
-    b"Retry-After": [b"0", b"1e9", b"-5", b"9" * 400, b"Thu, 01 Jan 1970 00:00:00 GMT", b"\xb2", b"\xd9\xa3", b"Mon, 99 Foo"],
+    b"Retry-After": [
+        b"0",
+        b"1e9",
+        b"-5",
+        b"9" * 400,
+        b"Thu, 01 Jan 1970 00:00:00 GMT",
+        b"\xb2",
+        b"\xd9\xa3",
+        b"Mon, 99 Foo",
+    ],
     b"Connection": [b"close", b"keep-alive", b"upgrade", b"\xff"],
     b"Set-Cookie": [b"a=b", b"=;;=", b"\x01=2; Domain=.; Max-Age=x"],
-    b"Content-Type": [b"application/json; encoding=utf-8", b"text/html; charset=utf-7", b"/;;;=", b"\x80"],
+    b"Content-Type": [
+        b"application/json; encoding=utf-8",
+        b"text/html; charset=utf-7",
+        b"/;;;=",
+        b"\x80",
+    ],
     b"Trailer": [b"Content-Length"],
 }
 FIELDS = [name + b": " + value for name, values in VALUES.items() for value in values]
-HEADERS = st.lists(mostly(b"Server: nginx", st.sampled_from(FIELDS) | st.binary(max_size=30)), max_size=5)
+HEADERS = st.lists(
+    mostly(b"Server: nginx", st.sampled_from(FIELDS) | st.binary(max_size=30)), max_size=5
+)
 SIZES = mostly(
-    b"%x", st.sampled_from([b"%X", b"0%x", b"%x;ext=1", b"0x%x", b"-%x", b"%x ", b"+%x", b"f%x", b"ffffffffffffffff%x", b""])
+    b"%x",
+    st.sampled_from(
+        [
+            b"%X",
+            b"0%x",
+            b"%x;ext=1",
+            b"0x%x",
+            b"-%x",
+            b"%x ",
+            b"+%x",
+            b"f%x",
+            b"ffffffffffffffff%x",
+            b"",
+        ]
+    ),
 )
 
 
-LAST_CHUNKS = mostly(b"0\r\n\r\n", st.sampled_from([b"0\r\nA: b\r\n\r\n", b"0\r\n", b"", b"\r\n", b"0\n\n", b"zz\r\n"]))
+LAST_CHUNKS = mostly(
+    b"0\r\n\r\n",
+    st.sampled_from([b"0\r\nA: b\r\n\r\n", b"0\r\n", b"", b"\r\n", b"0\n\n", b"zz\r\n"]),
+)
 ENDS = mostly(b"\r\n", mostly(b"\r\n", st.sampled_from([b"\n", b"\r", b"\r\r\n"])))
 BEFORE = mostly(b"", st.sampled_from(EARLY))
 AFTER = mostly(b"", st.sampled_from([b"HTTP/1.1 200 OK\r\n", b"\x00", GOOD]))
-SCRAPS = st.sampled_from([b"\x00", b"\r", b"\n", b"\r\n", b" ", b"\t", b":", b"\xff", b"\x0b"]) | st.binary(max_size=4)
+SCRAPS = st.sampled_from(
+    [b"\x00", b"\r", b"\n", b"\r\n", b" ", b"\t", b":", b"\xff", b"\x0b"]
+) | st.binary(max_size=4)
 
 
 @st.composite
@@ -253,8 +357,13 @@ def chunked(draw: st.DrawFn, body: bytes) -> bytes:
     cut = draw(st.integers(0, len(body)))
     chunks = [chunk for chunk in (body[:cut], body[cut:]) if chunk]
     sizes = [draw(SIZES) for _ in chunks]
-    lines = [size % len(chunk) if b"%" in size else size for size, chunk in zip(sizes, chunks, strict=True)]
-    return b"".join(b"%b\r\n%b\r\n" % pair for pair in zip(lines, chunks, strict=True)) + draw(LAST_CHUNKS)
+    lines = [
+        size % len(chunk) if b"%" in size else size
+        for size, chunk in zip(sizes, chunks, strict=True)
+    ]
+    return b"".join(b"%b\r\n%b\r\n" % pair for pair in zip(lines, chunks, strict=True)) + draw(
+        LAST_CHUNKS
+    )
 
 
 @st.composite
@@ -285,7 +394,9 @@ def mutated(draw: st.DrawFn, raw: bytes) -> bytes:
 @given(answers(), st.sampled_from(UPSTREAM_ACCOUNTS))
 @example(b"HTTP/1.1 200 OK\r\nContent-Length: 49\r\n\r\n" + GOOD, ACCOUNT)
 @example(b"HTTP/1.1 302 Found\r\nLocation: /cgi-bin/token\r\nContent-Length: 0\r\n\r\n", ACCOUNT)
-def test_whatever_wechat_answers_is_one_of_our_outcomes_and_asked_for_once(line: Line, says: bytes, account: Account) -> None:
+def test_whatever_wechat_answers_is_one_of_our_outcomes_and_asked_for_once(
+    line: Line, says: bytes, account: Account
+) -> None:
     answer = line.fetch(says, account)
     assert isinstance(answer, Minted | Failure)
     assert isinstance(answer, Minted) or answer.kind in Kind
@@ -299,27 +410,39 @@ def test_whatever_wechat_answers_is_one_of_our_outcomes_and_asked_for_once(line:
 @example(b"", ACCOUNT)
 @example(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n" + GOOD, ACCOUNT)
 @example(b"HTTP/1.1 100 Continue\r\n\r\n", ACCOUNT)
-def test_an_answer_that_never_ends_is_a_failure_too(line: Line, says: bytes, account: Account) -> None:
+def test_an_answer_that_never_ends_is_a_failure_too(
+    line: Line, says: bytes, account: Account
+) -> None:
     assert isinstance(line.fetch(says, account, closes=False), Minted | Failure)
     assert line.was_asked_once()
 
 
 @settings(BOUNDED, max_examples=150)
-@given(answers(b'{"ip_list":["203.0.113.7"]}') | answers(b'{"errcode":40001,"errmsg":"invalid credential"}'))
+@given(
+    answers(b'{"ip_list":["203.0.113.7"]}')
+    | answers(b'{"errcode":40001,"errmsg":"invalid credential"}')
+)
 def test_whatever_a_data_api_answers_is_a_verdict(line: Line, says: bytes) -> None:
     assert line.check(says) in Verdict
     assert line.was_asked_once()
 
 
-# --- broken HTTP at a running daemon ----------------------------------------------------------------------------------
+# --- broken HTTP at a running daemon --------------------------------------------------------------
 
 PROOF = b"X-Token-Broker: 1"
-HONEST = b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\n" + PROOF + b"\r\nConnection: close\r\n\r\n"
+HONEST = (
+    b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\n"
+    + PROOF
+    + b"\r\nConnection: close\r\n\r\n"
+)
 
 
 @dataclass
 class Intruder:
-    """Says bytes to a daemon, each on a connection of its own, and counts them. A key is among them, to be looked for in logs."""
+    """Says bytes to a daemon, each on a connection of its own, and counts them.
+
+    A key is among them, to be looked for in logs.
+    """
 
     port: int
     said: int = 0
@@ -331,7 +454,8 @@ class Intruder:
         self.tries, self.said, answer = self.tries + 1, self.said + len(raw), b""
         with connected(self.port) as sock, contextlib.suppress(ConnectionError):
             sock.sendall(raw)
-            # Who is served after us is served when the daemon has seen to what we said: from then on it waits for more.
+            # Who is served after us is served when the daemon has seen to what we said: from then
+            # on it waits for more.
             self.honest_people_are_served()
             sock.shutdown(socket.SHUT_WR)
             while more := sock.recv(65536):
@@ -370,7 +494,9 @@ def intruded(home: Path) -> Iterator[Intruder]:
             invariants.check(house, daily_quota=1)
             token = house.get("/v1/tokens/main")[1]["access_token"]
     log = (house.home / "daemon.log").read_text()
-    assert not any(word in log for word in (token, "crashed", "Traceback", "Task exception", "never retrieved"))
+    assert not any(
+        word in log for word in (token, "crashed", "Traceback", "Task exception", "never retrieved")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -378,16 +504,42 @@ def intruder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Intruder]:
     """One for all examples."""
     with intruded(tmp_path_factory.mktemp("intruded")) as intruder:
         yield intruder
-    tell("broken requests", f"{intruder.tries} tries, {intruder.said:,} bytes; statuses (0: closed)", dict(intruder.statuses))
+    tell(
+        "broken requests",
+        f"{intruder.tries} tries, {intruder.said:,} bytes; statuses (0: closed)",
+        dict(intruder.statuses),
+    )
 
 
-TARGETS = [b"/v1/tokens/main", b"/v1/tokens/main/report", b"/v1/status", b"/livez", b"/metrics", b"/v1/tokens/main/refresh"]
+TARGETS = [
+    b"/v1/tokens/main",
+    b"/v1/tokens/main/report",
+    b"/v1/status",
+    b"/livez",
+    b"/metrics",
+    b"/v1/tokens/main/refresh",
+]
 ODD_TARGETS = [
     b"*", b"//v1/tokens/main", b"/v1/tokens/%6dain", b"/v1/tokens/main;x", b"/v1/../v1/tokens/main", b"/v1/tokens/%00", b"main",
     b"http://localhost/v1/tokens/main", b"localhost:1", b"/\xff", b"/%ff%fe", b"/v1/tokens/" + b"a" * 9000, b"/?" + b"&=" * 3000,
     b"/v1/tokens/main?wait=\xb2", b"/v1/tokens/main?wait=%D9%A3", b"/#", b"/v1/tokens/main%23", b"http://[::1", b"//[", b"",
 ]  # fmt: skip
-LENGTHS = [b"0", b"5", b"+5", b"-5", b"5, 5", b"5,6", b"0x5", b"5 5", b"05", b"5_0", b"\xd9\xa3", b"9" * 40, b"", b"5;a"]
+LENGTHS = [
+    b"0",
+    b"5",
+    b"+5",
+    b"-5",
+    b"5, 5",
+    b"5,6",
+    b"0x5",
+    b"5 5",
+    b"05",
+    b"5_0",
+    b"\xd9\xa3",
+    b"9" * 40,
+    b"",
+    b"5;a",
+]
 CODINGS = [
     b"chunked",
     b"Chunked",
@@ -398,9 +550,28 @@ CODINGS = [
     b"identity",
     b"\x0bchunked",
 ]
-HOSTS = [b"localhost", b"evil.example", b"localhost:x", b"[::1", b"127.1", b"0", b"localhost, evil", b"@localhost", b"\xff", b""]
-CREDENTIALS = [b"X-Token-Broker: 0", b"X-Token-Broker: 1 1", b"X-Token-Broker:", b"X-Token-Broker : 1", b" X-Token-Broker: 1"]
-FRAMES = [b"Content-Length: " + value for value in LENGTHS] + [b"Transfer-Encoding: " + value for value in CODINGS]
+HOSTS = [
+    b"localhost",
+    b"evil.example",
+    b"localhost:x",
+    b"[::1",
+    b"127.1",
+    b"0",
+    b"localhost, evil",
+    b"@localhost",
+    b"\xff",
+    b"",
+]
+CREDENTIALS = [
+    b"X-Token-Broker: 0",
+    b"X-Token-Broker: 1 1",
+    b"X-Token-Broker:",
+    b"X-Token-Broker : 1",
+    b" X-Token-Broker: 1",
+]
+FRAMES = [b"Content-Length: " + value for value in LENGTHS] + [
+    b"Transfer-Encoding: " + value for value in CODINGS
+]
 CLEAR = {b"Content-Length: 0", b"Content-Length: 5", b"Content-Length: 05"} | {
     b"Transfer-Encoding: " + coding for coding in (b"chunked", b"Chunked", b"gzip, chunked")
 }
@@ -413,10 +584,32 @@ OTHERS = [
     b"X-HTTP-Method-Override: GET",
 ]  # fmt: skip
 METHODS = mostly(
-    b"GET", st.sampled_from([b"POST", b"HEAD", b"CONNECT", b"PRI", b"OPTIONS", b"get", b"G\xcbT", b"DELETE", b"x" * 9000, b""])
+    b"GET",
+    st.sampled_from(
+        [
+            b"POST",
+            b"HEAD",
+            b"CONNECT",
+            b"PRI",
+            b"OPTIONS",
+            b"get",
+            b"G\xcbT",
+            b"DELETE",
+            b"x" * 9000,
+            b"",
+        ]
+    ),
 )
 REQUEST_BODIES = st.sampled_from(
-    [b"", b"{}", b"0\r\n\r\n", b"5\r\n{    \r\n0\r\n\r\n", b"zz\r\n", b"ffffffffffffffff1\r\n", b"\x00" * 99]
+    [
+        b"",
+        b"{}",
+        b"0\r\n\r\n",
+        b"5\r\n{    \r\n0\r\n\r\n",
+        b"zz\r\n",
+        b"ffffffffffffffff1\r\n",
+        b"\x00" * 99,
+    ]
 )
 
 
@@ -424,11 +617,24 @@ REQUEST_BODIES = st.sampled_from(
 def requests(draw: st.DrawFn) -> bytes:
     """Something like a request, without the proof of intent: whatever comes of it, it is never a token."""
     target = draw(st.sampled_from(TARGETS) | st.sampled_from(ODD_TARGETS))
-    line = draw(METHODS) + b" " + target + b" " + draw(mostly(b"HTTP/1.1", VERSIONS | st.binary(max_size=12)))
+    line = (
+        draw(METHODS)
+        + b" "
+        + target
+        + b" "
+        + draw(mostly(b"HTTP/1.1", VERSIONS | st.binary(max_size=12)))
+    )
     host = b"Host: " + draw(mostly(b"localhost", st.sampled_from(HOSTS)))
-    odd = st.sampled_from(CREDENTIALS) | st.sampled_from(FRAMES) | st.sampled_from(OTHERS) | st.binary(max_size=30)
+    odd = (
+        st.sampled_from(CREDENTIALS)
+        | st.sampled_from(FRAMES)
+        | st.sampled_from(OTHERS)
+        | st.binary(max_size=30)
+    )
     more = draw(st.lists(mostly(b"Accept: */*", odd), max_size=4))
-    raw = draw(ENDS).join([line, *draw(st.permutations([host, *more])), b"", b""]) + draw(mostly(b"", REQUEST_BODIES))
+    raw = draw(ENDS).join([line, *draw(st.permutations([host, *more])), b"", b""]) + draw(
+        mostly(b"", REQUEST_BODIES)
+    )
     return draw(mutated(raw)) if draw(st.booleans()) else raw
 
 
@@ -445,7 +651,9 @@ def test_a_broken_request_gets_no_token_and_no_server_error(intruder: Intruder, 
 @settings(BOUNDED, max_examples=200)
 @given(st.binary(max_size=200) | mutated(HONEST[:-30]) | st.binary(max_size=50).map(HONEST.__add__))
 @example(b"\x80\x2e\x01\x03\x01")
-def test_any_bytes_are_4xx_or_the_end_unless_they_are_an_honest_request(intruder: Intruder, raw: bytes) -> None:
+def test_any_bytes_are_4xx_or_the_end_unless_they_are_an_honest_request(
+    intruder: Intruder, raw: bytes
+) -> None:
     answer = intruder.says(raw)
     assert all(code < 500 for code in statuses(answer)), answer
     assert PROOF.lower() in raw.lower() or b"access_token" not in answer
@@ -455,7 +663,9 @@ def test_a_request_in_a_request_of_doubtful_length_is_not_answered(intruder: Int
     """Two who read the length differently would see two requests or one: there must be no token for the second."""
     for frames in [*((frame,) for frame in DOUBTFUL), *itertools.permutations(FRAMES, 2)]:
         for before in (b"", b"0\r\n\r\n", b"5\r\n"):
-            head = b"\r\n".join([b"POST /v1/tokens/main/report HTTP/1.1", b"Host: localhost", *frames, b"", b""])
+            head = b"\r\n".join(
+                [b"POST /v1/tokens/main/report HTTP/1.1", b"Host: localhost", *frames, b"", b""]
+            )
             answer = intruder.says(head + before + HONEST)
             assert b"access_token" not in answer, (frames, before, answer)
             assert all(400 <= code < 500 for code in statuses(answer)), (frames, before, answer)
@@ -463,13 +673,21 @@ def test_a_request_in_a_request_of_doubtful_length_is_not_answered(intruder: Int
 
 @pytest.mark.parametrize(
     "line",
-    [b"Expect: \xff" + KEY.encode(), b"Expect: " + KEY.encode(), b"Authorization: Bearer " + KEY.encode() + b"\x00"],
+    [
+        b"Expect: \xff" + KEY.encode(),
+        b"Expect: " + KEY.encode(),
+        b"Authorization: Bearer " + KEY.encode() + b"\x00",
+    ],
     ids=["an odd Expect", "an unknown Expect", "NUL behind a key"],
 )
 @pytest.mark.parametrize("path", ["/v1/tokens/main", "/v1/tokens/main/report", "/nowhere"])
-def test_what_is_refused_unparsed_is_refused_like_the_rest(tmp_path: Path, line: bytes, path: str) -> None:
+def test_what_is_refused_unparsed_is_refused_like_the_rest(
+    tmp_path: Path, line: bytes, path: str
+) -> None:
     with intruded(tmp_path) as intruder:
-        answer = intruder.says(f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n".encode() + line + b"\r\n\r\n")
+        answer = intruder.says(
+            f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n".encode() + line + b"\r\n\r\n"
+        )
     assert all(400 <= code < 500 for code in statuses(answer)), answer
     assert KEY.encode() not in answer
     assert answer == b"" or (b"application/problem+json" in answer and b"no-store" in answer)

@@ -1,7 +1,8 @@
 """Fuzz of the proxied routes: whatever is asked of a real daemon, what reaches WeChat is plain, and bears our token once.
 
-The readers of a URL, a header or a length do not agree. So what arrives is looked at as the most generous of them would
-take it, by rules of this file's own: those of broker/web/proxy/paths.py would have the same blind spots.
+The readers of a URL, a header or a length do not agree. So what arrives is looked at as the most
+generous of them would take it, by rules of this file's own: those of broker/web/proxy/paths.py
+would have the same blind spots.
 """
 
 import asyncio
@@ -28,10 +29,15 @@ KEY = f"{CANARY}-key-of-the-service"
 TOKEN = f"{CANARY}-real/+=&%-token"  # opaque: it may have in it what URLs are made of
 MARK = "X-Fuzzed"
 PREFIXES = ("/cgi-bin/", "/wxa/", "/customservice/", "/card/", "/datacube/")
-TOKEN_PATHS = ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/gettoken", "/cgi-bin/ticket/getticket")
+TOKEN_PATHS = (
+    "/cgi-bin/token",
+    "/cgi-bin/stable_token",
+    "/cgi-bin/gettoken",
+    "/cgi-bin/ticket/getticket",
+)
 LONGEST_WAIT_S = 2.0  # for an answer to what may never have been a whole request
 
-# --- a daemon between ------------------------------------------------------------------------------------------------
+# --- a daemon between -----------------------------------------------------------------------------
 
 
 async def quoting(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -118,7 +124,10 @@ def recording() -> Iterator[Hostile]:
 
 @pytest.fixture(scope="module")
 def passage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Passage]:
-    """One for all examples: keys and handles over TCP, no key by the Unix socket. At the end its log holds nothing of it."""
+    """One for all examples: keys and handles over TCP, no key by the Unix socket.
+
+    At the end its log holds nothing of it.
+    """
     house = House(tmp_path_factory.mktemp("proxied"))
     key = house.home / "service.key"
     key.write_text(KEY)
@@ -137,17 +146,49 @@ def passage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Passage]:
             assert passage.arrived() == []
             assert house.get("/livez")[0] == 200
     log = (house.home / "daemon.log").read_text()
-    assert not any(word in log for word in (CANARY, passage.handle, "crashed", "Traceback", "Task exception", "never retrieved"))
-    tell("proxied requests", f"{passage.tries} tries, {passage.reached} passed on;", dict(passage.statuses))
+    assert not any(
+        word in log
+        for word in (
+            CANARY,
+            passage.handle,
+            "crashed",
+            "Traceback",
+            "Task exception",
+            "never retrieved",
+        )
+    )
+    tell(
+        "proxied requests",
+        f"{passage.tries} tries, {passage.reached} passed on;",
+        dict(passage.statuses),
+    )
     assert passage.reached > passage.tries / 100, "what never gets through proves nothing"
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+# --- what is asked --------------------------------------------------------------------------------
 
 HANDLE = b"<handle>"  # put in when it is known
-GOOD_PATHS = [b"/cgi-bin/user/get", b"/wxa/getwxacode", b"/card/create", b"/cgi-bin/refused", b"/cgi-bin/user/token"]
-OTHER_PATHS = [b"/sns/userinfo", b"/other/x", b"/cgi-bin/", b"/", b"*", b"", b"cgi-bin/user/get", b"/livez/../cgi-bin/user/get"]
-SLASHES = [*rb"// /./ /x/../ /%2e%2e/ /.%2e/x/ /..;/ /;/ %2f %2F %252f \ %5c".split(), b"\xe2\x88\x95"]
+GOOD_PATHS = [
+    b"/cgi-bin/user/get",
+    b"/wxa/getwxacode",
+    b"/card/create",
+    b"/cgi-bin/refused",
+    b"/cgi-bin/user/token",
+]
+OTHER_PATHS = [
+    b"/sns/userinfo",
+    b"/other/x",
+    b"/cgi-bin/",
+    b"/",
+    b"*",
+    b"",
+    b"cgi-bin/user/get",
+    b"/livez/../cgi-bin/user/get",
+]
+SLASHES = [
+    *rb"// /./ /x/../ /%2e%2e/ /.%2e/x/ /..;/ /;/ %2f %2F %252f \ %5c".split(),
+    b"\xe2\x88\x95",
+]
 SCRAPS = [
     b"%00", b"\x00", b"%20", b" ", b"\t", b"%09", b"%0a", b"%0d%0a", b".", b";", b";x=1", b"%3b", b"%", b"%zz", b"%u0074", b"+",
     b"#", b"%23", b"%3f", b"@", b":", b"*", b"~", b"\xff", b"%ff", b"\xc3\xa9", b"%c3%a9", "ｔ".encode(), b"%ef%bd%94",
@@ -164,21 +205,38 @@ BEHIND = rb"/ // /x /. /.. /x/.. . .json ;x %2f %00 %20 %3fa=1 #x \ /%2e".split(
 @st.composite
 def paths(draw: st.DrawFn) -> bytes:
     """A path that goes through, one that never may, or another, in a spelling that somebody might take for the same."""
-    path = draw(st.sampled_from([*(known.encode() for known in TOKEN_PATHS)] * 4 + GOOD_PATHS * 2 + OTHER_PATHS))
+    path = draw(
+        st.sampled_from(
+            [*(known.encode() for known in TOKEN_PATHS)] * 4 + GOOD_PATHS * 2 + OTHER_PATHS
+        )
+    )
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3, 0]))):
-        at = max(0, len(path) - draw(st.integers(1, 12)))  # the last word is what is to be disguised
+        at = max(
+            0, len(path) - draw(st.integers(1, 12))
+        )  # the last word is what is to be disguised
         here = path[at : at + 1]
-        how = draw(st.sampled_from(["escape", "escape twice", "case", "slash", "scrap", "before", "behind"]))
+        how = draw(
+            st.sampled_from(
+                ["escape", "escape twice", "case", "slash", "scrap", "before", "behind"]
+            )
+        )
         if how == "slash":
             places = [n for n, byte in enumerate(path) if byte == ord("/")]
             at = draw(st.sampled_from(places)) if places else 0
             path = path[:at] + draw(st.sampled_from(SLASHES)) + path[at + 1 :]
         elif how in {"before", "behind"}:
-            path = draw(st.sampled_from(BEFORE)) + path if how == "before" else path + draw(st.sampled_from(BEHIND))
+            path = (
+                draw(st.sampled_from(BEFORE)) + path
+                if how == "before"
+                else path + draw(st.sampled_from(BEHIND))
+            )
         elif how == "scrap":
             path = path[:at] + draw(st.sampled_from(SCRAPS) | st.binary(max_size=3)) + path[at:]
         else:
-            other = {"escape": here and b"%%%02x" % here[0], "escape twice": here and b"%%25%02X" % here[0]}
+            other = {
+                "escape": here and b"%%%02x" % here[0],
+                "escape twice": here and b"%%25%02X" % here[0],
+            }
             path = path[:at] + other.get(how, here.swapcase()) + path[at + 1 :]
     return path
 
@@ -191,7 +249,12 @@ VALUES = st.sampled_from([HANDLE, HANDLE, TOKEN.encode(), KEY.encode(), b"", b"x
 OTHER_PARTS = rb"""a=1 next_openid= lang=zh_CN = =1 a a=%C3%A4 a=% a=b=c a=# a=?b xaccess_token=1 component_access_token=2
  a=%26access_token%3Dx""".split()
 OTHER_PARTS += [b"", b"a=\xff", b"a=\x00", b"a=\r", b"a= b", b"x" * 9000]
-PARTS = st.sampled_from(OTHER_PARTS) | st.tuples(NAMES, VALUES).map(b"=".join) | NAMES | st.binary(max_size=4)
+PARTS = (
+    st.sampled_from(OTHER_PARTS)
+    | st.tuples(NAMES, VALUES).map(b"=".join)
+    | NAMES
+    | st.binary(max_size=4)
+)
 JOINTS = mostly(b"&", st.sampled_from([*b"; && &; &amp; ? , &?".split(), b"\n"]))
 
 
@@ -206,7 +269,9 @@ def queries(draw: st.DrawFn) -> bytes:
 
 SECRET = KEY.encode()
 BEARER = b"Authorization: Bearer " + SECRET
-PROOFS = st.sampled_from([[BEARER], [BEARER], [b"X-Token-Broker: 1"], [b"X-Token-Broker: 1", BEARER], []])
+PROOFS = st.sampled_from(
+    [[BEARER], [BEARER], [b"X-Token-Broker: 1"], [b"X-Token-Broker: 1", BEARER], []]
+)
 ODD_HEADERS = [
     BEARER, b"authorization: bearer  " + SECRET, b"Authorization: Bearer " + HANDLE, b"Authorization : Bearer " + SECRET,
     b"Authorization:\tBearer " + SECRET, b"Proxy-Authorization: Bearer " + SECRET, b"Cookie: access_token=" + SECRET,
@@ -222,8 +287,16 @@ ODD_HEADERS = [
     b"Keep-Alive: timeout=5", b"A:\r\n b", b"Origin: null", b"Via: 1.1 x", b"If-None-Match: *", b"User-Agent:", b"Accept: */*",
     b"Content-Type: application/json",
 ]  # fmt: skip
-ODD_METHODS = [*b"POST PUT PATCH DELETE HEAD OPTIONS TRACE CONNECT get M-SEARCH".split(), b"G\xcbT", b"x" * 300, b""]
-SMUGGLED = b"GET /cgi-bin/token?a=1 HTTP/1.1\r\nHost: localhost\r\n%b: 1\r\n%b\r\n\r\n" % (MARK.encode(), BEARER)
+ODD_METHODS = [
+    *b"POST PUT PATCH DELETE HEAD OPTIONS TRACE CONNECT get M-SEARCH".split(),
+    b"G\xcbT",
+    b"x" * 300,
+    b"",
+]
+SMUGGLED = b"GET /cgi-bin/token?a=1 HTTP/1.1\r\nHost: localhost\r\n%b: 1\r\n%b\r\n\r\n" % (
+    MARK.encode(),
+    BEARER,
+)
 BODIES = st.sampled_from(
     [b"{}", b"a=1", b"0\r\n\r\n", SMUGGLED, b"0\r\n\r\n" + SMUGGLED, b"\x00" * 99, b"x" * 70_000]
 ) | st.binary(max_size=50)
@@ -236,7 +309,9 @@ PLACES = ["query", "method", "version", "proof", "headers", "body"]
 
 def plainly(line: bytes, *headers: bytes) -> bytes:
     """A request with these, and what every one has."""
-    return b"\r\n".join([line, b"Host: localhost", MARK.encode() + b": 1", b"Connection: close", *headers, b"", b""])
+    return b"\r\n".join(
+        [line, b"Host: localhost", MARK.encode() + b": 1", b"Connection: close", *headers, b"", b""]
+    )
 
 
 @st.composite
@@ -244,27 +319,41 @@ def requests(draw: st.DrawFn) -> bytes:
     """A good request, but in a place or two: one that is odd everywhere is refused, and shows nothing."""
     odd = draw(st.sets(st.sampled_from(PLACES), max_size=2))
     method = draw(st.sampled_from(ODD_METHODS if "method" in odd else [b"GET", b"POST"]))
-    target = draw(st.sampled_from(GOOD_PATHS)) + draw(queries() if "query" in odd else st.sampled_from(GOOD_QUERIES))
+    target = draw(st.sampled_from(GOOD_PATHS)) + draw(
+        queries() if "query" in odd else st.sampled_from(GOOD_QUERIES)
+    )
     version = draw(st.sampled_from(ODD_VERSIONS)) if "version" in odd else b"HTTP/1.1"
     headers = draw(PROOFS) if "proof" in odd else [BEARER]
     if "headers" in odd:
-        headers = [*headers, *draw(st.lists(st.sampled_from(ODD_HEADERS) | st.binary(max_size=20), min_size=1, max_size=3))]
+        headers = [
+            *headers,
+            *draw(
+                st.lists(
+                    st.sampled_from(ODD_HEADERS) | st.binary(max_size=20), min_size=1, max_size=3
+                )
+            ),
+        ]
     body = draw(BODIES) if "body" in odd else b""
     if body and draw(st.booleans()):
-        headers, body = [*headers, b"Transfer-Encoding: chunked"], b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        headers, body = (
+            [*headers, b"Transfer-Encoding: chunked"],
+            b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+        )
     elif body:
         headers = [*headers, b"Content-Length: %d" % len(body)]
     return plainly(b" ".join([method, target, version]), *draw(st.permutations(headers))) + body
 
 
-# --- what arrives ----------------------------------------------------------------------------------------------------
+# --- what arrives ---------------------------------------------------------------------------------
 
 
 def readings(path: str) -> Iterator[str]:
     """What servers may take a path for: escaped once or more, with other slashes, dots, parameters, cases, extensions."""
     for _ in range(3):
         steps: list[str] = []
-        for part in unicodedata.normalize("NFKC", path).replace("\\", "/").partition("\0")[0].split("/"):
+        for part in (
+            unicodedata.normalize("NFKC", path).replace("\\", "/").partition("\0")[0].split("/")
+        ):
             name = re.split("[;?#]", part)[0].strip()
             if name == "..":
                 steps = steps[:-1]
@@ -291,10 +380,18 @@ def is_as_it_should_be(seen: Seen, handle: str, port: int) -> None:
     path, _, query = seen.target.partition("?")
     for reading in {path, *readings(path)}:
         assert reading.startswith(PREFIXES), seen
-        assert not any(reading == known or reading.startswith(f"{known}/") for known in TOKEN_PATHS), seen
+        assert not any(
+            reading == known or reading.startswith(f"{known}/") for known in TOKEN_PATHS
+        ), seen
     assert tokens_in(query) == [TOKEN], seen
     names = Counter(name.lower().replace("_", "-") for name, _ in seen.headers)
-    assert not names.keys() & {"authorization", "proxy-authorization", "cookie", "x-original-url", "x-rewrite-url"}, seen
+    assert not names.keys() & {
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "x-original-url",
+        "x-rewrite-url",
+    }, seen
     assert not any("override" in name or name.startswith("x-token-broker") for name in names), seen
     said = repr(seen.headers) + unquote(unquote(seen.target))
     assert KEY not in said, seen
@@ -328,5 +425,9 @@ def test_however_a_path_is_spelt_it_is_no_token_call_and_no_other_one(
 @example(plainly(b"GET /cgi-bin/user/get?access_token=" + HANDLE + b" HTTP/1.1"), False)  # noqa: FBT003
 @example(plainly(b"GET /cgi-bin/user/get?a=# HTTP/1.1", BEARER), False)  # noqa: FBT003
 @example(plainly(b"GET /cgi-bin/refused?a=1 HTTP/1.1", b"X-Token-Broker: 1"), True)  # noqa: FBT003
-def test_whatever_is_asked_wechat_gets_plain_calls_with_our_token_once(passage: Passage, raw: bytes, by_socket: bool) -> None:  # noqa: FBT001 -- drawn
+def test_whatever_is_asked_wechat_gets_plain_calls_with_our_token_once(
+    passage: Passage,
+    raw: bytes,
+    by_socket: bool,  # noqa: FBT001
+) -> None:
     is_kept(passage, raw, by_socket=by_socket)

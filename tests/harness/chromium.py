@@ -35,7 +35,10 @@ SHOTS: Final = os.environ.get("SCREENSHOTS")
 
 
 class Request(NamedTuple):
-    """What the browser asked for. `size` is in bytes over the wire, headers too; None until it has ended."""
+    """What the browser asked for.
+
+    `size` is in bytes over the wire, headers too; None until it has ended.
+    """
 
     url: str
     kind: str
@@ -47,7 +50,10 @@ def chromium(home: Path) -> Iterator["Browser"]:
     """A browser with an empty profile. Skips where it is not installed; in CI that fails."""
     absent = [str(tool) for tool in (BROWSER, DRIVER, AXE) if not tool.exists()]
     if absent:
-        why = f"not installed: {', '.join(absent)} (Debian's chromium and chromium-driver; `npm ci --prefix tests`)"
+        why = (
+            f"not installed: {', '.join(absent)} (Debian's chromium and chromium-driver; `npm ci"
+            " --prefix tests`)"
+        )
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
     options = webdriver.ChromeOptions()
     options.binary_location = str(BROWSER)
@@ -69,14 +75,33 @@ class Browser:
         self._events: list[dict[str, Any]] = []
         driver.set_page_load_timeout(30)
 
-    def look(self, url: str, *, width: int = 1280, dark: bool = False, language: str = "en", scripts: bool = True) -> None:
+    def look(
+        self,
+        url: str,
+        *,
+        width: int = 1280,
+        dark: bool = False,
+        language: str = "en",
+        scripts: bool = True,
+    ) -> None:
         """Open a page as a reader would who comes for the first time."""
-        self._cdp("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=width < 600)
-        self._cdp("Emulation.setEmulatedMedia", features=[_feature("prefers-color-scheme", "dark" if dark else "light")])
+        self._cdp(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=1000,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self._cdp(
+            "Emulation.setEmulatedMedia",
+            features=[_feature("prefers-color-scheme", "dark" if dark else "light")],
+        )
         self._cdp("Emulation.setScriptExecutionDisabled", value=not scripts)
         self._cdp("Network.enable")
         self._cdp("Network.setExtraHTTPHeaders", headers={"Accept-Language": language})
-        self._cdp("Network.clearBrowserCache")  # else a page seems to weigh less, the later its test comes
+        self._cdp(
+            "Network.clearBrowserCache"
+        )  # else a page seems to weigh less, the later its test comes
         self.driver.get("about:blank")  # where the last page asks for nothing more
         self.complaints()
         self._log("performance")
@@ -85,14 +110,20 @@ class Browser:
 
     def requests(self) -> list[Request]:
         """The requests over the network since the last look."""
-        self._events += [json.loads(entry["message"])["message"] for entry in self._log("performance")]
+        self._events += [
+            json.loads(entry["message"])["message"] for entry in self._log("performance")
+        ]
         ended = {"Network.loadingFinished", "Network.loadingFailed"}
         sizes = {
             event["params"]["requestId"]: int(event["params"].get("encodedDataLength", 0))
             for event in self._events
             if event["method"] in ended
         }
-        sent = [event["params"] for event in self._events if event["method"] == "Network.requestWillBeSent"]
+        sent = [
+            event["params"]
+            for event in self._events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         return [
             Request(one["request"]["url"], one.get("type", ""), sizes.get(one["requestId"]))
             for one in sent
@@ -124,7 +155,9 @@ class Browser:
     def bodies(self) -> list[str]:
         """The text of every answer that came since the last look."""
         self.requests()
-        came = [one["params"] for one in self._events if one["method"] == "Network.responseReceived"]
+        came = [
+            one["params"] for one in self._events if one["method"] == "Network.responseReceived"
+        ]
         texts = [one["requestId"] for one in came if one["type"] != "Image"]
         return [str(self._cdp("Network.getResponseBody", requestId=one)["body"]) for one in texts]
 
@@ -134,13 +167,18 @@ class Browser:
 
     def overflow(self) -> int:
         """By how many pixels the page is wider than its window."""
-        return int(self.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+        return int(
+            self.run(
+                "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+        )
 
     def barriers(self) -> list[str]:
         """What axe-core calls a serious or critical issue."""
         self.run(AXE.read_text())
         found = self.driver.execute_async_script(
-            "const done = arguments[arguments.length - 1]; axe.run().then(r => done(r.violations), e => done([{id: String(e)}]))"
+            "const done = arguments[arguments.length - 1]; axe.run().then(r => done(r.violations),"
+            " e => done([{id: String(e)}]))"
         )
         return [
             f"{one['id']}: {[node['html'][:120] for node in one.get('nodes', [])]}"
@@ -153,7 +191,9 @@ class Browser:
         height = int(self.run("return document.documentElement.scrollHeight"))
         width = int(self.run("return document.documentElement.clientWidth"))
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        picture = base64.b64decode(self._cdp("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
+        picture = base64.b64decode(
+            self._cdp("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+        )
         if SHOTS:
             Path(SHOTS).mkdir(parents=True, exist_ok=True)
             path = Path(SHOTS) / f"{name}.png"

@@ -1,7 +1,8 @@
 """Debian's PostgreSQL as a cluster of our own: made in a temporary directory, on loopback, and removed again.
 
-PostgreSQL refuses to run as root, so root runs it as the user `postgres`, which the package brings. `fsync=off` where
-durability is not the matter. Databases are made as they are needed, each with the roles that the README tells to make.
+PostgreSQL refuses to run as root, so root runs it as the user `postgres`, which the package brings.
+`fsync=off` where durability is not the matter. Databases are made as they are needed, each with the
+roles that the README tells to make.
 """
 
 import os
@@ -25,7 +26,9 @@ import pytest
 PATIENCE_S: Final = 30.0
 PASSWORD: Final = "c4n4ry-postgres-password"
 OWNER: Final = "postgres"  # the cluster's superuser
-BROKER: Final = "token_broker"  # the least that a broker needs; may do nothing before the schema grants it
+BROKER: Final = (
+    "token_broker"  # the least that a broker needs; may do nothing before the schema grants it
+)
 GUARDED: Final = "guarded"  # a role that needs PASSWORD; the others are trusted
 _HBA: Final = f"""\
 local   all         all                     trust
@@ -49,8 +52,14 @@ _numbers: Final = count(1)
 
 
 def binaries() -> Path:
-    """Where the newest PostgreSQL's programs are. Skips where none is installed; in CI that fails."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parent.parent.name))
+    """Where the newest PostgreSQL's programs are.
+
+    Skips where none is installed; in CI that fails.
+    """
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+        key=lambda path: float(path.parent.parent.name),
+    )
     if not found:
         why = "PostgreSQL is not installed (Debian's package postgresql)"
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
@@ -74,7 +83,9 @@ def _user() -> dict[str, Any]:
 
 
 def _run(*command: str | Path) -> None:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, cwd="/", **_user())
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, cwd="/", **_user()
+    )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
@@ -110,7 +121,12 @@ class Cluster:
 
     def start(self) -> None:
         """Run it; returns when it answers."""
-        settings = {**_SETTINGS, **self.settings, "port": str(self.port), "unix_socket_directories": str(self.home)}
+        settings = {
+            **_SETTINGS,
+            **self.settings,
+            "port": str(self.port),
+            "unix_socket_directories": str(self.home),
+        }
         options = [f"--{name}={value}" for name, value in settings.items()]
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -174,19 +190,34 @@ class Cluster:
         self.sql("select pg_promote(true, 30)")
 
     def standby(self, home: Path, name: str = "standby", **settings: str) -> "Cluster":
-        """A streaming copy of this one, not started yet. `name` is for synchronous_standby_names."""
+        """A streaming copy of this one, not started yet.
+
+        `name` is for synchronous_standby_names.
+        """
         copy = Cluster(home, {**self.settings, **settings})
         source = f"host=127.0.0.1 port={self.port} user={OWNER} application_name={name}"
-        _run(binaries() / "pg_basebackup", f"--pgdata={copy.data}", f"--dbname={source}", "-R", "-X", "stream", "-c", "fast")
+        _run(
+            binaries() / "pg_basebackup",
+            f"--pgdata={copy.data}",
+            f"--dbname={source}",
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+        )
         return copy
 
-    # --- what is in it ------------------------------------------------------------------------------------------------
+    # --- what is in it ----------------------------------------------------------------------------
 
     def database(self, *, owner: str = BROKER) -> str:
         """The name of a new, empty database, owned by a role that may do nothing else."""
         name = f"broker_{os.getpid()}_{next(_numbers)}"
         for role in (BROKER, GUARDED):
-            self.sql(f"do $$ begin create role {role} login password '{PASSWORD}'; exception when duplicate_object then end $$")
+            self.sql(
+                f"do $$ begin create role {role} login password '{PASSWORD}'; exception when"
+                " duplicate_object then end $$"
+            )
         self.sql(f"create database {name} owner {owner}")
         return name
 
@@ -194,7 +225,9 @@ class Cluster:
         """How libpq is told where a database is; a URL."""
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
-    def sql(self, statement: str, database: str = OWNER, user: str = OWNER) -> list[tuple[Any, ...]]:
+    def sql(
+        self, statement: str, database: str = OWNER, user: str = OWNER
+    ) -> list[tuple[Any, ...]]:
         """Run a statement by itself; its rows."""
         with psycopg.connect(self.dsn(database, user), autocommit=True) as connection:
             cursor = connection.execute(statement.encode())

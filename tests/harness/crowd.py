@@ -1,7 +1,7 @@
 """Many clients at once, from one event loop: raw connections that ask, wait, drip, or say nothing.
 
-`python -m tests.harness.crowd HOST:PORT COUNT` is a crowd of bad ones in a process of its own, until it is killed: half of them
-silent, half dripping. Whoever is hung up on comes again.
+`python -m tests.harness.crowd HOST:PORT COUNT` is a crowd of bad ones in a process of its own,
+until it is killed: half of them silent, half dripping. Whoever is hung up on comes again.
 """
 
 import asyncio
@@ -40,7 +40,10 @@ class Answer(NamedTuple):
 
 
 class Peer(asyncio.Protocol):
-    """A connection that asks, and is answered in order. `surplus`: answers that nobody asked for."""
+    """A connection that asks, and is answered in order.
+
+    `surplus`: answers that nobody asked for.
+    """
 
     def __init__(self) -> None:
         self.surplus = 0
@@ -68,7 +71,9 @@ class Peer(asyncio.Protocol):
             whole = end + (int(length[1]) if length and status != 304 else 0)
             if len(self._buffer) < whole:
                 return
-            self._take(Answer(status, head, self._buffer[end:whole], asyncio.get_running_loop().time()))
+            self._take(
+                Answer(status, head, self._buffer[end:whole], asyncio.get_running_loop().time())
+            )
             self._buffer = self._buffer[whole:]
 
     def _take(self, answer: Answer) -> None:
@@ -124,7 +129,12 @@ def request(target: str, method: str = "GET", body: bytes = b"", **headers: str)
     """A request with the proof of intent, as bytes."""
     kinds = {"Content-Type": "application/json", "Content-Length": str(len(body))} if body else {}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in {**kinds, **headers}.items()]
-    return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", "X-Token-Broker: 1", *lines, "", ""]).encode() + body
+    return (
+        "\r\n".join(
+            [f"{method} {target} HTTP/1.1", "Host: localhost", "X-Token-Broker: 1", *lines, "", ""]
+        ).encode()
+        + body
+    )
 
 
 async def everyone(peers: Sequence[Peer], requests: Iterable[bytes]) -> list[Answer]:
@@ -152,7 +162,7 @@ def resident_kb(process: Process) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
 
-# --- bad ones ---------------------------------------------------------------------------------------------------------
+# --- bad ones -------------------------------------------------------------------------------------
 
 
 async def bad_peers(base: str, count: int, say: Callable[[str], None] = print) -> None:

@@ -11,7 +11,7 @@ from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.store.sqlite.store import SqliteStore
-from broker.tokens.dependencies import Tools
+from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
 
 NOON = 1_790_000_000.0  # unix time of the tests' day; a Beijing afternoon
@@ -23,7 +23,7 @@ LOST = Failure(Kind.TRANSIENT, "the connection broke", lost=True)
 
 
 @dataclass
-class ToldClock:
+class ManualClock:
     """Both clocks, moved by hand."""
 
     steady: float = 10_000.0
@@ -73,7 +73,9 @@ class ScriptedWeChat:
         self.calls += 1
         self.forced.append(force)
         answer = (
-            self.answers.popleft() if self.answers else Minted(Secret(f"{CANARY}-{account.name}-t{self.calls}"), self.lifetime)
+            self.answers.popleft()
+            if self.answers
+            else Minted(Secret(f"{CANARY}-{account.name}-t{self.calls}"), self.lifetime)
         )
         await self._pass_gate()
         self.before_answer()
@@ -110,7 +112,7 @@ class Bench:
     """Keepers on a real SQLite store, a told clock and a scripted WeChat."""
 
     path: Path
-    clock: ToldClock = field(default_factory=ToldClock)
+    clock: ManualClock = field(default_factory=ManualClock)
     wechat: ScriptedWeChat = field(default_factory=ScriptedWeChat)
     policy: Policy = field(default_factory=Policy)
     events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
@@ -123,20 +125,20 @@ class Bench:
 
     async def keeper(self, account: Account = ACCOUNT) -> Keeper:
         """Another keeper on the same store; started."""
-        keeper = Keeper(account, await self.tools())
+        keeper = Keeper(account, await self.dependencies())
         await keeper.start()
         return keeper
 
-    async def tools(self) -> Tools:
-        return Tools(
+    async def dependencies(self) -> Dependencies:
+        return Dependencies(
             store=await self.open(),
             upstream=self.wechat,
             clock=self.clock,
             policy=self.policy,
             slots=asyncio.Semaphore(16),
-            witness=self._note,
+            emit=self._note,
             call_timeout_s=10,
-            spread=lambda: 0.0,
+            jitter=lambda: 0.0,
         )
 
     def _note(self, event: str, app: str, **facts: object) -> None:
@@ -162,13 +164,17 @@ class Bench:
 async def looked(keeper: Keeper) -> None:
     """One tick, and the end of what it started."""
     keeper.tick()
-    await keeper.landed()
+    await keeper.drain()
 
 
 def value_of(keeper: Keeper) -> str | None:
     """The token that would be served now."""
     served = keeper.serve()
-    return None if served is None or served.credential.token is None else served.credential.token.value.reveal()
+    return (
+        None
+        if served is None or served.credential.token is None
+        else served.credential.token.value.reveal()
+    )
 
 
 def stable(account: Account = ACCOUNT) -> Account:

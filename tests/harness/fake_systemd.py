@@ -11,7 +11,8 @@ import pytest
 
 from tests.harness.processes import PATIENCE_S
 
-# Puts the descriptors in its arguments where sd_listen_fds(3) says, and becomes the command that follows.
+# Puts the descriptors in its arguments where sd_listen_fds(3) says, and becomes the command that
+# follows.
 HANDOVER = """
 import fcntl, os, sys
 count = int(sys.argv[1])
@@ -24,9 +25,18 @@ os.execvp(sys.argv[2 + count], sys.argv[2 + count:])
 """
 
 
-def handing_over(sockets: Sequence[socket.socket], command: Sequence[str], python: str = sys.executable) -> list[str]:
+def handing_over(
+    sockets: Sequence[socket.socket], command: Sequence[str], python: str = sys.executable
+) -> list[str]:
     """The command, so that it inherits these sockets as systemd would hand them over."""
-    return [python, "-c", HANDOVER, str(len(sockets)), *(str(sock.fileno()) for sock in sockets), *command]
+    return [
+        python,
+        "-c",
+        HANDOVER,
+        str(len(sockets)),
+        *(str(sock.fileno()) for sock in sockets),
+        *command,
+    ]
 
 
 def held(path: Path) -> list[socket.socket]:

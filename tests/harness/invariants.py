@@ -15,11 +15,15 @@ from tests.harness.processes import House
 def check(house: House, answers: Iterable[dict[str, Any]] = (), daily_quota: int = 2000) -> None:
     """All six, on a house that has been through something."""
     calls, ledger = house.calls(), house.ledger()
-    minted = {call["token_sha256"]: call["at"] for call in house.control("/calls") if call["token_sha256"]}
+    minted = {
+        call["token_sha256"]: call["at"] for call in house.control("/calls") if call["token_sha256"]
+    }
     i1_every_call_has_its_row(calls, ledger)
     i2_the_quota_holds(ledger, daily_quota)
     i3_one_call_in_flight(house)
-    i4_and_i5_answers_are_whole_ordered_and_alive(answers, minted, house.control("")["options"]["expires_in"])
+    i4_and_i5_answers_are_whole_ordered_and_alive(
+        answers, minted, house.control("")["options"]["expires_in"]
+    )
     i6_nothing_leaks(house.home)
 
 
@@ -30,7 +34,9 @@ def i1_every_call_has_its_row(calls: list[dict[str, Any]], ledger: list[dict[str
 def i2_the_quota_holds(ledger: list[dict[str, Any]], daily_quota: int) -> None:
     """For each account: its tokens and its tickets have a ledger each."""
     for account in {(row["appid"], row["endpoint"]) for row in ledger}:
-        walls = sorted(row["wall_at"] for row in ledger if (row["appid"], row["endpoint"]) == account)
+        walls = sorted(
+            row["wall_at"] for row in ledger if (row["appid"], row["endpoint"]) == account
+        )
         for wall in walls:
             assert sum(wall - DAY < other <= wall for other in walls) <= daily_quota
             assert sum(day_began(other) == day_began(wall) for other in walls) <= daily_quota
@@ -52,11 +58,15 @@ def i4_and_i5_answers_are_whole_ordered_and_alive(
         versions.setdefault(answer["version"], set()).add(digest)
         assert digest in minted, "a token that the sandbox never issued"
         assert answer["received_at"] < minted[digest] + lifetime, "an expired token"
-        assert answer["expires_in"] <= minted[digest] + lifetime - answer["asked_at"] + 0.001, "more than the truth"
+        assert answer["expires_in"] <= minted[digest] + lifetime - answer["asked_at"] + 0.001, (
+            "more than the truth"
+        )
     assert all(len(tokens) == 1 for tokens in versions.values()), "two tokens under one version"
     for older, newer in pairwise(kept):
         (epoch_a, call_a), (epoch_b, call_b) = (it["version"].split("-") for it in (older, newer))
-        assert epoch_a != epoch_b or int(call_a) <= int(call_b), f"{older['version']} after {newer['version']}"
+        assert epoch_a != epoch_b or int(call_a) <= int(call_b), (
+            f"{older['version']} after {newer['version']}"
+        )
 
 
 def i6_nothing_leaks(home: Path) -> None:

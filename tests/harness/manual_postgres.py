@@ -8,7 +8,7 @@ from broker.core.ports import Clock
 from broker.store.encryption import Plain, Seal
 from broker.store.postgres.account_rows import _TIMELINE
 from broker.store.postgres.listener import Listener
-from broker.store.postgres.pool import Link, Session
+from broker.store.postgres.pool import ConnectionPool, Session
 from broker.store.postgres.store import PostgresStore
 
 
@@ -33,7 +33,7 @@ class ToldSession(Session):
         return await super().run(told, row)
 
 
-class ToldLink(Link):
+class ToldLink(ConnectionPool):
     def __init__(self, url: str, clock: ToldTwice) -> None:
         super().__init__(url)
         self.clock = clock
@@ -46,9 +46,20 @@ class ToldLink(Link):
 
 
 class ToldStore(PostgresStore):
-    """The real store. `known`: each account's counter of changes, as far as this process has heard."""
+    """The real store.
 
-    def __init__(self, url: str, clock: ToldTwice, seal: Seal | None = None, node: str = "n", *, alone: bool = False) -> None:
+    `known`: each account's counter of changes, as far as this process has heard.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        clock: ToldTwice,
+        seal: Seal | None = None,
+        node: str = "n",
+        *,
+        alone: bool = False,
+    ) -> None:
         super().__init__(url, clock, seal or Plain(), node, alone=alone)
         self._link = ToldLink(url, clock)
         self._listener = Listener(self._link, node, self._sender)

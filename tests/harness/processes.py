@@ -63,8 +63,12 @@ def process(log: Path, *command: str, **environ: str) -> Iterator[Process]:
             popen.kill()
 
 
-def _popen(command: tuple[str, ...], stderr: IO[str], environ: dict[str, str]) -> "subprocess.Popen[str]":
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")}
+def _popen(
+    command: tuple[str, ...], stderr: IO[str], environ: dict[str, str]
+) -> "subprocess.Popen[str]":
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "broker", *command],
         stdout=subprocess.PIPE,
@@ -76,7 +80,9 @@ def _popen(command: tuple[str, ...], stderr: IO[str], environ: dict[str, str]) -
 
 def run(*command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     """A `token-broker` command, to its end."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")
+    }
     return subprocess.run(
         [sys.executable, "-m", "broker", *command],
         capture_output=True,
@@ -127,8 +133,13 @@ class House:
     @contextmanager
     def serving(self, **environ: str) -> Iterator[Process]:
         """A daemon that serves."""
-        loud = {"TOKEN_BROKER_LOG_LEVEL": self.log_level, **environ}  # at DEBUG, so that I6 is checked where most is said
-        with process(self.home / "daemon.log", "serve", "--config", str(self.config), **loud) as daemon:
+        loud = {
+            "TOKEN_BROKER_LOG_LEVEL": self.log_level,
+            **environ,
+        }  # at DEBUG, so that I6 is checked where most is said
+        with process(
+            self.home / "daemon.log", "serve", "--config", str(self.config), **loud
+        ) as daemon:
             self.daemon = _url(daemon.first_line())
             yield daemon
 
@@ -142,7 +153,9 @@ class House:
 
     def control(self, path: str, body: object = None) -> Any:
         """Tell the sandbox (or ask it, without a body)."""
-        status, answer = ask("GET" if body is None else "POST", f"{self.sandbox}/sandbox{path}", body)
+        status, answer = ask(
+            "GET" if body is None else "POST", f"{self.sandbox}/sandbox{path}", body
+        )
         assert status in {200, 201, 204}, answer
         return answer
 
@@ -157,7 +170,9 @@ class House:
             return [dict(row) for row in db.execute("select * from calls order by id")]
 
 
-def ask(method: str, url: str, body: object = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+def ask(
+    method: str, url: str, body: object = None, headers: dict[str, str] | None = None
+) -> tuple[int, Any]:
     data = None if body is None else json.dumps(body).encode()
     kinds = {"Content-Type": "application/json"} if data is not None else {}
     request = urllib.request.Request(url, data, {**kinds, **(headers or {})}, method=method)

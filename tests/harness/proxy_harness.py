@@ -12,21 +12,21 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from broker.config.schema import Proxy as Table
+from broker.config.schema import ProxyTable as Table
 from broker.core.credential import Account
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
-from broker.web.api.compat import DropIn
+from broker.web.api.compat import Compat
 from broker.web.api.metrics import Metrics
-from broker.web.client_stats import Visitors
+from broker.web.client_stats import ClientStats
 from broker.web.connection.connections import Connections
-from broker.web.connection.fast_path import Lane
+from broker.web.connection.fast_path import ResponseCache
 from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.handles import Handles
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
-from broker.web.proxy.limits import Limits
+from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import outgoing
 from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, Bench
@@ -58,7 +58,9 @@ def says(body: bytes | dict[str, Any], *headers: str, status: str = "200 OK") ->
     """Answer with a length."""
     said = json.dumps(body).encode() if isinstance(body, dict) else body
 
-    async def answer(_seen: Seen, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(
+        _seen: Seen, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(said)}", *headers]
         writer.write("\r\n".join([*lines, "", ""]).encode() + said)
 
@@ -68,7 +70,9 @@ def says(body: bytes | dict[str, Any], *headers: str, status: str = "200 OK") ->
 def raw(*pieces: bytes, close: bool = True) -> Answer:
     """Answer with these bytes."""
 
-    async def answer(_seen: Seen, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(
+        _seen: Seen, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
@@ -89,7 +93,9 @@ class Hostile:
     answers: dict[str, Answer] = field(default_factory=dict)
     otherwise: Answer = GOOD
     dead: set[str] = field(default_factory=set)
-    refusal: bytes = b'{"errcode":40001,"errmsg":"invalid credential rid: 65ecc868-261f3825-3e9c4795"}'
+    refusal: bytes = (
+        b'{"errcode":40001,"errmsg":"invalid credential rid: 65ecc868-261f3825-3e9c4795"}'
+    )
     connections: int = 0
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     reads_bodies: bool = True
@@ -126,14 +132,20 @@ class Hostile:
         head = await reader.readuntil(b"\r\n\r\n")
         first, *lines = head.decode(errors="surrogateescape").rstrip("\r\n").split("\r\n")
         method, target, _ = first.split(" ")
-        headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+        headers = [
+            (name, value.strip()) for name, _, value in (line.partition(":") for line in lines)
+        ]
         seen = Seen(method, target, headers)
         self.seen.append(seen)
         if self.reads_bodies:
             seen.body = await _body(seen, reader)
         answer = self.answers.get(target.partition("?")[0])
         if answer is None:
-            answer = says(self.refusal, "Content-Type: text/plain") if seen.token in self.dead else self.otherwise
+            answer = (
+                says(self.refusal, "Content-Type: text/plain")
+                if seen.token in self.dead
+                else self.otherwise
+            )
         await answer(seen, reader, writer)
         await writer.drain()
         return not writer.is_closing()
@@ -160,7 +172,7 @@ class Proxied:
         self.outcomes: list[tuple[str, str]] = []
         self.metrics = Metrics()
         self.gate: Gate
-        self.roster: Roster
+        self.registry: Registry
         self.tickets: Tickets
         self.http: TestClient[Any, Any]
 
@@ -174,27 +186,37 @@ class Proxied:
         **table: Any,
     ) -> AsyncIterator["Proxied"]:
         """`clients` by key; `table`: what is configured otherwise than by default."""
-        tools = await self.bench.tools()
+        tools = await self.bench.dependencies()
         metrics, clock, store = self.metrics, self.bench.clock, await self.bench.open()
-        roster = self.roster = Roster(list(accounts), tools)
-        await roster.start()
+        registry = self.registry = Registry(list(accounts), tools)
+        await registry.start()
         self.gate = gate = Gate(digests(clients or {}), [])
-        self.tickets = tickets = Tickets(roster, tools, self.bench.wechat)
+        self.tickets = tickets = Tickets(registry, tools, self.bench.wechat)
         self.edge = metrics.edge = edge = Edge(
-            roster, 5.0, Lane(Connections(100, clock.now)), clock.wall, Visitors(clock.now), store.history, tickets.of
+            registry,
+            5.0,
+            ResponseCache(Connections(100, clock.now)),
+            clock.wall,
+            ClientStats(clock.now),
+            store.history,
+            tickets.of,
         )
-        settings, handles = Table(enabled=True, **table), Handles(gate, roster)
+        settings, handles = Table(enabled=True, **table), Handles(gate, registry)
 
         def count(app: str, outcome: str) -> None:
             metrics.proxied(app, outcome)
             self.outcomes.append((app, outcome))
 
         async with outgoing(settings.connect_timeout) as out:
-            callers, limits = Callers(gate, roster, handles), Limits(settings, clock.now)
+            callers, limits = Callers(gate, registry, handles), ProxyLimits(settings, clock.now)
             base = URL(f"http://127.0.0.1:{self.wechat.port}")
-            more = DropIn(gate, tickets, handles).routes() if drop_in else []
-            more += Proxy(settings, callers, limits, out, lambda _: base, count, metrics.refused).routes()
-            app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more)
+            more = Compat(gate, tickets, handles).routes() if drop_in else []
+            more += Proxy(
+                settings, callers, limits, out, lambda _: base, count, metrics.refused
+            ).routes()
+            app = application(
+                edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more
+            )
             self.http = TestClient(TestServer(app), auto_decompress=False)
             await self.http.start_server()
             try:
@@ -204,8 +226,8 @@ class Proxied:
         assert self.crashes == []
 
     async def look(self) -> None:
-        self.roster.tick()
-        await self.roster.landed()
+        self.registry.tick()
+        await self.registry.drain()
 
     async def get(self, target: str, **headers: str) -> ClientResponse:
         """Ask for a target, byte by byte as it stands there."""
@@ -213,7 +235,9 @@ class Proxied:
 
     async def ask(self, method: str, target: str, **request: Any) -> ClientResponse:
         url = URL(str(self.http.make_url("/")).rstrip("/") + target, encoded=True)
-        answer: ClientResponse = await self.http.session.request(method, url, allow_redirects=False, **request)
+        answer: ClientResponse = await self.http.session.request(
+            method, url, allow_redirects=False, **request
+        )
         return answer
 
     async def raw(self, head: str) -> bytes:

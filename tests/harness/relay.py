@@ -13,7 +13,8 @@ BYTES: Final = 65536
 class Relay:
     """Listens on `port` of loopback and passes on to `target`, another port there.
 
-    `cut_after`: the connection is cut instead of the answer to a statement that holds this (lower case).
+    `cut_after`: the connection is cut instead of the answer to a statement that holds this (lower
+    case).
     """
 
     target: int
@@ -61,14 +62,22 @@ class Relay:
         self._writers.add(there_writer)
         asked: list[bytes] = []
         try:
-            await asyncio.gather(self._pump(reader, there_writer, asked), self._pump(there_reader, writer, asked, answers=True))
+            await asyncio.gather(
+                self._pump(reader, there_writer, asked),
+                self._pump(there_reader, writer, asked, answers=True),
+            )
         except asyncio.CancelledError:
             return
         finally:
             self._writers -= {writer, there_writer}
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[bytes], *, answers: bool = False
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        asked: list[bytes],
+        *,
+        answers: bool = False,
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(BYTES):

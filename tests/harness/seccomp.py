@@ -1,7 +1,10 @@
-"""Lays the unit's kernel restrictions on itself and becomes another program. Runs alone, inside the namespaces.
+"""Lays the unit's kernel restrictions on itself and becomes another program.
 
-argv: a JSON object {"allow": [system calls], "errno": number, "families": [numbers]}, then the command. systemd builds its
-filters with the same library, in the same way (its src/shared/seccomp-util.c).
+Runs alone, inside the namespaces.
+
+argv: a JSON object {"allow": [system calls], "errno": number, "families": [numbers]}, then the
+command. systemd builds its filters with the same library, in the same way (its
+src/shared/seccomp-util.c).
 """
 
 import ctypes
@@ -13,13 +16,27 @@ from typing import Any, NoReturn
 
 ALLOW, EQ, MASKED_EQ = 0x7FFF0000, 4, 7  # seccomp.h
 FAMILIES = range(46)
-NAMESPACES = [0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000]  # CLONE_NEW*
+NAMESPACES = [
+    0x80,
+    0x20000,
+    0x2000000,
+    0x4000000,
+    0x8000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+]  # CLONE_NEW*
 PROT_WRITE, PROT_EXEC, SHM_EXEC = 2, 4, 0o100000
 SUID, SGID = 0o4000, 0o2000
 
 
 class Comparison(ctypes.Structure):
-    _fields_ = [("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64)]
+    _fields_ = [
+        ("arg", ctypes.c_uint),
+        ("op", ctypes.c_int),
+        ("a", ctypes.c_uint64),
+        ("b", ctypes.c_uint64),
+    ]
 
 
 def refuse(number: int) -> int:
@@ -37,7 +54,9 @@ class Filter:
         if number < 0:
             return  # of another architecture
         array = (Comparison * len(comparisons))(*comparisons)
-        done = self.lib.seccomp_rule_add_array(self.context, ctypes.c_uint32(action), number, len(comparisons), array)
+        done = self.lib.seccomp_rule_add_array(
+            self.context, ctypes.c_uint32(action), number, len(comparisons), array
+        )
         if done not in (0, -errno.EACCES):  # EACCES: the same as the default
             raise OSError(-done, f"{name}: {os.strerror(-done)}")
 
@@ -75,7 +94,9 @@ def memory_deny_write_execute() -> Filter:
 
 def restrict_namespaces() -> Filter:
     calls = Filter(ALLOW)
-    calls.rule(refuse(errno.ENOSYS), "clone3")  # its flags are in memory, where no filter looks; libc falls back
+    calls.rule(
+        refuse(errno.ENOSYS), "clone3"
+    )  # its flags are in memory, where no filter looks; libc falls back
     calls.rule(refuse(errno.EPERM), "setns")
     for flag in NAMESPACES:
         for name in ("clone", "unshare"):
@@ -85,14 +106,23 @@ def restrict_namespaces() -> Filter:
 
 def restrict_suid_sgid() -> Filter:
     calls = Filter(ALLOW)
-    for name, place in {"chmod": 1, "fchmod": 1, "fchmodat": 2, "mkdir": 1, "mkdirat": 2, "mknod": 1, "mknodat": 2}.items():
+    for name, place in {
+        "chmod": 1,
+        "fchmod": 1,
+        "fchmodat": 2,
+        "mkdir": 1,
+        "mkdirat": 2,
+        "mknod": 1,
+        "mknodat": 2,
+    }.items():
         for bit in (SUID, SGID):
             calls.rule(refuse(errno.EPERM), name, Comparison(place, MASKED_EQ, bit, bit))
     return calls
 
 
 def main(options: dict[str, Any], command: list[str]) -> NoReturn:
-    # Several filters, as systemd lays them: the strictest answer wins. Last the one that could forbid to lay another.
+    # Several filters, as systemd lays them: the strictest answer wins. Last the one that could
+    # forbid to lay another.
     restrict_address_families(options["families"]).load()
     memory_deny_write_execute().load()
     restrict_namespaces().load()

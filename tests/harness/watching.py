@@ -1,8 +1,9 @@
 """Thousands of watchers in a process of their own, as cheap as can be: what is measured is the daemon, not them.
 
-`python -m tests.harness.watching HOST:PORT COUNT ETAG CPU` connects so often, sends the same long poll on every connection, and says
-that all of them are being waited for. When each is answered it asks `/livez` on each, to see that nothing else comes, says
-as JSON what was heard and when, and leaves once its stdin is closed.
+`python -m tests.harness.watching HOST:PORT COUNT ETAG CPU` connects so often, sends the same long
+poll on every connection, and says that all of them are being waited for. When each is answered it
+asks `/livez` on each, to see that nothing else comes, says as JSON what was heard and when, and
+leaves once its stdin is closed.
 """
 
 import contextlib
@@ -53,7 +54,9 @@ def watching(base: str, count: int, etag: str, cpu: int | None = None) -> Iterat
     """So many who wait for another version than `etag`; gone at the end."""
     where = [base.removeprefix("http://"), str(count), etag, "" if cpu is None else str(cpu)]
     command = [sys.executable, "-m", "tests.harness.watching", *where]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as popen:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as popen:
         try:
             assert _line(popen) == "all wait\n"
             yield Watching(popen)
@@ -73,7 +76,7 @@ def _line(popen: "subprocess.Popen[str]") -> str:
     return popen.stdout.readline()
 
 
-# --- in the process of their own --------------------------------------------------------------------------------------
+# --- in the process of their own ------------------------------------------------------------------
 
 
 def watch(base: str, count: int, etag: str) -> None:
@@ -86,20 +89,34 @@ def watch(base: str, count: int, etag: str) -> None:
     knock(host, int(port))
     print("all wait", flush=True)
     answers = _answers(socks)
-    knock(host, int(port))  # so that the lane knows what all ask now, and aiohttp is not asked by a thousand at once
+    knock(
+        host, int(port)
+    )  # so that the lane knows what all ask now, and aiohttp is not asked by a thousand at once
     for sock in socks:
         with contextlib.suppress(ConnectionError):  # a daemon that stops has hung up
             sock.sendall(LIVEZ)
     after = _answers(socks)
-    said = Counter(f"{data.partition(CRLF)[0].decode()} {version_of(data)}" for data, _ in answers.values())
-    surplus = sum(bool(data) and not is_one_answer(data) for data, _ in [*answers.values(), *after.values()])
-    print(json.dumps({"stamps": [at for _, at in answers.values()], "said": said, "surplus": surplus}), flush=True)
+    said = Counter(
+        f"{data.partition(CRLF)[0].decode()} {version_of(data)}" for data, _ in answers.values()
+    )
+    surplus = sum(
+        bool(data) and not is_one_answer(data) for data, _ in [*answers.values(), *after.values()]
+    )
+    print(
+        json.dumps(
+            {"stamps": [at for _, at in answers.values()], "said": said, "surplus": surplus}
+        ),
+        flush=True,
+    )
     sys.stdin.read()
 
 
 def knock(host: str, port: int) -> None:
     """Who comes after the others is answered after they have been read; nobody is at home where a daemon has stopped."""
-    with contextlib.suppress(ConnectionError), socket.create_connection((host, port), PATIENCE_S) as last:
+    with (
+        contextlib.suppress(ConnectionError),
+        socket.create_connection((host, port), PATIENCE_S) as last,
+    ):
         last.sendall(LIVEZ)
         last.recv(4096)
 

@@ -1,6 +1,7 @@
 """What the database itself saw: each reservation, each settlement, each change of an account's row, in their order.
 
-Triggers that only tests install write it down in the same transaction; so it is lost exactly where what it tells is lost.
+Triggers that only tests install write it down in the same transaction; so it is lost exactly where
+what it tells is lost.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ create trigger audit after update on token_broker.accounts for each row execute 
 class Event:
     """`reserved` and `settled` are about a row of the ledger, `account` about the account's row after a change.
 
-    `n` orders them; `at` is unix time. `opened`: the reservation that is open then. `sha256`: of the token held then.
+    `n` orders them; `at` is unix time. `opened`: the reservation that is open then. `sha256`: of
+    the token held then.
     """
 
     n: int
@@ -86,5 +88,7 @@ def events(cluster: Cluster, database: str) -> list[Event]:
 def ledger(cluster: Cluster, database: str) -> list[dict[str, Any]]:
     """The ledger's rows, in the order in which they were made."""
     names = ("appid", "epoch", "id", "lane", "cost", "outcome", "at", "node")
-    rows = cluster.sql(f"select {', '.join(names)} from token_broker.calls order by at, id", database)
+    rows = cluster.sql(
+        f"select {', '.join(names)} from token_broker.calls order by at, id", database
+    )
     return [dict(zip(names, row, strict=True)) for row in rows]

@@ -31,7 +31,9 @@ class Client:
     chance: random.Random
     has: dict[str, str] = field(default_factory=dict)  # by app: the version it got last
 
-    async def ask(self, method: str, app: str, path: str = "", body: object = None, **headers: str) -> Answer | None:
+    async def ask(
+        self, method: str, app: str, path: str = "", body: object = None, **headers: str
+    ) -> Answer | None:
         """One request; None where it was not answered."""
         address, life = self.host.address, self.host.life
         if not address:
@@ -47,7 +49,12 @@ class Client:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             await asyncio.sleep(PAUSE_S)
             return None
-        answer = self._noted(said, Answer(sent_at, time.time(), self.host.name, life, APPIDS[app], method, response.status))
+        answer = self._noted(
+            said,
+            Answer(
+                sent_at, time.time(), self.host.name, life, APPIDS[app], method, response.status
+            ),
+        )
         self.world.history.answers.append(answer)
         if answer.version:
             self.has[app] = answer.version
@@ -103,11 +110,15 @@ class Client:
 @asynccontextmanager
 async def crowd(world: World, seed: int) -> AsyncIterator[None]:
     """Clients on each node, as long as it lasts. Raises what one of them raised."""
-    async with aiohttp.ClientSession(timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with aiohttp.ClientSession(
+        timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=0)
+    ) as session:
         tasks = []
         for host in world.hosts:
             for number, role in enumerate((Client.get, Client.watch, Client.report, Client.order)):
-                client = Client(world, host, session, random.Random(seed + 10 * host.number + number))
+                client = Client(
+                    world, host, session, random.Random(seed + 10 * host.number + number)
+                )
                 tasks.append(asyncio.create_task(role(client), name=f"{role.__name__} {host.name}"))
         try:
             yield

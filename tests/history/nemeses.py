@@ -30,7 +30,7 @@ async def until(true: Callable[[], Any], what: str) -> Any:
     return value
 
 
-# --- the holder -------------------------------------------------------------------------------------------------------
+# --- the holder -----------------------------------------------------------------------------------
 
 
 async def kill_the_holder(step: str, world: World, chance: random.Random) -> None:
@@ -55,13 +55,17 @@ async def stop_the_holder(step: str, seconds: float, world: World, _chance: rand
 
 
 async def _struck(world: World, step: str, blow: str, is_struck: Callable[[Host], bool]) -> Host:
-    """Order a blow; the host that it struck. Answers are slow meanwhile, so that `called` is before `answered`."""
+    """Order a blow; the host that it struck.
+
+    Answers are slow meanwhile, so that `called` is before `answered`.
+    """
     await world.control("/faults", {"kind": "slow", "seconds": 0.25, "times": 6})
     draft = world.fate.with_name("fate.new")
     draft.write_text(f"{step} {blow}")
     draft.rename(world.fate)
     host: Host = await until(
-        lambda: next((it for it in world.hosts if it.process and is_struck(it)), None), f"nobody came to {step}"
+        lambda: next((it for it in world.hosts if it.process and is_struck(it)), None),
+        f"nobody came to {step}",
     )
     return host
 
@@ -79,12 +83,14 @@ async def let_each_be_called(world: World, _chance: random.Random) -> None:
     """Do nothing until each app got another token, however long somebody's reservation is in its way."""
     seen = len(await world.control("/calls"))
     deadline = time.monotonic() + PATIENCE_S
-    while len({it["appid"] for it in (await world.control(f"/calls?since={seen}")) if it["outcome"] == 0}) < len(APPIDS):
+    while len(
+        {it["appid"] for it in await world.control(f"/calls?since={seen}") if it["outcome"] == 0}
+    ) < len(APPIDS):
         assert time.monotonic() < deadline, "no call was made"
         await asyncio.sleep(0.05)
 
 
-# --- the link ---------------------------------------------------------------------------------------------------------
+# --- the link -------------------------------------------------------------------------------------
 
 
 async def cut_the_link(world: World, chance: random.Random) -> None:
@@ -123,7 +129,7 @@ async def lose_commits(world: World, chance: random.Random) -> None:
     blow.healed_at = time.time()
 
 
-# --- the database -----------------------------------------------------------------------------------------------------
+# --- the database ---------------------------------------------------------------------------------
 
 
 async def restart_the_database(world: World, chance: random.Random) -> None:
@@ -137,7 +143,10 @@ async def restart_the_database(world: World, chance: random.Random) -> None:
 
 
 async def fail_over(world: World, chance: random.Random) -> None:
-    """`kill -9` of the primary; the standby is promoted. An asynchronous one has not got the last commits."""
+    """`kill -9` of the primary; the standby is promoted.
+
+    An asynchronous one has not got the last commits.
+    """
     assert world.standby is not None
     blow = world.blow("failover")
     if not world.history.synchronous:
@@ -179,13 +188,15 @@ async def fail_over_in_the_dark(world: World, chance: random.Random) -> None:
 async def _fall_behind(world: World, chance: random.Random) -> None:
     """Until calls were made that the standby knows nothing of."""
     assert world.standby is not None
-    await asyncio.to_thread(world.standby.reload, primary_conninfo="")  # stopped, it would still find all in its socket
+    await asyncio.to_thread(
+        world.standby.reload, primary_conninfo=""
+    )  # stopped, it would still find all in its socket
     while await asyncio.to_thread(world.standby.sql, "select 1 from pg_stat_wal_receiver"):
         await asyncio.sleep(0.02)
     await let_them_call(chance.randint(1, 4), world, chance)
 
 
-# --- clocks -----------------------------------------------------------------------------------------------------------
+# --- clocks ---------------------------------------------------------------------------------------
 
 
 async def set_a_clock(world: World, chance: random.Random) -> None:
@@ -208,15 +219,27 @@ AROUND: Final[dict[str, Nemesis]] = {
 }
 
 
-def rounds(kind: str, number: int, lease: float, chance: random.Random) -> list[tuple[Nemesis, ...]]:
-    """What a storm does. Each kind of storm has its half of the holder's blows, so that both together have them all."""
+def rounds(
+    kind: str, number: int, lease: float, chance: random.Random
+) -> list[tuple[Nemesis, ...]]:
+    """What a storm does.
+
+    Each kind of storm has its half of the holder's blows, so that both together have them all.
+    """
     long = lease + BEYOND_S
     blows: list[Nemesis] = []
     for n, step in enumerate(("reserved", "called", "answered", "settled")):
         half = (n % 2 == 0) == (kind == "synchronous")
-        blows.append(partial(kill_the_holder, step) if half else partial(stop_the_holder, step, long))
-    others = [partial(stop_the_holder, step, SHORT_S) for step in STEPS] + [partial(kill_the_holder, step) for step in STEPS]
-    more: list[Nemesis] = [partial(stop_the_holder, "calling", long), *chance.sample(others, len(others))]
+        blows.append(
+            partial(kill_the_holder, step) if half else partial(stop_the_holder, step, long)
+        )
+    others = [partial(stop_the_holder, step, SHORT_S) for step in STEPS] + [
+        partial(kill_the_holder, step) for step in STEPS
+    ]
+    more: list[Nemesis] = [
+        partial(stop_the_holder, "calling", long),
+        *chance.sample(others, len(others)),
+    ]
     blows = [*chance.sample(blows, len(blows)), *more][:number]
     while len(blows) < number:
         blows.append(chance.choice(others))
@@ -224,7 +247,8 @@ def rounds(kind: str, number: int, lease: float, chance: random.Random) -> list[
     drawn = [AROUND[name] for name in chance.sample(around, len(around))]
     while len(drawn) < number:
         drawn.append(AROUND[chance.choice(around)])
-    # Not at first: there must be a history to lose; nor together with the restart, which is the same server's.
+    # Not at first: there must be a history to lose; nor together with the restart, which is the
+    # same server's.
     return [
         *zip(blows[: number // 2], drawn, strict=False),
         (fail_over,),

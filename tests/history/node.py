@@ -1,9 +1,10 @@
 """A broker that can be struck at a chosen step: `python -m tests.history.node WIRING serve --config FILE`.
 
-It is the real command, with the store, WeChat's client and the clock replaced by subclasses. Each step asks a file named in
-`HISTORY_FATE`, which all brokers share, whether it is the step to die or to stop at ("answered SIGSTOP"): whoever is the
-first to come there takes the order away and strikes itself. Steps of a refresh, in their order: `reserving` (all written,
-nothing committed, the row locked), `reserved`, `calling` (nobody has been asked yet), `called` (WeChat has done it, and
+It is the real command, with the store, WeChat's client and the clock replaced by subclasses. Each
+step asks a file named in `HISTORY_FATE`, which all brokers share, whether it is the step to die or
+to stop at ("answered SIGSTOP"): whoever is the first to come there takes the order away and strikes
+itself. Steps of a refresh, in their order: `reserving` (all written, nothing committed, the row
+locked), `reserved`, `calling` (nobody has been asked yet), `called` (WeChat has done it, and
 answers later), `answered`, `settling` (as `reserving`), `settled` (nothing published yet).
 """
 
@@ -74,7 +75,9 @@ class MortalStore(PostgresStore):
             passes("reserved")
         return answer
 
-    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    async def settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change
+    ) -> Credential:
         answer = await super().settle(account, grant, outcome, change)
         passes("settled")
         return answer
@@ -112,7 +115,7 @@ def _since(booted: float) -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - booted
 
 
-# --- what must not be: each takes one thing away ----------------------------------------------------------------------
+# --- what must not be: each takes one thing away --------------------------------------------------
 
 
 class Unlocked(MortalRows):
@@ -132,7 +135,10 @@ class Unfenced(MortalRows):
         await self._open()
         key = {**self._key, "epoch": grant.credential.epoch, "id": grant.call}
         self._row = {**self._row, "reserved_call": grant.call}
-        said = "update token_broker.calls set outcome = %(outcome)s where appid = %(appid)s and epoch = %(epoch)s and id = %(id)s"
+        said = (
+            "update token_broker.calls set outcome = %(outcome)s where appid = %(appid)s and epoch"
+            " = %(epoch)s and id = %(id)s"
+        )
         await self._session.run(said, {**key, "outcome": outcome})
         await self._apply(self._credential(), change)
         return self._credential()
@@ -144,7 +150,7 @@ class OneSnapshot(MortalRows):
     _early: Sequence[Entry] | None = None
 
     async def reserve(self, decide: Decide) -> Grant | Denied:
-        self._moment = await self.moment.take(self._session, self._clock)
+        self._moment = await self.sample.take(self._session, self._clock)
         self._early = await super()._entries(None)
         await asyncio.sleep(WAIT_S)
         return await super().reserve(decide)

@@ -19,7 +19,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one client got; unix times. `life` counts a node's starts; `digest` is the token's SHA-256 in hex."""
+    """What one client got; unix times.
+
+    `life` counts a node's starts; `digest` is the token's SHA-256 in hex.
+    """
 
     sent_at: float
     received_at: float
@@ -36,7 +39,10 @@ class Answer:
 
 @dataclass
 class Blow:
-    """One fault: from when to when things were not as they should be. `on`: the node it struck, or "" for all."""
+    """One fault: from when to when things were not as they should be.
+
+    `on`: the node it struck, or "" for all.
+    """
 
     kind: str
     began_at: float
@@ -51,9 +57,13 @@ class Blow:
 
 @dataclass
 class History:
-    """All of it. `calls` is the sandbox's log; `lost` are ledger rows that a failover lost; `synchronous`: none may be.
+    """All of it.
 
-    `lives`: when each life of a node began; `converged_s`: how long after a healing all nodes agreed.
+    `calls` is the sandbox's log; `lost` are ledger rows that a failover lost; `synchronous`: none
+    may be.
+
+    `lives`: when each life of a node began; `converged_s`: how long after a healing all nodes
+    agreed.
     """
 
     rules: Rules
@@ -82,6 +92,7 @@ class History:
         orphans = sum(row["outcome"] is None for row in self.ledger)
         deposed = sum(str(row["outcome"]).startswith("deposed") for row in self.ledger)
         return (
-            f"{len(self.blows)} faults ({', '.join(kinds)}), {len(self.answers)} answers, {len(self.calls)} calls, "
-            f"{len(self.ledger)} rows ({orphans} orphans, {deposed} deposed, {len(self.lost)} lost)"
+            f"{len(self.blows)} faults ({', '.join(kinds)}), {len(self.answers)} answers,"
+            f" {len(self.calls)} calls, {len(self.ledger)} rows ({orphans} orphans, {deposed}"
+            f" deposed, {len(self.lost)} lost)"
         )

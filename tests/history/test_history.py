@@ -1,7 +1,9 @@
-"""A whole history of three brokers that share a database, before the checker. `HISTORY_SEED=n` draws the same blows again.
+"""A whole history of three brokers that share a database, before the checker.
 
-`HISTORY_ROUNDS=n`: how many rounds of blows a storm has; as many as CI has time for, where nobody says. `HISTORY_DUMP=file`:
-what was seen, as a pickle of :class:`tests.history.record.History`.
+`HISTORY_SEED=n` draws the same blows again.
+
+`HISTORY_ROUNDS=n`: how many rounds of blows a storm has; as many as CI has time for, where nobody
+says. `HISTORY_DUMP=file`: what was seen, as a pickle of :class:`tests.history.record.History`.
 """
 
 import asyncio
@@ -69,9 +71,13 @@ async def test_a_storm_with_a_failover_breaks_nothing(tmp_path: Path, kind: str)
             primary.reload(synchronous_standby_names="standby")
         async with world(tmp_path, primary, standby) as it:
             it.history.synchronous = kind == "synchronous"
-            history, wrong = await weathered(it, list(rounds(kind, ROUNDS, it.scale.rules.lease, random.Random(SEED))))
+            history, wrong = await weathered(
+                it, list(rounds(kind, ROUNDS, it.scale.rules.lease, random.Random(SEED)))
+            )
     assert wrong == []
-    assert bool(history.lost) == (kind == "asynchronous"), "the failover missed what it was meant for"
+    assert bool(history.lost) == (kind == "asynchronous"), (
+        "the failover missed what it was meant for"
+    )
 
 
 @pytest.mark.soak
@@ -80,17 +86,24 @@ async def test_who_has_not_heard_of_what_a_failover_lost_is_found_out(tmp_path: 
         async with world(tmp_path, primary, standby) as it:
             it.history.synchronous = False
             history, wrong = await weathered(
-                it, [(partial(let_them_call, 3),), (fail_over_in_the_dark,), (partial(let_them_call, 8),)]
+                it,
+                [
+                    (partial(let_them_call, 3),),
+                    (fail_over_in_the_dark,),
+                    (partial(let_them_call, 8),),
+                ],
             )
     assert history.lost
     assert wrong == []
 
 
-# --- and it bites: each time one thing is taken away ------------------------------------------------------------------
+# --- and it bites: each time one thing is taken away ----------------------------------------------
 
 
 @pytest.mark.soak
-async def test_without_the_rows_lock_two_brokers_call_at_once_and_the_checker_says_so(tmp_path: Path, cluster: Cluster) -> None:
+async def test_without_the_rows_lock_two_brokers_call_at_once_and_the_checker_says_so(
+    tmp_path: Path, cluster: Cluster
+) -> None:
     def drop_the_key(database: str) -> None:
         cluster.sql("alter table token_broker.calls drop constraint calls_pkey", database)
 
@@ -100,9 +113,13 @@ async def test_without_the_rows_lock_two_brokers_call_at_once_and_the_checker_sa
 
 
 @pytest.mark.soak
-async def test_without_the_fence_a_deposed_holder_publishes_and_the_checker_says_so(tmp_path: Path, cluster: Cluster) -> None:
+async def test_without_the_fence_a_deposed_holder_publishes_and_the_checker_says_so(
+    tmp_path: Path, cluster: Cluster
+) -> None:
     async with world(tmp_path, cluster, wiring="unfenced") as it:
-        _, wrong = await weathered(it, [(partial(stop_the_holder, "answered", it.scale.rules.lease + BEYOND_S),)])
+        _, wrong = await weathered(
+            it, [(partial(stop_the_holder, "answered", it.scale.rules.lease + BEYOND_S),)]
+        )
     assert any(said.startswith("fence: ") for said in wrong), wrong
 
 
@@ -118,17 +135,30 @@ async def test_without_the_second_snapshot_the_quota_is_exceeded_and_the_checker
         cluster.sql(_SPENT.format(appid=POOR, calls=scale.poor_quota - 2), database)
 
     async with world(tmp_path, cluster, wiring=wiring, scale=scale, prepare=spend) as it:
-        await until(lambda: all(host.house.get("/readyz")[0] == 200 for host in it.hosts), "each app has a token")
-        await it.control("/faults", {"kind": "errcode", "errcode": -1, "appid": POOR, "times": None})
+        await until(
+            lambda: all(host.house.get("/readyz")[0] == 200 for host in it.hosts),
+            "each app has a token",
+        )
+        await it.control(
+            "/faults", {"kind": "errcode", "errcode": -1, "appid": POOR, "times": None}
+        )
         orders = []
         for host in it.hosts:
-            await asyncio.sleep(WAIT_S / 3)  # beyond min_gap, and within the wait that follows a spoilt store's first look
-            orders.append(asyncio.create_task(asyncio.to_thread(host.house.post, "/v1/tokens/poor/refresh")))
+            await asyncio.sleep(
+                WAIT_S / 3
+            )  # beyond min_gap, and within the wait that follows a spoilt store's first look
+            orders.append(
+                asyncio.create_task(asyncio.to_thread(host.house.post, "/v1/tokens/poor/refresh"))
+            )
         await asyncio.gather(*orders)
         wrong = violations(await it.seen())
     granted = sum(row["node"] in NODES for row in it.history.ledger if row["appid"] == POOR)
-    assert granted == (4 if wiring == "one-snapshot" else 2), "the token of the start, and who was asked"
-    assert [said.split(" of ")[0] for said in wrong] == (["I2: 32 rows"] if wiring == "one-snapshot" else [])
+    assert granted == (4 if wiring == "one-snapshot" else 2), (
+        "the token of the start, and who was asked"
+    )
+    assert [said.split(" of ")[0] for said in wrong] == (
+        ["I2: 32 rows"] if wiring == "one-snapshot" else []
+    )
 
 
 _SPENT = """insert into token_broker.calls (appid, endpoint, epoch, id, lane, forced, cost, outcome, at, node)

@@ -18,11 +18,26 @@ EVENT = Event(0, T0, 0, "account", APPID, "e", 1, None, None, None, None, None, 
 
 
 def call(number: int, at: float) -> dict[str, Any]:
-    return {"n": number, "at": at, "appid": APPID, "by": "client", "minted": True, "token_sha256": f"t{number}"}
+    return {
+        "n": number,
+        "at": at,
+        "appid": APPID,
+        "by": "client",
+        "minted": True,
+        "token_sha256": f"t{number}",
+    }
 
 
 def row(number: int, at: float, outcome: str | None = "minted") -> dict[str, Any]:
-    return {"appid": APPID, "epoch": "e", "id": number, "at": at, "outcome": outcome, "node": "a", "cost": 1}
+    return {
+        "appid": APPID,
+        "epoch": "e",
+        "id": number,
+        "at": at,
+        "outcome": outcome,
+        "node": "a",
+        "cost": 1,
+    }
 
 
 def answer(number: int, at: float, **other: Any) -> Answer:
@@ -36,7 +51,12 @@ def refresh(number: int, at: float, node: str = "a") -> list[Event]:
     done = replace(its, at=at + 0.2, xid=2 * number + 1)
     return [
         replace(its, kind="reserved", node=node),
-        replace(its, opened=number, token_call=number - 1 or None, sha256=f"t{number - 1}" if number > 1 else None),
+        replace(
+            its,
+            opened=number,
+            token_call=number - 1 or None,
+            sha256=f"t{number - 1}" if number > 1 else None,
+        ),
         replace(done, kind="settled", node=node, outcome="minted"),
         replace(done, token_call=number, sha256=f"t{number}"),
     ]
@@ -46,7 +66,12 @@ def good() -> History:
     """Two refreshes, ten seconds apart, and who asked between."""
     return History(
         Rules(lifetime=20, overlap=5, lease=6, quota={APPID: 3}),
-        answers=[answer(1, T0 + 1), answer(1, T0 + 9, node="b"), answer(2, T0 + 11), answer(2, T0 + 12, node="b")],
+        answers=[
+            answer(1, T0 + 1),
+            answer(1, T0 + 9, node="b"),
+            answer(2, T0 + 11),
+            answer(2, T0 + 12, node="b"),
+        ],
         calls=[call(1, T0 + 0.1), call(2, T0 + 10.1)],
         ledger=[row(1, T0), row(2, T0 + 10)],
         events=[*refresh(1, T0), *refresh(2, T0 + 10, "b")],
@@ -72,21 +97,51 @@ def hasty(history: History) -> None:
 SPOILT: dict[str, tuple[str, Callable[[History], object]]] = {
     "a call before its row": ("I1: call 2", lambda it: it.ledger.__setitem__(1, row(2, T0 + 10.2))),
     "a call without a row": ("I1: call 2", lambda it: it.ledger.pop()),
-    "a row of a call that was not made": ("I1: call 2", lambda it: it.ledger.__setitem__(1, row(2, T0 + 10, "given back"))),
-    "more than the quota": ("I2: 4 rows", lambda it: it.ledger.extend([row(3, T0 + 30), row(4, T0 + 40)])),
+    "a row of a call that was not made": (
+        "I1: call 2",
+        lambda it: it.ledger.__setitem__(1, row(2, T0 + 10, "given back")),
+    ),
+    "more than the quota": (
+        "I2: 4 rows",
+        lambda it: it.ledger.extend([row(3, T0 + 30), row(4, T0 + 40)]),
+    ),
     "a lost row, though synchronous": ("lost: 1", lambda it: it.lost.append(row(3, T0 + 3))),
     "two in flight": ("I3: e-2 was reserved by b", hasty),
-    "a number reserved twice": ("I3: e-1 was reserved twice", lambda it: it.events.extend(refresh(1, T0 + 20)[:1])),
+    "a number reserved twice": (
+        "I3: e-1 was reserved twice",
+        lambda it: it.events.extend(refresh(1, T0 + 20)[:1]),
+    ),
     "settled by who was deposed": ("fence: e-1", lambda it: it.events.append(it.events.pop(2))),
     "settled twice": ("publisher: e-2", lambda it: it.events.append(it.events[6])),
     "a late answer that nobody doubts": ("late: e-1", late),
-    "a version that means two tokens": ("I4: e-2 of", lambda it: it.answers.append(answer(2, T0 + 13, digest="t1"))),
-    "a token out of nowhere": ("I4: a served a token", lambda it: it.answers.append(answer(3, T0 + 13))),
-    "an older after a newer": ("I4: a served e-1", lambda it: it.answers.append(answer(1, T0 + 13))),
-    "older than what was stored": ("though a newer one was stored", lambda it: it.answers.append(answer(1, T0 + 13, life=2))),
-    "expired": ("I5: b served e-2", lambda it: it.answers.append(answer(2, T0 + 31, node="b", expires_in=0))),
-    "more than the truth": ("I5: b said 19 s", lambda it: it.answers.append(answer(2, T0 + 13, node="b", expires_in=19))),
-    "dead, and nobody noticed": ("dead: c served e-1", lambda it: it.answers.append(answer(1, T0 + 19, node="c", expires_in=0))),
+    "a version that means two tokens": (
+        "I4: e-2 of",
+        lambda it: it.answers.append(answer(2, T0 + 13, digest="t1")),
+    ),
+    "a token out of nowhere": (
+        "I4: a served a token",
+        lambda it: it.answers.append(answer(3, T0 + 13)),
+    ),
+    "an older after a newer": (
+        "I4: a served e-1",
+        lambda it: it.answers.append(answer(1, T0 + 13)),
+    ),
+    "older than what was stored": (
+        "though a newer one was stored",
+        lambda it: it.answers.append(answer(1, T0 + 13, life=2)),
+    ),
+    "expired": (
+        "I5: b served e-2",
+        lambda it: it.answers.append(answer(2, T0 + 31, node="b", expires_in=0)),
+    ),
+    "more than the truth": (
+        "I5: b said 19 s",
+        lambda it: it.answers.append(answer(2, T0 + 13, node="b", expires_in=19)),
+    ),
+    "dead, and nobody noticed": (
+        "dead: c served e-1",
+        lambda it: it.answers.append(answer(1, T0 + 19, node="c", expires_in=0)),
+    ),
     "no agreement": ("converged: only 5.1", lambda it: it.converged_s.append(5.1)),
 }
 
@@ -112,7 +167,10 @@ def test_what_happens_while_something_is_amiss_is_no_violation() -> None:
         answer(1, T0 + 19, node="c", expires_in=0),
         answer(2, T0 + 29, node="b", expires_in=0, received_at=T0 + 33),
     ]
-    history.blows = [Blow("cut", T0 + 9, "c", healed_at=T0 + 40), Blow("stop", T0 + 28, "b", healed_at=T0 + 33)]
+    history.blows = [
+        Blow("cut", T0 + 9, "c", healed_at=T0 + 40),
+        Blow("stop", T0 + 28, "b", healed_at=T0 + 33),
+    ]
     assert violations(history) == []
 
 

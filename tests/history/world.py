@@ -92,9 +92,23 @@ class Host:
             "HISTORY_CLOCK": str(self.clock),
             "HISTORY_BOOTED": str(-86_400.0 * self.number),
         }
-        command = [sys.executable, "-m", "tests.history.node", self.wiring, "serve", "--config", str(self.house.config)]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")}
-        popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env={**clean, **told})
+        command = [
+            sys.executable,
+            "-m",
+            "tests.history.node",
+            self.wiring,
+            "serve",
+            "--config",
+            str(self.house.config),
+        ]
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("TOKEN_BROKER_")
+        }
+        popen = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self.log, text=True, env={**clean, **told}
+        )
         self.process = Process(popen, Path(self.log.name))
         self.house.daemon = self.process.first_line().split(" serves on ")[1].split(",")[0].strip()
         self.life += 1
@@ -119,7 +133,10 @@ class Host:
 
 @dataclass
 class World:
-    """All of it, running. `primary` and `standby`: as they are now; `servers`: in the order of the hosts' relays."""
+    """All of it, running.
+
+    `primary` and `standby`: as they are now; `servers`: in the order of the hosts' relays.
+    """
 
     home: Path
     scale: Scale
@@ -130,7 +147,9 @@ class World:
     house: House
     history: History
     fallen: Cluster | None = None
-    last: dict[tuple[str, str], str] = field(default_factory=dict)  # by node and app: what it served last
+    last: dict[tuple[str, str], str] = field(
+        default_factory=dict
+    )  # by node and app: what it served last
 
     @property
     def fate(self) -> Path:
@@ -156,7 +175,9 @@ class World:
         """Wait until all hosts serve the same of each app; how many seconds that took."""
         began = time.monotonic()
         while True:
-            said = await asyncio.gather(*(asyncio.to_thread(_versions, host) for host in self.hosts))
+            said = await asyncio.gather(
+                *(asyncio.to_thread(_versions, host) for host in self.hosts)
+            )
             if None not in said and all(one == said[0] for one in said):
                 return time.monotonic() - began
             if time.monotonic() > began + AGREES_WITHIN_S:
@@ -169,7 +190,9 @@ class World:
     async def seen(self) -> History:
         """What was seen, all of it. The brokers are still there: I6 looks at them, too."""
         history = self.history
-        history.calls = [it for it in await self.control("/calls") if it["appid"] in self.scale.rules.quota]
+        history.calls = [
+            it for it in await self.control("/calls") if it["appid"] in self.scale.rules.quota
+        ]
         history.events = await asyncio.to_thread(audit.events, self.primary, self.database)
         history.ledger = await asyncio.to_thread(audit.ledger, self.primary, self.database)
         if self.fallen is not None:
@@ -177,18 +200,30 @@ class World:
         return history
 
     def _lost(self, fallen: Cluster) -> list[dict[str, Any]]:
-        """Rows that the dead primary had, and its heir has not. It is asked in quarantine: nobody else finds it."""
+        """Rows that the dead primary had, and its heir has not.
+
+        It is asked in quarantine: nobody else finds it.
+        """
         fallen.start()
         try:
-            kept = {(row["appid"], row["epoch"], row["id"], row["at"]) for row in self.history.ledger}
+            kept = {
+                (row["appid"], row["epoch"], row["id"], row["at"]) for row in self.history.ledger
+            }
             rows = audit.ledger(fallen, self.database)
-            return [row for row in rows if (row["appid"], row["epoch"], row["id"], row["at"]) not in kept]
+            return [
+                row
+                for row in rows
+                if (row["appid"], row["epoch"], row["id"], row["at"]) not in kept
+            ]
         finally:
             fallen.stop()
 
     def leaks(self) -> list[str]:
         """I6."""
-        return checker.leaks([host.house.home for host in self.hosts], [host.pid for host in self.hosts if host.process])
+        return checker.leaks(
+            [host.house.home for host in self.hosts],
+            [host.pid for host in self.hosts if host.process],
+        )
 
 
 def _versions(host: Host) -> dict[str, Any] | None:
@@ -210,7 +245,10 @@ async def world(
     scale: Scale | None = None,
     prepare: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[World]:
-    """A world that lives. `prepare` is told the database, once its tables are there and nobody uses them."""
+    """A world that lives.
+
+    `prepare` is told the database, once its tables are there and nobody uses them.
+    """
     scale = scale or Scale()
     house = House(home)
     async with AsyncExitStack() as stack:
@@ -223,7 +261,16 @@ async def world(
             relays = [await stack.enter_async_context(relay_to(server.port)) for server in servers]
             where = ",".join(f"127.0.0.1:{relay.port}" for relay in relays)
             url = f"postgresql://token_broker@{where}/{database}"
-            hosts.append(Host(name, _configured(home / name, house.sandbox, scale), relays, url, wiring, number))
+            hosts.append(
+                Host(
+                    name,
+                    _configured(home / name, house.sandbox, scale),
+                    relays,
+                    url,
+                    wiring,
+                    number,
+                )
+            )
         made = World(home, scale, database, primary, standby, hosts, house, History(scale.rules))
         stack.push_async_callback(_end, made)
         await _create_tables(made)
@@ -242,9 +289,16 @@ async def _create_tables(made: World) -> None:
 def _configured(home: Path, sandbox: str, scale: Scale) -> House:
     home.mkdir()
     house = House(home, sandbox)
-    poor = f'[apps.poor]\nappid = "{POOR}"\nsecret_file = "{home}/main.secret"\ndaily_quota = {scale.poor_quota}\n'
+    poor = (
+        f'[apps.poor]\nappid = "{POOR}"\nsecret_file = "{home}/main.secret"\ndaily_quota ='
+        f" {scale.poor_quota}\n"
+    )
     config = house.configure(policy=f"{POLICY}overlap = {scale.overlap}", more=poor)
-    text = config.read_text().replace("timeout = 5\n", f"timeout = {CALL_TIMEOUT_S}\n").replace("tick = 0.2\n", "tick = 0.1\n")
+    text = (
+        config.read_text()
+        .replace("timeout = 5\n", f"timeout = {CALL_TIMEOUT_S}\n")
+        .replace("tick = 0.2\n", "tick = 0.1\n")
+    )
     config.write_text(text)
     return house
 

@@ -1,9 +1,10 @@
 """Daemons that die at a chosen step of the refresh path, forked from one process, so that two hundred take seconds.
 
-`python -m tests.crashpoints` imports the daemon once and forks for each order on its stdin. What is born is the real
-command, with the store and WeChat's client replaced by subclasses that count steps and `kill -9` themselves. Steps of a
-store's method, on its thread: `asked`, `begin` (in no transaction yet), `commit` (all written, nothing committed),
-`committed`, `done`; then, in the event loop, `returned`. Of a call to WeChat: `asked` and `returned`.
+`python -m tests.crashpoints` imports the daemon once and forks for each order on its stdin. What is
+born is the real command, with the store and WeChat's client replaced by subclasses that count steps
+and `kill -9` themselves. Steps of a store's method, on its thread: `asked`, `begin` (in no
+transaction yet), `commit` (all written, nothing committed), `committed`, `done`; then, in the event
+loop, `returned`. Of a call to WeChat: `asked` and `returned`.
 """
 
 import itertools
@@ -32,7 +33,7 @@ from broker.config import load as config
 from broker.config import reload
 from broker.core.credential import Account, Credential, Policy
 from broker.core.errcodes import Failure
-from broker.core.outcome import Judge
+from broker.core.outcome import OutcomeRules
 from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Held, Minted, Verdict
 from broker.core.quota import Lane
 from broker.core.secret import Secret
@@ -42,7 +43,7 @@ from broker.store.sqlite import store as sqlite
 from broker.store.sqlite.file import StoreFile
 from broker.store.sqlite.store import SqliteStore
 from broker.system import sockets as listen
-from broker.tokens import registry as roster
+from broker.tokens import registry
 from broker.tokens.keeper import Keeper
 from broker.wechat import WeChat
 from tests.harness.processes import PATIENCE_S, House, _url, until
@@ -54,7 +55,7 @@ Environ = Mapping[str, str]
 NOTHING: Final[Environ] = {}
 
 
-# --- the side of the process that dies --------------------------------------------------------------------------------
+# --- the side of the process that dies ------------------------------------------------------------
 
 
 @dataclass
@@ -128,7 +129,9 @@ class MortalStore(SqliteStore):
         FATE.passes("returned")
         return answer
 
-    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    async def settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change
+    ) -> Credential:
         answer = await super().settle(account, grant, outcome, change)
         FATE.passes("returned")
         return answer
@@ -160,7 +163,10 @@ class MortalWeChat(WeChat):
 
 
 class BackwardsStore(SqliteStore):
-    """What must not be: a call's row is written after the call. The control of the test that kills at random."""
+    """What must not be: a call's row is written after the call.
+
+    The control of the test that kills at random.
+    """
 
     def _reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         held = self._load(account)
@@ -180,7 +186,8 @@ class BackwardsStore(SqliteStore):
 class HammeringStore(SqliteStore):
     """Never gets further than its first load: it writes and checkpoints until it is killed.
 
-    What it has done stands in `NAME.done`: calls that were settled, and whether a checkpoint is under way.
+    What it has done stands in `NAME.done`: calls that were settled, and whether a checkpoint is
+    under way.
     """
 
     def _load(self, account: Account) -> Held:
@@ -196,7 +203,7 @@ class HammeringStore(SqliteStore):
         grant = self._reserve(account, lambda *_: Claim(Lane.SCHEDULED))
         if isinstance(grant, Denied):
             raise TypeError("a claim was denied that nobody denies")
-        judge = Judge(account, Policy(), self._clock.now(), self._clock.wall(), 0.0)
+        judge = OutcomeRules(account, Policy(), self._clock.now(), self._clock.wall(), 0.0)
         self._settle(account, grant, *judge.answer(grant, Minted(Secret(token), 7200.0)))
 
 
@@ -232,23 +239,36 @@ def _traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
 Part = tuple[ModuleType, str, object]
 WIRINGS: Final[Mapping[str, Sequence[Part]]] = {
     "plain": [],
-    "mortal": [(stores, "SqliteStore", MortalStore), (app, "WeChat", MortalWeChat), (sqlite, "StoreFile", MortalFile)],
+    "mortal": [
+        (stores, "SqliteStore", MortalStore),
+        (app, "WeChat", MortalWeChat),
+        (sqlite, "StoreFile", MortalFile),
+    ],
     "backwards": [(stores, "SqliteStore", BackwardsStore)],
     "hammering": [(stores, "SqliteStore", HammeringStore)],
-    "stumbling": [(roster, "Keeper", StumblingKeeper)],
-    "migrating": [(storefile, "MIGRATIONS", (*storefile.MIGRATIONS, *MIGRATIONS)), (sqlite3, "connect", _traced)],
+    "stumbling": [(registry, "Keeper", StumblingKeeper)],
+    "migrating": [
+        (storefile, "MIGRATIONS", (*storefile.MIGRATIONS, *MIGRATIONS)),
+        (sqlite3, "connect", _traced),
+    ],
 }
 
 
 def _live(order: dict[str, Any]) -> int:
     """Be the process that was ordered; its exit code."""
-    for fd, path, flags in ((0, os.devnull, os.O_RDONLY), (1, order["out"], WRITE), (2, order["log"], WRITE | os.O_APPEND)):
+    for fd, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, order["out"], WRITE),
+        (2, order["log"], WRITE | os.O_APPEND),
+    ):
         os.dup2(os.open(path, flags, 0o600), fd)
     os.environ.update(order["environ"])
     time.tzset()
     FATE.life = Life(**order["life"])
     for module, name, part in WIRINGS[FATE.life.wiring]:
-        getattr(module, name)  # a wire that hangs in the air would make a test pass that tests nothing
+        getattr(
+            module, name
+        )  # a wire that hangs in the air would make a test pass that tests nothing
         setattr(module, name, part)
     try:
         cli.main(order["command"], standalone_mode=False)
@@ -269,7 +289,8 @@ def _fork_for_each_order() -> None:
             code = 70
             try:
                 code = _live(order)
-            except BaseException:  # noqa: BLE001 -- a fork never goes back to where its parent goes on
+            # A fork never goes back to where its parent goes on
+            except BaseException:  # noqa: BLE001
                 traceback.print_exc()
             finally:
                 os._exit(code)
@@ -279,21 +300,23 @@ def _fork_for_each_order() -> None:
 WRITE: Final = os.O_WRONLY | os.O_CREAT
 
 
-# --- the side of the test ---------------------------------------------------------------------------------------------
+# --- the side of the test -------------------------------------------------------------------------
 
 
 @dataclass
 class Child:
     """A forked command."""
 
-    nursery: "Nursery"
+    fork_server: "ForkServer"
     pid: int
     out: Path
     code: int | None = None
 
     def first_line(self) -> str:
         """The line it prints once it serves; empty where it died first."""
-        return str(until(lambda: self.out.read_text() or (not self._lives() and "\n"), "a first line")).strip()
+        return str(
+            until(lambda: self.out.read_text() or (not self._lives() and "\n"), "a first line")
+        ).strip()
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -313,7 +336,7 @@ class Child:
         """Wait for its end, bounded; its exit code, negative for a signal."""
         if self.code is None:
             until(lambda: not self._lives(), f"the end of {self.pid}")
-            self.code = self.nursery.asked({"wait": self.pid})
+            self.code = self.fork_server.asked({"wait": self.pid})
         return self.code
 
     def _lives(self) -> bool:
@@ -324,7 +347,7 @@ class Child:
 
 
 @dataclass
-class Nursery:
+class ForkServer:
     """The process that forks."""
 
     popen: "subprocess.Popen[str]"
@@ -336,16 +359,26 @@ class Nursery:
             assert self.popen.stdin is not None
             assert self.popen.stdout is not None
             print(json.dumps(order), file=self.popen.stdin, flush=True)
-            assert select.select([self.popen.stdout], [], [], PATIENCE_S)[0], "the nursery does not answer"
+            assert select.select([self.popen.stdout], [], [], PATIENCE_S)[0], (
+                "the fork_server does not answer"
+            )
             return int(json.loads(self.popen.stdout.readline()))
 
     @contextmanager
-    def child(self, log: Path, *command: str, life: Life | None = None, environ: Environ = NOTHING) -> Iterator[Child]:
+    def child(
+        self, log: Path, *command: str, life: Life | None = None, environ: Environ = NOTHING
+    ) -> Iterator[Child]:
         """A command with a fate; killed at the end if it still runs."""
         self.born += 1
         out, life = log.with_name(f"out-{self.born}"), life or Life()
         out.touch()
-        order = {"command": command, "out": str(out), "log": str(log), "environ": dict(environ), "life": asdict(life)}
+        order = {
+            "command": command,
+            "out": str(out),
+            "log": str(log),
+            "environ": dict(environ),
+            "life": asdict(life),
+        }
         child = Child(self, self.asked(order), out)
         try:
             yield child
@@ -354,38 +387,52 @@ class Nursery:
 
 
 @contextmanager
-def nursery() -> Iterator[Nursery]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")}
+def fork_server() -> Iterator[ForkServer]:
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")
+    }
     command = [sys.executable, "-m", "tests.processes.crashpoints"]
-    with subprocess.Popen(command, text=True, env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
+    with subprocess.Popen(
+        command, text=True, env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as popen:
         try:
-            yield Nursery(popen)
+            yield ForkServer(popen)
         finally:
             popen.kill()
 
 
 @dataclass
-class Cradle(House):
+class ForkedDaemon(House):
     """A house whose processes are forked."""
 
-    nursery: Nursery = field(kw_only=True)
+    fork_server: ForkServer = field(kw_only=True)
 
     @contextmanager
     def simulating(self, *options: str) -> Iterator[Child]:
         """A sandbox of its own."""
-        with self.nursery.child(self.home / "sandbox.log", "sandbox", "--port", "0", *options) as child:
+        with self.fork_server.child(
+            self.home / "sandbox.log", "sandbox", "--port", "0", *options
+        ) as child:
             self.sandbox = _url(child.first_line())
             yield child
 
     @contextmanager
     def living(
-        self, step: str = "", nth: int = 1, wiring: str = "", *, patient: bool = True, environ: Environ = NOTHING
+        self,
+        step: str = "",
+        nth: int = 1,
+        wiring: str = "",
+        *,
+        patient: bool = True,
+        environ: Environ = NOTHING,
     ) -> Iterator[Child]:
         """A daemon with a fate; `daemon` is where it serves, unless it died before it did, or nobody had the patience."""
         life = Life(wiring or ("mortal" if step else "plain"), step, nth)
         command = ("serve", "--config", str(self.config))
         named = {"TOKEN_BROKER_LOG_LEVEL": self.log_level, **environ}
-        with self.nursery.child(self.home / "daemon.log", *command, life=life, environ=named) as child:
+        with self.fork_server.child(
+            self.home / "daemon.log", *command, life=life, environ=named
+        ) as child:
             self.daemon = self.url_of(child) if patient else ""
             yield child
 
@@ -396,7 +443,11 @@ class Cradle(House):
 
     def said(self, event: str) -> list[dict[str, Any]]:
         """The daemon's log lines of one event."""
-        lines = [json.loads(line) for line in (self.home / "daemon.log").read_text().splitlines() if line.startswith("{")]
+        lines = [
+            json.loads(line)
+            for line in (self.home / "daemon.log").read_text().splitlines()
+            if line.startswith("{")
+        ]
         return [line for line in lines if line.get("event") == event]
 
 

@@ -32,7 +32,9 @@ def served(house: House) -> dict[str, Any]:
     return {**token, "asked_at": asked_at, "received_at": time.time()}
 
 
-def test_killed_between_reservation_and_answer_the_call_is_spent_and_the_token_suspect_then_replaced_once(house: House) -> None:
+def test_killed_between_reservation_and_answer_the_call_is_spent_and_the_token_suspect_then_replaced_once(
+    house: House,
+) -> None:
     with house.serving() as daemon:
         first = served(house)
         house.control("/hold", {"appid": APPID})

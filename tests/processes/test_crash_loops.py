@@ -16,15 +16,15 @@ from tests.harness import invariants
 from tests.harness.doubles import APPID, DOWN, LOST, Bench, looked
 from tests.harness.fake_systemd import missing
 from tests.harness.processes import until
-from tests.processes.crashpoints import Cradle, Nursery, nursery
+from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
 from tests.store.test_disk import fill
 
 BETWEEN_STARTS_S = 150
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Nursery]:
-    with nursery() as it:
+def forks() -> Iterator[ForkServer]:
+    with fork_server() as it:
         yield it
 
 
@@ -33,13 +33,17 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB, ours alone."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
+    ).returncode:
         missing("root is needed, to mount a small file system")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-class Cramped(Cradle):
+class Cramped(ForkedDaemon):
     """A house whose store is on the small disk."""
 
     @property
@@ -48,12 +52,14 @@ class Cramped(Cradle):
 
 
 @pytest.fixture
-def house(tmp_path: Path, disk: Path, forks: Nursery) -> Iterator[Cradle]:
+def house(tmp_path: Path, disk: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
     """A store on the small disk, tokens that are in their last minutes from the start and due after 0.2 s."""
     assert disk.is_mount()
-    house = Cramped(tmp_path, nursery=forks)
+    house = Cramped(tmp_path, fork_server=forks)
     with house.simulating("--expires-in", "20"):
-        house.configure(policy="min_gap = 0.1\nmax_backoff = 0.1\nmin_serve = 1\nrefresh_fraction = 0.01")
+        house.configure(
+            policy="min_gap = 0.1\nmax_backoff = 0.1\nmin_serve = 1\nrefresh_fraction = 0.01"
+        )
         yield house
 
 
@@ -61,7 +67,9 @@ def die() -> None:
     raise asyncio.CancelledError
 
 
-async def test_a_day_of_crashes_while_wechat_is_down_follows_the_persisted_backoff(bench: Bench) -> None:
+async def test_a_day_of_crashes_while_wechat_is_down_follows_the_persisted_backoff(
+    bench: Bench,
+) -> None:
     chance, called_at = random.Random(7), list[float]()
     morning = bench.clock.now()
     while bench.clock.now() < morning + DAY:
@@ -80,7 +88,9 @@ async def test_a_day_of_crashes_while_wechat_is_down_follows_the_persisted_backo
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
-def test_a_daemon_that_starts_again_and_again_on_an_unwritable_store_makes_no_call(house: Cradle, disk: Path, how: str) -> None:
+def test_a_daemon_that_starts_again_and_again_on_an_unwritable_store_makes_no_call(
+    house: ForkedDaemon, disk: Path, how: str
+) -> None:
     with house.living() as daemon:
         until(lambda: house.get("/readyz")[0] == 200, "a token")
         daemon.kill()
@@ -96,11 +106,13 @@ def test_a_daemon_that_starts_again_and_again_on_an_unwritable_store_makes_no_ca
     assert "Traceback" not in (house.home / "daemon.log").read_text()
 
 
-def said_more(house: Cradle, event: str, than: int) -> bool:
+def said_more(house: ForkedDaemon, event: str, than: int) -> bool:
     return len(house.said(event)) > than
 
 
-def test_daemons_that_die_after_their_disk_broke_share_one_emergency_budget(house: Cradle, disk: Path) -> None:
+def test_daemons_that_die_after_their_disk_broke_share_one_emergency_budget(
+    house: ForkedDaemon, disk: Path
+) -> None:
     runtime = house.home / "run"
     runtime.mkdir()
     for life in range(6):
@@ -109,16 +121,25 @@ def test_daemons_that_die_after_their_disk_broke_share_one_emergency_budget(hous
             until(lambda: house.get("/readyz")[0] == 200, "a token")
             ballast = fill(disk)
             more = partial(said_more, house, "store-failed" if life else "emergency-call", before)
-            until(more, "an emergency call, or where there is none to make, a refresh that cannot be reserved")
+            until(
+                more,
+                "an emergency call, or where there is none to make, a refresh that cannot be"
+                " reserved",
+            )
             daemon.kill()
         ballast.unlink()
     spent = json.loads((runtime / "emergency.json").read_text())[APPID]["made"]
-    assert (len(spent), len(house.said("emergency-call"))) == (1, 1)  # the next one may be made after 300 s
+    assert (len(spent), len(house.said("emergency-call"))) == (
+        1,
+        1,
+    )  # the next one may be made after 300 s
     assert len(house.calls()) <= len(house.ledger()) + len(spent)
     invariants.i6_nothing_leaks(house.home)
 
 
-def test_an_emergency_call_of_a_dead_process_is_entered_into_the_ledger(house: Cradle, disk: Path) -> None:
+def test_an_emergency_call_of_a_dead_process_is_entered_into_the_ledger(
+    house: ForkedDaemon, disk: Path
+) -> None:
     runtime = house.home / "run"
     runtime.mkdir()
     with house.living(environ={"RUNTIME_DIRECTORY": str(runtime)}) as daemon:

@@ -18,13 +18,18 @@ import pytest
 from tests.harness import invariants
 from tests.harness.doubles import APPID
 from tests.harness.processes import until
-from tests.processes.crashpoints import Cradle, Nursery, nursery
+from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
 
 LIFETIME = 20  # of a token
 OVERLAP = 10
 MIN_GAP = 0.2
-QUICK = f"min_gap = {MIN_GAP}\nmax_backoff = 1\nverify_gap = 0.1\nmin_serve = 1\noverlap = {OVERLAP}\n"
-EAGER = {"TOKEN_BROKER_POLICY__REFRESH_FRACTION": "0.01", "TOKEN_BROKER_POLICY__TICK": "0.05"}  # due after 0.2 s
+QUICK = (
+    f"min_gap = {MIN_GAP}\nmax_backoff = 1\nverify_gap = 0.1\nmin_serve = 1\noverlap = {OVERLAP}\n"
+)
+EAGER = {
+    "TOKEN_BROKER_POLICY__REFRESH_FRACTION": "0.01",
+    "TOKEN_BROKER_POLICY__TICK": "0.05",
+}  # due after 0.2 s
 
 UNSPENT = ("reserve:asked", "reserve:begin", "reserve:commit")
 SPENT = ("reserve:committed", "reserve:done", "reserve:returned", "call:asked")
@@ -34,14 +39,14 @@ CLASSIC, STABLE = "token", "stable_token"
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Nursery]:
-    with nursery() as it:
+def forks() -> Iterator[ForkServer]:
+    with fork_server() as it:
         yield it
 
 
 @pytest.fixture
-def house(tmp_path: Path, forks: Nursery, endpoint: str) -> Iterator[Cradle]:
-    house = Cradle(tmp_path, nursery=forks)
+def house(tmp_path: Path, forks: ForkServer, endpoint: str) -> Iterator[ForkedDaemon]:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
     with house.simulating("--expires-in", str(LIFETIME), "--overlap", str(OVERLAP)):
         house.configure(policy=QUICK, app=f'endpoint = "{endpoint}"')
         yield house
@@ -58,14 +63,14 @@ def endpoint() -> str:
     return CLASSIC
 
 
-def served(house: Cradle) -> dict[str, Any]:
+def served(house: ForkedDaemon) -> dict[str, Any]:
     asked_at = time.time()
     status, token = house.get("/v1/tokens/main")
     assert status == 200, token
     return {**token, "asked_at": asked_at, "received_at": time.time()}
 
 
-def kept(house: Cradle) -> dict[str, Any]:
+def kept(house: ForkedDaemon) -> dict[str, Any]:
     """A daemon fetched a token and was killed; what it served."""
     with house.living() as daemon:
         first = served(house)
@@ -73,26 +78,32 @@ def kept(house: Cradle) -> dict[str, Any]:
     return first
 
 
-def killed_at(house: Cradle, step: str) -> None:
+def killed_at(house: ForkedDaemon, step: str) -> None:
     """Another one, for which a refresh is due, died there."""
-    house.control("/advance", {"seconds": LIFETIME / 2 + 1})  # the stable endpoint has another token to give
+    house.control(
+        "/advance", {"seconds": LIFETIME / 2 + 1}
+    )  # the stable endpoint has another token to give
     with house.living(step, environ=EAGER) as daemon:
         assert daemon.ended() == -9
 
 
-def outcomes(house: Cradle) -> list[str | None]:
+def outcomes(house: ForkedDaemon) -> list[str | None]:
     return [row["outcome"] for row in house.ledger()]
 
 
-def replaced(house: Cradle, first: dict[str, Any]) -> dict[str, Any]:
+def replaced(house: ForkedDaemon, first: dict[str, Any]) -> dict[str, Any]:
     """The first answer with another token."""
-    token: dict[str, Any] = until(lambda: (it := served(house))["version"] != first["version"] and it, "another token")
+    token: dict[str, Any] = until(
+        lambda: (it := served(house))["version"] != first["version"] and it, "another token"
+    )
     assert token["state"] == "fresh"
     return token
 
 
 @at(UNSPENT)
-def test_killed_before_the_reservation_is_committed_nothing_has_happened(house: Cradle, endpoint: str, step: str) -> None:
+def test_killed_before_the_reservation_is_committed_nothing_has_happened(
+    house: ForkedDaemon, endpoint: str, step: str
+) -> None:
     first = kept(house)
     killed_at(house, step)
     assert (outcomes(house), len(house.calls())) == (["minted"], 1)
@@ -105,7 +116,7 @@ def test_killed_before_the_reservation_is_committed_nothing_has_happened(house: 
 
 @at(SPENT)
 def test_killed_between_reservation_and_call_it_counts_as_spent_and_the_token_goes_on(
-    house: Cradle, endpoint: str, step: str
+    house: ForkedDaemon, endpoint: str, step: str
 ) -> None:
     first = kept(house)
     killed_at(house, step)
@@ -115,7 +126,7 @@ def test_killed_between_reservation_and_call_it_counts_as_spent_and_the_token_go
 
 @at(LOST)
 def test_killed_before_the_answer_is_stored_the_old_token_is_in_doubt_and_replaced_once(
-    house: Cradle, endpoint: str, step: str
+    house: ForkedDaemon, endpoint: str, step: str
 ) -> None:
     first = kept(house)
     killed_at(house, step)
@@ -123,10 +134,12 @@ def test_killed_before_the_answer_is_stored_the_old_token_is_in_doubt_and_replac
     doubted(house, endpoint, first)
 
 
-def doubted(house: Cradle, endpoint: str, first: dict[str, Any]) -> None:
+def doubted(house: ForkedDaemon, endpoint: str, first: dict[str, Any]) -> None:
     """A restart serves the stored token on, and makes one call, not at once and well within the overlap."""
     before = len(house.calls())
-    house.control("/hold", {"appid": APPID})  # so that the first answer comes before the next call's
+    house.control(
+        "/hold", {"appid": APPID}
+    )  # so that the first answer comes before the next call's
     with house.living():
         again = served(house)
         assert again["version"] == first["version"]
@@ -143,7 +156,7 @@ def doubted(house: Cradle, endpoint: str, first: dict[str, Any]) -> None:
     invariants.check(house, [first, again, last])
 
 
-def one_call_later(house: Cradle, before: int, calls: int) -> None:
+def one_call_later(house: ForkedDaemon, before: int, calls: int) -> None:
     ledger = house.ledger()
     assert len(house.calls()) == before + calls
     assert [row["outcome"] for row in ledger] == ["minted", None, *["minted"] * calls]
@@ -152,7 +165,9 @@ def one_call_later(house: Cradle, before: int, calls: int) -> None:
 
 
 @at(SETTLED)
-def test_killed_before_the_new_token_is_published_the_restart_serves_it(house: Cradle, endpoint: str, step: str) -> None:
+def test_killed_before_the_new_token_is_published_the_restart_serves_it(
+    house: ForkedDaemon, endpoint: str, step: str
+) -> None:
     first = kept(house)
     killed_at(house, step)
     assert (outcomes(house), len(house.calls())) == (["minted", "minted"], 2)
@@ -165,11 +180,20 @@ def test_killed_before_the_new_token_is_published_the_restart_serves_it(house: C
     invariants.check(house, [first, again])
 
 
-DOUBTING = ("amend:begin", "amend:commit", "amend:committed", "amend:returned", "check:asked", "check:returned")
+DOUBTING = (
+    "amend:begin",
+    "amend:commit",
+    "amend:committed",
+    "amend:returned",
+    "check:asked",
+    "check:returned",
+)
 
 
 @pytest.mark.parametrize("step", DOUBTING)
-def test_killed_while_a_doubt_is_looked_into_the_token_is_still_replaced_once(house: Cradle, step: str) -> None:
+def test_killed_while_a_doubt_is_looked_into_the_token_is_still_replaced_once(
+    house: ForkedDaemon, step: str
+) -> None:
     first = kept(house)
     house.control("/faults", {"kind": "drop", "mint": True})
     killed_at(house, step)
@@ -183,9 +207,19 @@ def test_killed_while_a_doubt_is_looked_into_the_token_is_still_replaced_once(ho
 
 
 @pytest.mark.parametrize(
-    "step", ["load:begin", "load:commit", "load:committed", "amend:begin", "amend:commit", "amend:committed"]
+    "step",
+    [
+        "load:begin",
+        "load:commit",
+        "load:committed",
+        "amend:begin",
+        "amend:commit",
+        "amend:committed",
+    ],
 )
-def test_killed_again_while_a_crash_is_being_understood_it_is_understood_later(house: Cradle, step: str) -> None:
+def test_killed_again_while_a_crash_is_being_understood_it_is_understood_later(
+    house: ForkedDaemon, step: str
+) -> None:
     first = kept(house)
     killed_at(house, "call:returned")
     for _ in range(3):
@@ -197,7 +231,7 @@ def test_killed_again_while_a_crash_is_being_understood_it_is_understood_later(h
     doubted(house, CLASSIC, first)
 
 
-# --- the file itself --------------------------------------------------------------------------------------------------
+# --- the file itself ------------------------------------------------------------------------------
 
 SHAPES = {
     1: ({"meta", "accounts", "calls"}, False),
@@ -211,7 +245,12 @@ def version_of(store: Path) -> int:
     with closing(sqlite3.connect(store)) as db:
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
         version = int(db.execute("pragma user_version").fetchone()[0])
-        tables = {row[0] for row in db.execute("select name from sqlite_master where type = 'table' and name not like 'sqlite%'")}
+        tables = {
+            row[0]
+            for row in db.execute(
+                "select name from sqlite_master where type = 'table' and name not like 'sqlite%'"
+            )
+        }
         noted = "note" in {row[1] for row in db.execute("pragma table_info(calls)")}
         assert (tables, noted) == SHAPES[version]
         if noted:
@@ -219,10 +258,16 @@ def version_of(store: Path) -> int:
     return version
 
 
-def test_killed_before_any_statement_of_a_migration_the_schema_is_old_or_new_and_never_half(house: Cradle) -> None:
+def test_killed_before_any_statement_of_a_migration_the_schema_is_old_or_new_and_never_half(
+    house: ForkedDaemon,
+) -> None:
     first = kept(house)
     original = house.home / "original"
-    shutil.copytree(house.home, original, ignore=lambda _, names: {name for name in names if not name.startswith("broker.db")})
+    shutil.copytree(
+        house.home,
+        original,
+        ignore=lambda _, names: {name for name in names if not name.startswith("broker.db")},
+    )
     seen = []
     for nth in itertools.count(1):
         for part in original.iterdir():
@@ -247,7 +292,9 @@ def a_checkpoint_begins(done: Path, after: str) -> bool:
     return now[:9] != after and now.endswith("1")
 
 
-def test_killed_during_a_checkpoint_the_file_is_whole_and_holds_all_that_was_committed(house: Cradle) -> None:
+def test_killed_during_a_checkpoint_the_file_is_whole_and_holds_all_that_was_committed(
+    house: ForkedDaemon,
+) -> None:
     done, within = Path(f"{house.store}.done"), 0
     done.touch()
     for life in range(30):
@@ -270,7 +317,9 @@ def test_killed_during_a_checkpoint_the_file_is_whole_and_holds_all_that_was_com
 
 @pytest.mark.parametrize("endpoint", [STABLE])
 @pytest.mark.parametrize("step", ["call:returned", "settle:commit"])
-def test_killed_during_a_forced_call_the_token_that_it_killed_is_not_served_again(house: Cradle, step: str) -> None:
+def test_killed_during_a_forced_call_the_token_that_it_killed_is_not_served_again(
+    house: ForkedDaemon, step: str
+) -> None:
     first = kept(house)
     with house.living(step) as daemon:
         ordering = threading.Thread(target=order_force, args=[house])
@@ -281,12 +330,15 @@ def test_killed_during_a_forced_call_the_token_that_it_killed_is_not_served_agai
     with house.living():
         status, problem = house.get("/v1/tokens/main")
         assert status == 503
-        assert problem["code"] in {"upstream-unavailable", "quota-exhausted"}  # before and after the ledger was asked
+        assert problem["code"] in {
+            "upstream-unavailable",
+            "quota-exhausted",
+        }  # before and after the ledger was asked
     assert len(house.calls()) == 2  # forced calls have a gap of their own
     invariants.check(house, [first])
 
 
-def order_force(house: Cradle) -> None:
+def order_force(house: ForkedDaemon) -> None:
     """Order another token until the daemon is gone: the first order that min_gap allows is carried out."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         while True:

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from tests.harness import invariants
-from tests.processes.crashpoints import Child, Cradle, Nursery, nursery
+from tests.processes.crashpoints import Child, ForkedDaemon, ForkServer, fork_server
 
 APPS = {"main": "token", "shop": "token", "mini": "stable_token", "game": "stable_token"}
-# A token lives 20 s and is due after 0.2: where a daemon lives as long as a test has patience, it refreshes all the time.
+# A token lives 20 s and is due after 0.2: where a daemon lives as long as a test has patience, it
+# refreshes all the time.
 HASTY = """
 refresh_fraction = 0.01
 tick = 0.03
@@ -34,17 +35,18 @@ LONGEST_LIFE_S = 0.2
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Nursery]:
-    with nursery() as it:
+def forks() -> Iterator[ForkServer]:
+    with fork_server() as it:
         yield it
 
 
 @pytest.fixture
-def house(tmp_path: Path, forks: Nursery) -> Iterator[Cradle]:
-    house = Cradle(tmp_path, nursery=forks)
+def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
     with house.simulating("--expires-in", "20", "--overlap", "10"):
         others = [
-            f'[apps.{name}]\nappid = "wx{name}"\nsecret_file = "{tmp_path}/main.secret"\nendpoint = "{endpoint}"'
+            f'[apps.{name}]\nappid = "wx{name}"\nsecret_file = "{tmp_path}/main.secret"\nendpoint ='
+            f' "{endpoint}"'
             for name, endpoint in APPS.items()
             if name != "main"
         ]
@@ -57,10 +59,12 @@ def house(tmp_path: Path, forks: Nursery) -> Iterator[Cradle]:
 class Storm:
     """Daemons that are killed while they are asked, and what they had answered."""
 
-    house: Cradle
+    house: ForkedDaemon
     chance: random.Random
     wiring: str = ""
-    answers: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in APPS})
+    answers: dict[str, list[dict[str, Any]]] = field(
+        default_factory=lambda: {name: [] for name in APPS}
+    )
     refused: Counter[str] = field(default_factory=Counter)
     kills: int = 0
 
@@ -78,9 +82,13 @@ class Storm:
                 self.kills += 1
 
     def _order_faults(self) -> None:
-        self.house.control("/faults", {"kind": "slow", "seconds": self.chance.uniform(0, 0.08), "times": 4})
+        self.house.control(
+            "/faults", {"kind": "slow", "seconds": self.chance.uniform(0, 0.08), "times": 4}
+        )
         if self.chance.random() < 0.1:
-            self.house.control("/faults", {"kind": self.chance.choice(["drop", "reset"]), "mint": True})
+            self.house.control(
+                "/faults", {"kind": self.chance.choice(["drop", "reset"]), "mint": True}
+            )
 
     def _ask_until_death(self, daemon: Child) -> None:
         self.house.daemon = self.house.url_of(daemon)
@@ -92,7 +100,9 @@ class Storm:
         asked_at = time.time()
         match self.chance.choices(["get", "report", "refresh"], [8, 1, 1])[0]:
             case "report" if self.answers[app]:
-                status, answer = self.house.post(f"/v1/tokens/{app}/report", {"version": self.answers[app][-1]["version"]})
+                status, answer = self.house.post(
+                    f"/v1/tokens/{app}/report", {"version": self.answers[app][-1]["version"]}
+                )
             case "refresh":
                 status, answer = self.house.post(f"/v1/tokens/{app}/refresh")
             case _:
@@ -107,32 +117,48 @@ class Storm:
         calls, ledger = self.house.calls(), self.house.ledger()
         for appid in {call["appid"] for call in calls}:
             mine = [row for row in ledger if row["appid"] == appid]
-            invariants.i1_every_call_has_its_row([call for call in calls if call["appid"] == appid], mine)
+            invariants.i1_every_call_has_its_row(
+                [call for call in calls if call["appid"] == appid], mine
+            )
         for answers in self.answers.values():
             invariants.check(self.house, answers)
 
     def tell(self) -> str:
-        served, cut = sum(map(len, self.answers.values())), sum(row["outcome"] is None for row in self.house.ledger())
+        served, cut = (
+            sum(map(len, self.answers.values())),
+            sum(row["outcome"] is None for row in self.house.ledger()),
+        )
         calls = len(self.house.calls())
-        return f"{self.kills} killed, {cut} of {calls} calls cut off, {served} answers, others {dict(self.refused)}"
+        return (
+            f"{self.kills} killed, {cut} of {calls} calls cut off, {served} answers, others"
+            f" {dict(self.refused)}"
+        )
 
 
 @pytest.mark.soak
-def test_two_hundred_kills_at_random_moments_under_load_break_no_invariant(house: Cradle) -> None:
+def test_two_hundred_kills_at_random_moments_under_load_break_no_invariant(
+    house: ForkedDaemon,
+) -> None:
     seed = int(os.environ.get("CRASH_SEED") or random.randrange(10**6))
     print(f"CRASH_SEED={seed}")
     storm = Storm(house, random.Random(seed))
     storm.kill(200)
     print(storm.tell())
     storm.check()
-    assert sum(row["outcome"] is None for row in house.ledger()) >= 20, "the kills missed what they were meant for"
+    assert sum(row["outcome"] is None for row in house.ledger()) >= 20, (
+        "the kills missed what they were meant for"
+    )
     assert house.said("store-set-aside") == house.said("crashed") == []
-    assert len({it["version"].split("-")[0] for it in itertools.chain(*storm.answers.values())}) == 1
+    assert (
+        len({it["version"].split("-")[0] for it in itertools.chain(*storm.answers.values())}) == 1
+    )
     with sqlite3.connect(house.store) as db:
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
-def test_with_the_reservation_moved_behind_the_call_the_same_kills_are_caught(house: Cradle) -> None:
+def test_with_the_reservation_moved_behind_the_call_the_same_kills_are_caught(
+    house: ForkedDaemon,
+) -> None:
     storm = Storm(house, random.Random(7), wiring="backwards")
     storm.kill(12)
     print(storm.tell())

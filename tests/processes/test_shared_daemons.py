@@ -16,7 +16,9 @@ from tests.harness.processes import House, Process, run, until
 
 
 @contextmanager
-def brokers(home: Path, database: str, number: int, policy: str = "", **environ: str) -> Iterator[list[tuple[House, Process]]]:
+def brokers(
+    home: Path, database: str, number: int, policy: str = "", **environ: str
+) -> Iterator[list[tuple[House, Process]]]:
     """So many daemons with a sandbox between them."""
     houses = [House(home / f"host{n}") for n in range(number)]
     with ExitStack() as stack:
@@ -29,13 +31,18 @@ def brokers(home: Path, database: str, number: int, policy: str = "", **environ:
         shared = {"TOKEN_BROKER_STORE__URL": database, **environ}
         with ThreadPoolExecutor(number) as pool:
             starts = [
-                pool.submit(stack.enter_context, house.serving(TOKEN_BROKER_STORE__NODE=f"host{n}", **shared))
+                pool.submit(
+                    stack.enter_context,
+                    house.serving(TOKEN_BROKER_STORE__NODE=f"host{n}", **shared),
+                )
                 for n, house in enumerate(houses)
             ]
             yield [(house, start.result()) for house, start in zip(houses, starts, strict=True)]
 
 
-def test_fifty_callers_at_a_cold_start_on_each_of_three_hosts_cause_one_call(tmp_path: Path, database: str) -> None:
+def test_fifty_callers_at_a_cold_start_on_each_of_three_hosts_cause_one_call(
+    tmp_path: Path, database: str
+) -> None:
     with brokers(tmp_path, database, 3) as hosts, ThreadPoolExecutor(150) as pool:
         asked = [pool.submit(house.get, "/v1/tokens/main") for house, _ in hosts for _ in range(50)]
         answers = [it.result() for it in asked]
@@ -45,12 +52,20 @@ def test_fifty_callers_at_a_cold_start_on_each_of_three_hosts_cause_one_call(tmp
 
 
 def test_a_rotation_on_one_host_reaches_the_watchers_on_all(tmp_path: Path, database: str) -> None:
-    with brokers(tmp_path, database, 3, policy="min_gap = 0.1") as hosts, ThreadPoolExecutor(3) as pool:
-        first = until(lambda: all(house.get("/v1/tokens/main")[0] == 200 for house, _ in hosts), "all serve")
+    with (
+        brokers(tmp_path, database, 3, policy="min_gap = 0.1") as hosts,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        first = until(
+            lambda: all(house.get("/v1/tokens/main")[0] == 200 for house, _ in hosts), "all serve"
+        )
         assert first
         (version,) = {house.get("/v1/tokens/main")[1]["version"] for house, _ in hosts}
         etag = f'"{version}"'
-        watching = [pool.submit(house.get, "/v1/tokens/main?wait=15", **{"If-None-Match": etag}) for house, _ in hosts]
+        watching = [
+            pool.submit(house.get, "/v1/tokens/main?wait=15", **{"If-None-Match": etag})
+            for house, _ in hosts
+        ]
         until(lambda: hosts[1][0].post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over")
         heard = {it.result()[1]["version"] for it in watching}
         assert heard == {hosts[1][0].get("/v1/tokens/main")[1]["version"]} != {version}
@@ -61,26 +76,44 @@ def test_the_holder_is_killed_and_another_host_goes_on(tmp_path: Path, database:
     """Its reservation is nobody's after the call's timeout and some slack; nobody calls before."""
     with brokers(tmp_path, database, 2, policy="min_gap = 0.1\nmax_backoff = 1") as hosts:
         (one, process), (other, _) = hosts
-        until(lambda: one.get("/v1/tokens/main")[0] == other.get("/v1/tokens/main")[0] == 200, "both serve")
+        until(
+            lambda: one.get("/v1/tokens/main")[0] == other.get("/v1/tokens/main")[0] == 200,
+            "both serve",
+        )
         one.control("/faults", {"kind": "silence", "times": 1})
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(until, lambda: one.post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over")
+            pool.submit(
+                until, lambda: one.post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over"
+            )
             until(lambda: len(one.calls()) == 2, "the call is under way")
             process.kill()
         status, answer = other.post("/v1/tokens/main/refresh")
         assert (status, answer["code"]) == (429, "refresh-throttled")
-        until(lambda: len(other.calls()) == 3, "the other refreshes, since that call may have minted")
-        seen = dict(re.findall(r'token_broker_node_seen_ago_seconds\{node="(\w+)"\} (.+)', other.get("/metrics")[1]))
+        until(
+            lambda: len(other.calls()) == 3, "the other refreshes, since that call may have minted"
+        )
+        seen = dict(
+            re.findall(
+                r'token_broker_node_seen_ago_seconds\{node="(\w+)"\} (.+)', other.get("/metrics")[1]
+            )
+        )
         assert seen.keys() == {"host0", "host1"}
         assert float(seen["host1"]) < 5 < float(seen["host0"])
 
 
-def test_an_inline_password_is_refused_and_the_passfiles_never_appears(tmp_path: Path, cluster: Cluster) -> None:
+def test_an_inline_password_is_refused_and_the_passfiles_never_appears(
+    tmp_path: Path, cluster: Cluster
+) -> None:
     house = House(tmp_path)
     name = cluster.database(owner="guarded")
     house.configure()
     where = f"127.0.0.1:{cluster.port}/{name}"
-    done = run("check", "--config", str(house.config), TOKEN_BROKER_STORE__URL=f"postgresql://guarded:{CANARY}@{where}")
+    done = run(
+        "check",
+        "--config",
+        str(house.config),
+        TOKEN_BROKER_STORE__URL=f"postgresql://guarded:{CANARY}@{where}",
+    )
     assert done.returncode == 78
     assert "passfile" in done.stderr
     assert CANARY not in done.stderr
@@ -88,17 +121,35 @@ def test_an_inline_password_is_refused_and_the_passfiles_never_appears(tmp_path:
     passfile.write_text(f"*:*:*:*:{CANARY}-postgres-password\n")
     url = f"postgresql://guarded@{where}"
     passfile.chmod(0o644)
-    done = run("check", "--config", str(house.config), TOKEN_BROKER_STORE__URL=url, PGPASSFILE=str(passfile))
+    done = run(
+        "check",
+        "--config",
+        str(house.config),
+        TOKEN_BROKER_STORE__URL=url,
+        PGPASSFILE=str(passfile),
+    )
     assert (done.returncode, "mode 600" in done.stderr) == (78, True), done.stderr
     passfile.chmod(0o600)
-    done = run("check", "--config", str(house.config), TOKEN_BROKER_STORE__URL=url, PGPASSFILE=str(passfile))
+    done = run(
+        "check",
+        "--config",
+        str(house.config),
+        TOKEN_BROKER_STORE__URL=url,
+        PGPASSFILE=str(passfile),
+    )
     assert done.returncode == 0, done.stderr
-    assert cluster.sql("select count(*) from pg_namespace where nspname = 'token_broker'", name) == [(0,)]
+    assert cluster.sql(
+        "select count(*) from pg_namespace where nspname = 'token_broker'", name
+    ) == [(0,)]
     with house.sandboxed():
         house.configure()
         with house.serving(TOKEN_BROKER_STORE__URL=url, PGPASSFILE=str(passfile)) as daemon:
             until(lambda: house.get("/v1/tokens/main")[0] == 200, "it serves")
-            said = (tmp_path / "daemon.log").read_text() + str(house.get("/v1/status")) + str(house.get("/health"))
+            said = (
+                (tmp_path / "daemon.log").read_text()
+                + str(house.get("/v1/status"))
+                + str(house.get("/health"))
+            )
             proc = Path(f"/proc/{daemon.popen.pid}")
             said += "".join((proc / file).read_text() for file in ("cmdline", "environ"))
     assert f"{CANARY}-postgres-password" not in said
@@ -136,33 +187,58 @@ def test_a_role_with_the_least_of_rights_is_told_what_it_lacks_and_serves_when_i
         house.configure()
         done = run("check", "--config", str(house.config), TOKEN_BROKER_STORE__URL=url)
         assert (done.returncode, "schema.sql" in done.stderr) == (78, True), done.stderr
-        assert run("serve", "--config", str(house.config), TOKEN_BROKER_STORE__URL=url).returncode == 78
+        assert (
+            run("serve", "--config", str(house.config), TOKEN_BROKER_STORE__URL=url).returncode
+            == 78
+        )
         cluster.sql((ROOT / "broker/store/postgres/schema.sql").read_text(), name)
         cluster.sql("revoke delete on token_broker.calls from token_broker", name)
         done = run("check", "--config", str(house.config), TOKEN_BROKER_STORE__URL=url)
-        assert (done.returncode, "delete on token_broker.calls" in done.stderr) == (78, True), done.stderr
+        assert (done.returncode, "delete on token_broker.calls" in done.stderr) == (
+            78,
+            True,
+        ), done.stderr
         cluster.sql("grant delete on token_broker.calls to token_broker", name)
-        assert run("check", "--config", str(house.config), TOKEN_BROKER_STORE__URL=url).returncode == 0
+        assert (
+            run("check", "--config", str(house.config), TOKEN_BROKER_STORE__URL=url).returncode == 0
+        )
         with house.serving(TOKEN_BROKER_STORE__URL=url):
             until(lambda: house.get("/v1/tokens/main")[0] == 200, "it serves")
     cluster.sql(f"drop database {name} with (force)")
 
 
-def test_a_database_that_is_not_there_is_said_in_a_sentence_without_its_address(tmp_path: Path) -> None:
+def test_a_database_that_is_not_there_is_said_in_a_sentence_without_its_address(
+    tmp_path: Path,
+) -> None:
     house = House(tmp_path)
     house.configure()
-    done = run("serve", "--config", str(house.config), TOKEN_BROKER_STORE__URL="postgresql://somebody@127.0.0.1:9/broker")
+    done = run(
+        "serve",
+        "--config",
+        str(house.config),
+        TOKEN_BROKER_STORE__URL="postgresql://somebody@127.0.0.1:9/broker",
+    )
     assert done.returncode == 1
     assert "refuses the connection" in done.stderr
     assert "127.0.0.1" not in done.stderr
     assert "somebody" not in done.stderr
 
 
-def test_while_the_database_is_away_memory_serves_and_says_so_and_nobody_is_called(tmp_path: Path) -> None:
-    with cluster() as own, brokers(tmp_path, own.dsn(own.database()), 2, policy="min_gap = 0.1") as hosts:
-        until(lambda: all(house.get("/v1/tokens/main")[0] == 200 for house, _ in hosts), "all serve")
+def test_while_the_database_is_away_memory_serves_and_says_so_and_nobody_is_called(
+    tmp_path: Path,
+) -> None:
+    with (
+        cluster() as own,
+        brokers(tmp_path, own.dsn(own.database()), 2, policy="min_gap = 0.1") as hosts,
+    ):
+        until(
+            lambda: all(house.get("/v1/tokens/main")[0] == 200 for house, _ in hosts), "all serve"
+        )
         own.stop(signal.SIGQUIT)
-        until(lambda: all("PostgreSQL" in str(house.get("/health")[1]) for house, _ in hosts), "the trouble is told")
+        until(
+            lambda: all("PostgreSQL" in str(house.get("/health")[1]) for house, _ in hosts),
+            "the trouble is told",
+        )
         for house, _ in hosts:
             held = house.get("/v1/tokens/main")
             assert held[0] == 200
@@ -170,7 +246,10 @@ def test_while_the_database_is_away_memory_serves_and_says_so_and_nobody_is_call
             assert answer.get("version", held[1]["version"]) == held[1]["version"], answer
         assert len(hosts[0][0].calls()) == 1
         own.start()
-        until(lambda: not any("PostgreSQL" in str(house.get("/health")[1]) for house, _ in hosts), "all is well again")
+        until(
+            lambda: not any("PostgreSQL" in str(house.get("/health")[1]) for house, _ in hosts),
+            "all is well again",
+        )
 
         def refreshed() -> bool:
             status, answer = hosts[0][0].post("/v1/tokens/main/refresh")
@@ -178,4 +257,6 @@ def test_while_the_database_is_away_memory_serves_and_says_so_and_nobody_is_call
 
         until(refreshed, "a refresh is possible")
         version = hosts[0][0].get("/v1/tokens/main")[1]["version"]
-        until(lambda: hosts[1][0].get("/v1/tokens/main")[1]["version"] == version, "which all hear of")
+        until(
+            lambda: hosts[1][0].get("/v1/tokens/main")[1]["version"] == version, "which all hear of"
+        )

@@ -43,7 +43,7 @@ async def until(true: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-# --- the way up -------------------------------------------------------------------------------------------------------
+# --- the way up -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,9 @@ async def until(true: Any) -> None:
         ("?a=%c3%A4&b='()*!", "?a=%c3%A4&b='()*!&access_token={}"),
     ],
 )
-async def test_the_query_goes_on_byte_by_byte_but_for_the_token(broker: Proxied, query: str, sent: str) -> None:
+async def test_the_query_goes_on_byte_by_byte_but_for_the_token(
+    broker: Proxied, query: str, sent: str
+) -> None:
     assert (await broker.get(GET + query)).status == 200
     assert broker.wechat.seen[0].target == GET + sent.format(value(1))
 
@@ -120,7 +122,9 @@ async def test_a_body_of_unknown_length_is_sent_as_it_comes(broker: Proxied) -> 
 
 async def test_ten_megabytes_go_up_unchanged(broker: Proxied) -> None:
     body = bytes(range(256)) * 40_960
-    answer = await broker.ask("POST", "/cgi-bin/media/upload?type=image", data=io.BytesIO(body), headers=ME)
+    answer = await broker.ask(
+        "POST", "/cgi-bin/media/upload?type=image", data=io.BytesIO(body), headers=ME
+    )
     assert await answer.json() == {"total": 3}
     (seen,) = broker.wechat.seen
     assert hashlib.sha256(seen.body).digest() == hashlib.sha256(body).digest()
@@ -131,7 +135,10 @@ async def test_a_packed_body_is_refused_since_aiohttp_would_unpack_it(broker: Pr
     headers = {**ME, "Content-Encoding": "gzip", "Content-Length": str(len(packed))}
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     reader, writer = await asyncio.open_connection("127.0.0.1", broker.http.port)
-    writer.write(f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode() + packed)
+    writer.write(
+        f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode()
+        + packed
+    )
     assert b'"errcode": 47001' in await reader.read()
     assert broker.wechat.seen == []
     writer.close()
@@ -140,7 +147,8 @@ async def test_a_packed_body_is_refused_since_aiohttp_would_unpack_it(broker: Pr
 async def test_who_expects_to_be_asked_for_its_body_is_asked_by_us(broker: Proxied) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", broker.http.port)
     head = (
-        f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nExpect: 100-continue\r\nContent-Length: 200000\r\n\r\n"
+        f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nExpect:"
+        " 100-continue\r\nContent-Length: 200000\r\n\r\n"
     )
     writer.write(head.encode())
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -158,7 +166,9 @@ async def test_calls_share_connections_and_each_is_sent_once(broker: Proxied) ->
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_connection_that_drops_costs_an_errcode_and_no_second_request(broker: Proxied, method: str) -> None:
+async def test_a_connection_that_drops_costs_an_errcode_and_no_second_request(
+    broker: Proxied, method: str
+) -> None:
     await broker.get(GET)
     broker.wechat.answers[GET] = raw(b"")
     assert await errcode(await broker.ask(method, GET, headers=ME)) == -1
@@ -166,16 +176,29 @@ async def test_a_connection_that_drops_costs_an_errcode_and_no_second_request(br
     assert broker.outcomes[-1] == ("main", "unreachable")
 
 
-# --- the way down -----------------------------------------------------------------------------------------------------
+# --- the way down ---------------------------------------------------------------------------------
 
 
 async def test_an_answer_comes_back_without_cookies_and_hops(broker: Proxied) -> None:
-    headers = ["Set-Cookie: a=b", "Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: timeout=9", "X-Req: 7", "Alt-Svc: h3"]
-    broker.wechat.answers[GET] = says({"total": 3}, *headers, "Content-Type: text/plain", "Content-disposition: attachment")
+    headers = [
+        "Set-Cookie: a=b",
+        "Connection: keep-alive, X-Hop",
+        "X-Hop: 1",
+        "Keep-Alive: timeout=9",
+        "X-Req: 7",
+        "Alt-Svc: h3",
+    ]
+    broker.wechat.answers[GET] = says(
+        {"total": 3}, *headers, "Content-Type: text/plain", "Content-disposition: attachment"
+    )
     answer = await broker.get(GET)
     assert await answer.json(content_type=None) == {"total": 3}
     assert not {"Set-Cookie", "X-Hop", "Keep-Alive", "Alt-Svc"} & set(answer.headers)
-    assert (answer.headers["X-Req"], answer.headers["Content-Type"], answer.headers["Content-disposition"]) == (
+    assert (
+        answer.headers["X-Req"],
+        answer.headers["Content-Type"],
+        answer.headers["Content-disposition"],
+    ) == (
         "7",
         "text/plain",
         "attachment",
@@ -184,7 +207,9 @@ async def test_an_answer_comes_back_without_cookies_and_hops(broker: Proxied) ->
 
 async def test_a_redirect_is_an_answer_and_does_not_carry_the_token_out(broker: Proxied) -> None:
     async def elsewhere(seen: Seen, *streams: Any) -> None:
-        await says(b"", f"Location: http://127.0.0.1:1{seen.target}", "X-Other: 1", status="302 Found")(seen, *streams)
+        await says(
+            b"", f"Location: http://127.0.0.1:1{seen.target}", "X-Other: 1", status="302 Found"
+        )(seen, *streams)
 
     broker.wechat.answers[GET] = elsewhere
     answer = await broker.get(GET)
@@ -195,17 +220,26 @@ async def test_a_redirect_is_an_answer_and_does_not_carry_the_token_out(broker: 
 
 @pytest.mark.parametrize("size", [100, 100_000])
 async def test_packed_bytes_pass_as_they_are(broker: Proxied, size: int) -> None:
-    packed = gzip.compress(json.dumps({"x": [hashlib.sha256(bytes([n % 256])).hexdigest() for n in range(size // 10)]}).encode())
-    broker.wechat.answers[GET] = says(packed, "Content-Encoding: gzip", "Content-Type: application/json")
+    packed = gzip.compress(
+        json.dumps(
+            {"x": [hashlib.sha256(bytes([n % 256])).hexdigest() for n in range(size // 10)]}
+        ).encode()
+    )
+    broker.wechat.answers[GET] = says(
+        packed, "Content-Encoding: gzip", "Content-Type: application/json"
+    )
     answer = await broker.get(GET, **{"Accept-Encoding": "gzip"})
     assert answer.headers["Content-Encoding"] == "gzip"
     assert await answer.read() == packed
 
 
 async def test_an_answer_of_unknown_length_passes_in_pieces(broker: Proxied) -> None:
-    pieces = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [b"{", b'"total"', b":3", b"}"])
+    pieces = b"".join(
+        b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [b"{", b'"total"', b":3", b"}"]
+    )
     broker.wechat.answers[GET] = raw(
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n", close=False
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n",
+        close=False,
     )
     assert await (await broker.get(GET)).json(content_type=None) == {"total": 3}
     broker.wechat.answers[GET] = raw(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 200_000)
@@ -213,16 +247,26 @@ async def test_an_answer_of_unknown_length_passes_in_pieces(broker: Proxied) -> 
 
 
 async def test_head_is_answered_with_the_length_and_no_body(broker: Proxied) -> None:
-    broker.wechat.answers[GET] = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n", close=False)
+    broker.wechat.answers[GET] = raw(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n", close=False
+    )
     answer = await broker.ask("HEAD", GET, headers=ME)
-    assert (answer.status, answer.headers["Content-Length"], await answer.read()) == (200, "1234", b"")
+    assert (answer.status, answer.headers["Content-Length"], await answer.read()) == (
+        200,
+        "1234",
+        b"",
+    )
     assert (await broker.get("/cgi-bin/other")).status == 200
     assert broker.wechat.connections == 1
 
 
-@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified", "404 Not Found", "502 Bad Gateway"])
+@pytest.mark.parametrize(
+    "status", ["204 No Content", "304 Not Modified", "404 Not Found", "502 Bad Gateway"]
+)
 async def test_other_statuses_pass(broker: Proxied, status: str) -> None:
-    broker.wechat.answers[GET] = raw(f"HTTP/1.1 {status}\r\n{'' if status[0] != '4' else 'Content-Length: 0'}\r\n\r\n".encode())
+    broker.wechat.answers[GET] = raw(
+        f"HTTP/1.1 {status}\r\n{'' if status[0] != '4' else 'Content-Length: 0'}\r\n\r\n".encode()
+    )
     assert (await broker.get(GET)).status == int(status[:3])
 
 
@@ -230,11 +274,15 @@ async def test_other_statuses_pass(broker: Proxied, status: str) -> None:
     "said",
     [
         b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"x" * 100_000,
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n186a0\r\n" + b"x" * 100_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n186a0\r\n"
+        + b"x" * 100_000
+        + b"\r\n",
     ],
     ids=["length", "chunked"],
 )
-async def test_an_answer_that_ends_early_is_cut_and_not_taken_for_whole(broker: Proxied, said: bytes) -> None:
+async def test_an_answer_that_ends_early_is_cut_and_not_taken_for_whole(
+    broker: Proxied, said: bytes
+) -> None:
     broker.wechat.answers[GET] = raw(said)
     async with asyncio.timeout(10):
         with pytest.raises(aiohttp.ClientError):
@@ -253,7 +301,9 @@ async def test_an_answer_that_ends_early_is_cut_and_not_taken_for_whole(broker: 
     ],
     ids=["nothing", "garbage", "upgrade", "short", "headers"],
 )
-async def test_what_is_no_answer_is_minus_one_and_says_nothing_of_the_url(broker: Proxied, said: bytes) -> None:
+async def test_what_is_no_answer_is_minus_one_and_says_nothing_of_the_url(
+    broker: Proxied, said: bytes
+) -> None:
     broker.wechat.answers[GET] = raw(said)
     answer = await broker.get(GET)
     assert await errcode(answer) == -1
@@ -263,23 +313,37 @@ async def test_what_is_no_answer_is_minus_one_and_says_nothing_of_the_url(broker
 
 
 async def test_header_bytes_that_cannot_be_repeated_are_left_out(broker: Proxied) -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Name: \xc4\xe3\r\nX-Utf: \xe4\xbd\xa0\r\n\r\n{}"
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Name: \xc4\xe3\r\nX-Utf: \xe4\xbd\xa0\r\n\r\n{}"
+    )
     broker.wechat.answers[GET] = raw(head, close=False)
     answer = await broker.get(GET)
-    assert (answer.status, "X-Name" in answer.headers, answer.headers["X-Utf"]) == (200, False, "你")
+    assert (answer.status, "X-Name" in answer.headers, answer.headers["X-Utf"]) == (
+        200,
+        False,
+        "你",
+    )
 
 
-# --- a token that is refused ------------------------------------------------------------------------------------------
+# --- a token that is refused ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("errcode_", ["40001", '"40001"', "40014", "42001", "40001.0"])
-async def test_a_dead_token_is_replaced_on_wechats_word_and_the_call_repeated_once(broker: Proxied, errcode_: str) -> None:
+async def test_a_dead_token_is_replaced_on_wechats_word_and_the_call_repeated_once(
+    broker: Proxied, errcode_: str
+) -> None:
     broker.bench.clock.pass_(3000)
-    broker.wechat.dead, broker.wechat.refusal = {value(1)}, b'{"errcode":%b,"errmsg":"no"}' % errcode_.encode()
+    broker.wechat.dead, broker.wechat.refusal = (
+        {value(1)},
+        b'{"errcode":%b,"errmsg":"no"}' % errcode_.encode(),
+    )
     broker.bench.wechat.verdicts.append(Verdict.DEAD)
     answer = await broker.ask("POST", GET, data=b"body", headers=ME)
     assert await answer.json() == {"total": 3}
-    assert [(seen.token, seen.body) for seen in broker.wechat.seen] == [(value(1), b"body"), (value(2), b"body")]
+    assert [(seen.token, seen.body) for seen in broker.wechat.seen] == [
+        (value(1), b"body"),
+        (value(2), b"body"),
+    ]
     assert (broker.bench.wechat.calls, broker.bench.wechat.checks) == (2, 1)
     assert broker.outcomes == [("main", "retried")]
 
@@ -328,14 +392,18 @@ async def test_a_packed_refusal_is_found_too(broker: Proxied) -> None:
         b'\x89PNG{"errcode":40001}',
     ],
 )
-async def test_what_is_no_refusal_of_the_token_is_passed_on_and_not_reported(broker: Proxied, body: bytes) -> None:
+async def test_what_is_no_refusal_of_the_token_is_passed_on_and_not_reported(
+    broker: Proxied, body: bytes
+) -> None:
     broker.bench.clock.pass_(3000)
     broker.wechat.answers[GET] = says(body)
     assert await (await broker.get(GET)).read() == body
     assert (len(broker.wechat.seen), broker.bench.wechat.checks) == (1, 0)
 
 
-async def test_a_body_too_large_to_keep_is_reported_and_the_refusal_passed_on(bench: Bench, wechat: Hostile) -> None:
+async def test_a_body_too_large_to_keep_is_reported_and_the_refusal_passed_on(
+    bench: Bench, wechat: Hostile
+) -> None:
     async with Proxied(bench, wechat).serving(max_retry_body=1000) as broker:
         await broker.look()
         bench.clock.pass_(3000)
@@ -348,7 +416,9 @@ async def test_a_body_too_large_to_keep_is_reported_and_the_refusal_passed_on(be
         assert await again.json() == {"total": 3}
 
 
-async def test_a_body_is_sent_again_whole_though_wechat_answered_in_the_middle_of_it(broker: Proxied) -> None:
+async def test_a_body_is_sent_again_whole_though_wechat_answered_in_the_middle_of_it(
+    broker: Proxied,
+) -> None:
     broker.bench.clock.pass_(3000)
     broker.bench.wechat.verdicts.append(Verdict.DEAD)
     half, body = asyncio.Event(), bytes(range(250)) * 2000
@@ -369,7 +439,9 @@ async def test_a_body_is_sent_again_whole_though_wechat_answered_in_the_middle_o
 
     broker.wechat.reads_bodies = False
     broker.wechat.answers[GET] = early
-    answer = await broker.ask("POST", GET, data=pieces(), headers={**ME, "Content-Length": str(len(body))})
+    answer = await broker.ask(
+        "POST", GET, data=pieces(), headers={**ME, "Content-Length": str(len(body))}
+    )
     assert await answer.json() == {"total": 3}
     assert broker.wechat.seen[1].body == body
 
@@ -381,7 +453,9 @@ async def test_fifty_at_a_cold_start_are_one_token_call(bench: Bench, wechat: Ho
         assert bench.wechat.calls == 1
 
 
-async def test_without_a_token_it_is_minus_one_with_the_reason(bench: Bench, wechat: Hostile) -> None:
+async def test_without_a_token_it_is_minus_one_with_the_reason(
+    bench: Bench, wechat: Hostile
+) -> None:
     bench.wechat.answers.append(Failure(Kind.TRANSIENT, "HTTP 502"))
     async with Proxied(bench, wechat).serving() as broker:
         answer = await broker.get(GET)
@@ -390,16 +464,22 @@ async def test_without_a_token_it_is_minus_one_with_the_reason(bench: Bench, wec
         assert (wechat.seen, broker.outcomes) == ([], [("main", "no-token")])
 
 
-# --- bounds -----------------------------------------------------------------------------------------------------------
+# --- bounds ---------------------------------------------------------------------------------------
 
 
 async def test_a_client_has_its_rate(bench: Bench, wechat: Hostile) -> None:
-    keys = {"a" * 20: Client("a", frozenset({"proxy"})), "b" * 20: Client("b", frozenset({"proxy"}))}
+    keys = {
+        "a" * 20: Client("a", frozenset({"proxy"})),
+        "b" * 20: Client("b", frozenset({"proxy"})),
+    }
     async with Proxied(bench, wechat).serving(keys, rate=2, burst=5) as broker:
         await broker.look()
 
         async def codes(key: str, count: int) -> list[int | None]:
-            answers = [await broker.ask("GET", GET, headers={"Authorization": f"Bearer {key}"}) for _ in range(count)]
+            answers = [
+                await broker.ask("GET", GET, headers={"Authorization": f"Bearer {key}"})
+                for _ in range(count)
+            ]
             return [(await answer.json()).get("errcode") for answer in answers]
 
         assert await codes("a" * 20, 7) == [None] * 5 + [45011] * 2
@@ -452,7 +532,9 @@ async def test_silence_of_wechats_ends_at_the_deadline(bench: Bench, wechat: Hos
 
 
 async def test_who_hangs_up_takes_the_call_with_it(broker: Proxied) -> None:
-    async def endless(_seen: Seen, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def endless(
+        _seen: Seen, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000000\r\n\r\n")
         while True:
             writer.write(b"x" * 65536)

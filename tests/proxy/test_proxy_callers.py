@@ -21,7 +21,13 @@ GET = "/cgi-bin/user/get"
 SHOP = replace(ACCOUNT, name="shop", appid="wxshop", secret=Secret(f"{CANARY}-shop"))
 CORP = "ww0123456789abcdef"
 HR, CRM = (
-    replace(ACCOUNT, name=name, appid=CORP, secret=Secret(f"{CANARY}-of-{name}"), endpoint=Endpoint.WECOM)
+    replace(
+        ACCOUNT,
+        name=name,
+        appid=CORP,
+        secret=Secret(f"{CANARY}-of-{name}"),
+        endpoint=Endpoint.WECOM,
+    )
     for name in ("hr", "crm")
 )
 KEYS = {name: f"{CANARY}-key-of-{name}" for name in ("orders", "web", "all", "reader", "crm")}
@@ -61,7 +67,7 @@ def bearer(name: str, **more: str) -> dict[str, str]:
 
 
 def token(broker: Proxied, app: str) -> str:
-    served = broker.roster.find(app).serve()  # type: ignore[union-attr]
+    served = broker.registry.find(app).serve()  # type: ignore[union-attr]
     assert served
     return served.token.value.reveal()
 
@@ -75,7 +81,7 @@ async def handed(broker: Proxied, name: str, appid: str = APPID) -> str:
     return str(answer["access_token"])
 
 
-# --- by key -----------------------------------------------------------------------------------------------------------
+# --- by key ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -91,13 +97,15 @@ async def handed(broker: Proxied, name: str, appid: str = APPID) -> str:
         ("orders", "", GET + "?access_token=nonsense", "main"),
     ],
 )
-async def test_a_key_says_who_and_the_app_follows(guarded: Proxied, name: str, app: str, target: str, used: str) -> None:
+async def test_a_key_says_who_and_the_app_follows(
+    guarded: Proxied, name: str, app: str, target: str, used: str
+) -> None:
     headers = bearer(name, **({"X-Token-Broker-App": app} if app else {}))
     answer = await guarded.ask("GET", target.format(shop=token(guarded, "shop")), headers=headers)
     assert await answer.json() == {"total": 3}
     assert [seen.token for seen in guarded.wechat.seen] == [token(guarded, used)]
     assert guarded.outcomes == [(used, "passed")]
-    assert [visitor.name for visitor in guarded.edge.visitors] == [name]
+    assert [visitor.name for visitor in guarded.edge.client_stats] == [name]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +119,9 @@ async def test_a_key_says_who_and_the_app_follows(guarded: Proxied, name: str, a
         ("web", "main", 40013),
     ],
 )
-async def test_who_may_not_is_told_so_in_wechats_numbers(guarded: Proxied, name: str, app: str, said: int) -> None:
+async def test_who_may_not_is_told_so_in_wechats_numbers(
+    guarded: Proxied, name: str, app: str, said: int
+) -> None:
     headers = bearer(name, **({"X-Token-Broker-App": app} if app else {}))
     assert await errcode(await guarded.ask("GET", GET, headers=headers)) == said
     assert guarded.wechat.seen == []
@@ -120,26 +130,41 @@ async def test_who_may_not_is_told_so_in_wechats_numbers(guarded: Proxied, name:
 async def test_a_wrong_key_is_the_gates_own_refusal(guarded: Proxied) -> None:
     for wrong in ("Bearer wrong", "Basic abc", "Bearer"):
         answer = await guarded.ask("GET", GET, headers={"Authorization": wrong})
-        assert (answer.status, (await answer.json(content_type=None))["code"]) == (401, "invalid-key")
+        assert (answer.status, (await answer.json(content_type=None))["code"]) == (
+            401,
+            "invalid-key",
+        )
     assert guarded.wechat.seen == []
 
 
 @pytest.mark.parametrize(
-    "foreign", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Via": "1.1 x"}, {"X-Forwarded-For": "1.2.3.4"}]
+    "foreign",
+    [
+        {"Host": "evil.example"},
+        {"Origin": "https://evil.example"},
+        {"Via": "1.1 x"},
+        {"X-Forwarded-For": "1.2.3.4"},
+    ],
 )
 async def test_the_gate_stands_before_it(guarded: Proxied, foreign: dict[str, str]) -> None:
     assert (await guarded.ask("GET", GET, headers=bearer("orders", **foreign))).status == 403
     assert guarded.wechat.seen == []
 
 
-@pytest.mark.parametrize("target", [GET, GET + "?access_token=nonsense", GET + "?access_token={real}"])
-async def test_over_tcp_neither_nothing_nor_a_real_token_says_who_it_is(guarded: Proxied, target: str) -> None:
+@pytest.mark.parametrize(
+    "target", [GET, GET + "?access_token=nonsense", GET + "?access_token={real}"]
+)
+async def test_over_tcp_neither_nothing_nor_a_real_token_says_who_it_is(
+    guarded: Proxied, target: str
+) -> None:
     asked = target.format(real=token(guarded, "main"))
-    assert await errcode(await guarded.ask("GET", asked, headers=ME)) == (40001 if "?" in target else 41001)
+    assert await errcode(await guarded.ask("GET", asked, headers=ME)) == (
+        40001 if "?" in target else 41001
+    )
     assert guarded.wechat.seen == []
 
 
-# --- by handle --------------------------------------------------------------------------------------------------------
+# --- by handle ------------------------------------------------------------------------------------
 
 
 async def test_a_client_of_the_proxy_is_handed_a_handle_and_calls_with_it(guarded: Proxied) -> None:
@@ -155,10 +180,10 @@ async def test_a_client_of_the_proxy_is_handed_a_handle_and_calls_with_it(guarde
 
 async def test_longest_names_fit(guarded: Proxied) -> None:
     name = "n" * 64
-    guarded.gate.govern(digests({"k": Client(name, PROXY)}), [])
-    keeper = guarded.roster.find("main")
+    guarded.gate.admit(digests({"k": Client(name, PROXY)}), [])
+    keeper = guarded.registry.find("main")
     assert keeper
-    handle = Handles(guarded.gate, guarded.roster).of(Client(name, PROXY), keeper)
+    handle = Handles(guarded.gate, guarded.registry).of(Client(name, PROXY), keeper)
     assert handle
     assert len(handle) + 4 * 60 // 3 <= LONGEST
 
@@ -168,7 +193,9 @@ async def test_who_may_only_read_gets_the_token(guarded: Proxied) -> None:
 
 
 async def test_wecoms_path_gives_a_handle_too(guarded: Proxied) -> None:
-    answer = await guarded.http.get("/cgi-bin/gettoken", params={"corpid": CORP, "corpsecret": KEYS["crm"]})
+    answer = await guarded.http.get(
+        "/cgi-bin/gettoken", params={"corpid": CORP, "corpsecret": KEYS["crm"]}
+    )
     handle = (await answer.json())["access_token"]
     assert (await guarded.ask("GET", f"{GET}?access_token={handle}")).status == 200
     assert guarded.wechat.seen[0].token == token(guarded, "crm")
@@ -200,14 +227,17 @@ async def test_a_handle_outlives_a_restart_and_dies_with_its_key_its_right_or_th
     assert await used(handle, {key: replace(orders, name="other")}) == 40001
     assert await used(handle, {key: replace(orders, apps=frozenset({"shop"}))}) == 40001
     assert await used(handle, {key: replace(orders, scopes=frozenset({"read"}))}) == 40001
-    assert await used(handle, {key: orders}, replace(ACCOUNT, secret=Secret("another secret")), SHOP) == 40001
+    assert (
+        await used(handle, {key: orders}, replace(ACCOUNT, secret=Secret("another secret")), SHOP)
+        == 40001
+    )
     assert await used(handle, {key: orders}, SHOP) == 40001
 
 
 async def test_a_handle_cannot_be_bent_to_another_app_or_client(guarded: Proxied) -> None:
     handle = await handed(guarded, "orders")
-    others = Handles(guarded.gate, guarded.roster)
-    shops = others.of(CLIENTS[KEYS["all"]], guarded.roster.find("shop"))  # type: ignore[arg-type]
+    others = Handles(guarded.gate, guarded.registry)
+    shops = others.of(CLIENTS[KEYS["all"]], guarded.registry.find("shop"))  # type: ignore[arg-type]
     assert shops
     mac = len(PREFIX) + 40
     for bent in (
@@ -220,13 +250,21 @@ async def test_a_handle_cannot_be_bent_to_another_app_or_client(guarded: Proxied
         "\ud800",
     ):
         assert others.open(bent) is None
-    assert await errcode(await guarded.ask("GET", f"{GET}?access_token={handle[:mac] + shops[mac:]}")) == 40001
     assert (
-        await errcode(await guarded.ask("GET", f"{GET}?access_token={handle}", headers={"X-Token-Broker-App": "shop"})) == 40013
+        await errcode(await guarded.ask("GET", f"{GET}?access_token={handle[:mac] + shops[mac:]}"))
+        == 40001
+    )
+    assert (
+        await errcode(
+            await guarded.ask(
+                "GET", f"{GET}?access_token={handle}", headers={"X-Token-Broker-App": "shop"}
+            )
+        )
+        == 40013
     )
 
 
-# --- on this machine --------------------------------------------------------------------------------------------------
+# --- on this machine ------------------------------------------------------------------------------
 
 
 async def test_a_program_of_this_machine_names_the_app_or_shows_its_token(local: Proxied) -> None:
@@ -255,15 +293,20 @@ async def test_a_peer_on_the_unix_socket_needs_no_key(guarded: Proxied, tmp_path
         assert isinstance(runner, web.AppRunner)
         await web.UnixSite(runner, str(tmp_path / "s")).start()
         connector = aiohttp.UnixConnector(str(tmp_path / "s"))
-        session = await stack.enter_async_context(aiohttp.ClientSession("http://localhost", connector=connector))
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession("http://localhost", connector=connector)
+        )
         real = token(guarded, "main")
-        for target, headers in [(GET, {**ME, "X-Token-Broker-App": "main"}), (f"{GET}?access_token={real}", {})]:
+        for target, headers in [
+            (GET, {**ME, "X-Token-Broker-App": "main"}),
+            (f"{GET}?access_token={real}", {}),
+        ]:
             async with session.get(target, headers=headers) as answer:
                 assert await answer.json() == {"total": 3}
         assert [seen.token for seen in guarded.wechat.seen] == [real] * 2
 
 
-# --- paths ------------------------------------------------------------------------------------------------------------
+# --- paths ----------------------------------------------------------------------------------------
 
 TRICKS = [
     "/cgi-bin/token",
@@ -315,24 +358,46 @@ TRICKS = [
 
 @pytest.mark.parametrize("drop_in", [True, False])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "HEAD"])
-async def test_no_trick_makes_a_token_call(bench: Bench, wechat: Hostile, method: str, drop_in: bool) -> None:  # noqa: FBT001
+async def test_no_trick_makes_a_token_call(
+    bench: Bench,
+    wechat: Hostile,
+    method: str,
+    drop_in: bool,  # noqa: FBT001
+) -> None:
     async with Proxied(bench, wechat).serving(drop_in=drop_in) as broker:
         await broker.look()
         for trick in TRICKS:
             said = await broker.raw(
-                f"{method} {trick} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nConnection: close\r\n\r\n"
+                f"{method} {trick} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nConnection:"
+                " close\r\n\r\n"
             )
             status, _, body = said.partition(b"\r\n\r\n")
-            assert not status or status.split()[1] in {b"200", b"400", b"404", b"405"}, (trick, said)
+            assert not status or status.split()[1] in {b"200", b"400", b"404", b"405"}, (
+                trick,
+                said,
+            )
             assert b'{"total": 3}' not in body, trick
             assert wechat.seen == [], trick
 
 
 async def test_plain_paths_pass_with_any_number_of_slashes_before_them(local: Proxied) -> None:
-    paths = ["/cgi-bin/user/get", "//cgi-bin/user/get", "/wxa/getwxacodeunlimit", "/card/create", "/datacube/getusersummary"]
-    paths += ["/customservice/kfaccount/add", "/cgi-bin/token_x", "/cgi-bin/ticket/x", "/cgi-bin/user/token"]
+    paths = [
+        "/cgi-bin/user/get",
+        "//cgi-bin/user/get",
+        "/wxa/getwxacodeunlimit",
+        "/card/create",
+        "/datacube/getusersummary",
+    ]
+    paths += [
+        "/customservice/kfaccount/add",
+        "/cgi-bin/token_x",
+        "/cgi-bin/ticket/x",
+        "/cgi-bin/user/token",
+    ]
     for path in paths:
-        assert (await local.ask("GET", path, headers={**ME, "X-Token-Broker-App": "main"})).status == 200
+        assert (
+            await local.ask("GET", path, headers={**ME, "X-Token-Broker-App": "main"})
+        ).status == 200
         assert local.wechat.seen.pop().target.partition("?")[0] == "/" + path.lstrip("/")
 
 
@@ -357,9 +422,16 @@ async def test_two_tokens_are_none(local: Proxied) -> None:
         "access_token[]", "access_token%5B0%5D", "b=2;access_token", ";access_token", "amp;access_token", "b?access_token",
     ],
 )  # fmt: skip
-async def test_what_only_some_would_take_for_the_token_goes_nowhere(guarded: Proxied, odd: str) -> None:
+async def test_what_only_some_would_take_for_the_token_goes_nowhere(
+    guarded: Proxied, odd: str
+) -> None:
     handle = await handed(guarded, "orders")
-    for query in (f"{odd}={handle}", f"access_token;{odd}", f"a=1&{odd}={handle}", f"access_token={handle}&{odd}={handle}"):
+    for query in (
+        f"{odd}={handle}",
+        f"access_token;{odd}",
+        f"a=1&{odd}={handle}",
+        f"access_token={handle}&{odd}={handle}",
+    ):
         answer = await guarded.ask("GET", f"{GET}?{query}", headers=bearer("orders"))
         assert await errcode(answer) == 47001, query
         assert "access_token" in await answer.text()
@@ -374,7 +446,9 @@ async def test_what_nobody_would_take_for_the_token_goes_on(guarded: Proxied) ->
 
 async def test_the_metrics_have_no_word_of_a_clients_choice(guarded: Proxied) -> None:
     await guarded.ask("GET", "/cgi-bin/chosen", headers=bearer("orders"))
-    await guarded.ask("GET", "/cgi-bin/chosen", headers=bearer("all", **{"X-Token-Broker-App": "chosen"}))
+    await guarded.ask(
+        "GET", "/cgi-bin/chosen", headers=bearer("all", **{"X-Token-Broker-App": "chosen"})
+    )
     told = (await (await guarded.http.get("/metrics")).read()).decode()
     assert 'token_broker_proxied_requests_total{app="main",outcome="passed"} 1.0' in told
     assert 'token_broker_proxy_refusals_total{errcode="40013"} 1.0' in told

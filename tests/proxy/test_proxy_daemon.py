@@ -51,7 +51,10 @@ async def upload(house: House, size: int) -> str:
             yield bytes(MB)
 
     headers = {**BEARER, "Content-Type": "application/octet-stream"}
-    async with aiohttp.ClientSession(house.daemon) as session, session.post(UPLOAD, data=pieces(), headers=headers) as answer:
+    async with (
+        aiohttp.ClientSession(house.daemon) as session,
+        session.post(UPLOAD, data=pieces(), headers=headers) as answer,
+    ):
         said = json.loads(await answer.read())
         assert answer.status == 200
     assert "media_id" in said, said
@@ -61,7 +64,9 @@ async def upload(house: House, size: int) -> str:
 def resident(daemon: Process, what: str = "VmRSS") -> float:
     """MB; VmHWM is the most there ever was."""
     status = Path(f"/proc/{daemon.popen.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 1024
+    return (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 1024
+    )
 
 
 async def test_a_multipart_upload_of_ten_megabytes_and_its_download(house: House) -> None:
@@ -87,7 +92,10 @@ async def test_large_bodies_pass_in_bounded_memory_both_ways(house: House) -> No
         call(house)
         before = resident(daemon, "VmHWM")
         media = await upload(house, 200 * MB)
-        async with aiohttp.ClientSession(house.daemon) as session, session.get(DOWNLOAD + media, headers=BEARER) as answer:
+        async with (
+            aiohttp.ClientSession(house.daemon) as session,
+            session.get(DOWNLOAD + media, headers=BEARER) as answer,
+        ):
             size = 0
             async for piece in answer.content.iter_any():
                 size += len(piece)
@@ -100,7 +108,10 @@ async def test_a_reader_that_stops_holds_up_wechat_and_no_memory(house: House) -
         media = await upload(house, 200 * MB)
         before = resident(daemon, "VmHWM")
         at = urlsplit(house.daemon)
-        request = f"GET {DOWNLOAD}{media} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+        request = (
+            f"GET {DOWNLOAD}{media} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer"
+            f" {KEY}\r\n\r\n"
+        )
         stopped = [socket.create_connection((at.hostname, at.port)) for _ in range(5)]
         for one in stopped:
             one.sendall(request.encode())
@@ -111,7 +122,9 @@ async def test_a_reader_that_stops_holds_up_wechat_and_no_memory(house: House) -
             one.close()
 
 
-def test_a_token_killed_by_a_second_issuer_costs_one_check_and_one_refresh_and_the_call_succeeds(house: House) -> None:
+def test_a_token_killed_by_a_second_issuer_costs_one_check_and_one_refresh_and_the_call_succeeds(
+    house: House,
+) -> None:
     with house.serving():
         assert call(house)["total"] == 24
         began = time.monotonic()
@@ -119,12 +132,19 @@ def test_a_token_killed_by_a_second_issuer_costs_one_check_and_one_refresh_and_t
         house.control("/kill", {"appid": APPID})
         assert call(house)["total"] == 24
         assert len(house.calls()) == 2
-        assert 'token_broker_verifications_total{app="main",verdict="dead"} 1.0' in house.get("/metrics")[1]
+        assert (
+            'token_broker_verifications_total{app="main",verdict="dead"} 1.0'
+            in house.get("/metrics")[1]
+        )
         invariants.check(house)
 
 
-def test_a_token_that_stays_dead_for_one_interface_is_bounded_and_costs_no_token_call(house: House) -> None:
-    house.control("/faults", {"kind": "errcode", "errcode": 40001, "path": "/cgi-bin/user/get", "times": None})
+def test_a_token_that_stays_dead_for_one_interface_is_bounded_and_costs_no_token_call(
+    house: House,
+) -> None:
+    house.control(
+        "/faults", {"kind": "errcode", "errcode": 40001, "path": "/cgi-bin/user/get", "times": None}
+    )
     with house.serving():
         for _ in range(30):
             assert call(house)["errcode"] == 40001
@@ -145,28 +165,44 @@ async def test_fifty_callers_at_a_cold_start_cost_one_token_call(house: House) -
         invariants.check(house)
 
 
-def test_a_handle_works_after_a_restart_and_neither_it_nor_the_token_is_in_the_log(house: House) -> None:
+def test_a_handle_works_after_a_restart_and_neither_it_nor_the_token_is_in_the_log(
+    house: House,
+) -> None:
     asked = f"/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret={KEY}"
     with house.serving() as first:
         handle = ask("GET", house.daemon + asked)[1]["access_token"]
-        assert ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}")[1]["total"] == 24
+        assert (
+            ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}")[1]["total"] == 24
+        )
         first.end()
     with house.serving():
-        assert ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}")[1]["total"] == 24
-        assert ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}x")[1]["errcode"] == 40001
+        assert (
+            ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}")[1]["total"] == 24
+        )
+        assert (
+            ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}x")[1]["errcode"]
+            == 40001
+        )
         house.control("/faults", {"kind": "reset", "path": "/cgi-bin/user/get"})
-        assert ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}")[1]["errcode"] == -1
+        assert (
+            ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}")[1]["errcode"] == -1
+        )
         invariants.check(house)
     log = (house.home / "daemon.log").read_text()
     assert handle not in log
     assert KEY not in log
 
 
-def test_a_body_that_is_not_packed_as_it_says_is_the_services_fault_and_no_error_of_ours_in_the_log(house: House) -> None:
+def test_a_body_that_is_not_packed_as_it_says_is_the_services_fault_and_no_error_of_ours_in_the_log(
+    house: House,
+) -> None:
     with house.serving():
         at = urlsplit(house.daemon)
         with socket.create_connection((at.hostname, at.port), timeout=20) as sock:
-            head = f"POST {UPLOAD} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Encoding: gzip\r\n"
+            head = (
+                f"POST {UPLOAD} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer"
+                f" {KEY}\r\nContent-Encoding: gzip\r\n"
+            )
             sock.sendall(f"{head}Content-Length: 10\r\n\r\n".encode())
             assert b"47001" in sock.recv(65536)
             sock.sendall(b"not packed")
@@ -215,7 +251,11 @@ def test_wechatpy_calls_through_the_broker_by_its_address_alone(house: House) ->
 
 @pytest.mark.parametrize("kind", ["silence", "drip", "endless_headers"])
 def test_a_wechat_that_does_not_answer_in_time_is_an_errcode(house: House, kind: str) -> None:
-    house.config.write_text(house.config.read_text().replace("[proxy]\n", "[proxy]\nidle_timeout = 0.5\ntotal_timeout = 3\n"))
+    house.config.write_text(
+        house.config.read_text().replace(
+            "[proxy]\n", "[proxy]\nidle_timeout = 0.5\ntotal_timeout = 3\n"
+        )
+    )
     house.control("/faults", {"kind": kind, "path": "/cgi-bin/user/get"})
     with house.serving():
         assert call(house)["errcode"] == -1
@@ -223,11 +263,16 @@ def test_a_wechat_that_does_not_answer_in_time_is_an_errcode(house: House, kind:
 
 
 async def test_a_connection_that_dribbles_a_body_is_given_up(house: House) -> None:
-    house.config.write_text(house.config.read_text().replace("[proxy]\n", "[proxy]\nidle_timeout = 0.3\n"))
+    house.config.write_text(
+        house.config.read_text().replace("[proxy]\n", "[proxy]\nidle_timeout = 0.3\n")
+    )
     with house.serving():
         at = urlsplit(house.daemon)
         reader, writer = await asyncio.open_connection(at.hostname, at.port)
-        head = f"POST {UPLOAD} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 1000000\r\n\r\n"
+        head = (
+            f"POST {UPLOAD} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer"
+            f" {KEY}\r\nContent-Length: 1000000\r\n\r\n"
+        )
         writer.write(head.encode() + b"x" * 1000)
         async with asyncio.timeout(15):
             said = await reader.readuntil(b"\r\n\r\n")

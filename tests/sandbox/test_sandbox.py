@@ -15,15 +15,15 @@ from aiohttp.test_utils import TestClient
 from pytest_aiohttp import AiohttpClient
 
 import broker.sandbox
-from broker.sandbox import Options, create_app, serve
-from broker.sandbox.answers import Refusal
-from broker.sandbox.state import STATE, State
+from broker.sandbox import SandboxOptions, create_app, serve
+from broker.sandbox.answers import WeChatRefusal
+from broker.sandbox.state import STATE, SandboxState
 
 T0 = 1_800_000_000.0 // 86_400 * 86_400 - 8 * 3600  # midnight in Beijing
 APP, SECRET = "wx0123456789abcdef", "s3cret"
 REFUSED = (
-    "invalid credential, access_token is invalid or not latest, could get access_token by getStableAccessToken, "
-    "more details at https://mmbizurl.cn/s/JtxxFh33r rid: "
+    "invalid credential, access_token is invalid or not latest, could get access_token by"
+    " getStableAccessToken, more details at https://mmbizurl.cn/s/JtxxFh33r rid: "
 )
 
 
@@ -33,9 +33,13 @@ class Bench:
     def __init__(self) -> None:
         self.time = T0
         self.client: TestClient[Any, Any]
-        self.state: State
+        self.state: SandboxState
 
-    async def opened(self, aiohttp_client: AiohttpClient, options: Options = Options()) -> "Bench":  # noqa: B008 - frozen
+    async def opened(
+        self,
+        aiohttp_client: AiohttpClient,
+        options: SandboxOptions = SandboxOptions(),  # noqa: B008
+    ) -> "Bench":
         """Start it."""
         app = create_app(options, lambda: self.time)
         self.client, self.state = await aiohttp_client(app), app[STATE]
@@ -56,11 +60,18 @@ class Bench:
 
     async def classic(self, appid: str = APP, secret: str = SECRET) -> dict[str, Any]:
         """Make one classic token call."""
-        return await self.get("/cgi-bin/token", grant_type="client_credential", appid=appid, secret=secret)
+        return await self.get(
+            "/cgi-bin/token", grant_type="client_credential", appid=appid, secret=secret
+        )
 
     async def stable(self, *, force: bool = False, appid: str = APP) -> dict[str, Any]:
         """Make one stable token call."""
-        asked = {"grant_type": "client_credential", "appid": appid, "secret": SECRET, "force_refresh": force}
+        asked = {
+            "grant_type": "client_credential",
+            "appid": appid,
+            "secret": SECRET,
+            "force_refresh": force,
+        }
         return await self.post("/cgi-bin/stable_token", asked)
 
     async def errcode(self, granted: dict[str, Any]) -> int:
@@ -93,7 +104,10 @@ def test_the_sandbox_imports_nothing_of_the_broker() -> None:
             else:
                 continue
             for level, name in names:
-                assert level == 1 or name.partition(".")[0] in {"aiohttp", *sys.stdlib_module_names}, (file, name)
+                assert level == 1 or name.partition(".")[0] in {
+                    "aiohttp",
+                    *sys.stdlib_module_names,
+                }, (file, name)
 
 
 async def test_success_has_a_token_and_seconds_and_no_errcode(bench: Bench) -> None:
@@ -106,9 +120,14 @@ async def test_success_has_a_token_and_seconds_and_no_errcode(bench: Bench) -> N
 
 async def test_errors_are_http_200_with_a_rid_that_begins_with_the_time(bench: Bench) -> None:
     answer = await bench.client.get("/cgi-bin/token?appid=nonsense")
-    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json; encoding=utf-8")
+    assert (answer.status, answer.headers["Content-Type"]) == (
+        200,
+        "application/json; encoding=utf-8",
+    )
     body = await answer.json(content_type=None)
-    assert re.fullmatch(rf"invalid appid rid: {int(T0):x}-[0-9a-f]{{8}}-[0-9a-f]{{8}}", body["errmsg"])
+    assert re.fullmatch(
+        rf"invalid appid rid: {int(T0):x}-[0-9a-f]{{8}}-[0-9a-f]{{8}}", body["errmsg"]
+    )
 
 
 async def test_slashes_arrive_escaped(bench: Bench) -> None:
@@ -123,22 +142,45 @@ async def test_slashes_arrive_escaped(bench: Bench) -> None:
     [
         ({"grant_type": "client_credential", "secret": "x"}, 41002, "appid missing"),
         ({"grant_type": "client_credential", "appid": APP}, 41004, "appsecret missing"),
-        ({"grant_type": "client_credential", "appid": APP, "secret": ""}, 41004, "appsecret missing"),
+        (
+            {"grant_type": "client_credential", "appid": APP, "secret": ""},
+            41004,
+            "appsecret missing",
+        ),
         ({"grant_type": "password", "appid": APP, "secret": "x"}, 40002, "invalid grant_type"),
         ({"appid": APP, "secret": "x"}, 40002, "invalid grant_type"),
         ({"grant_type": "client_credential", "appid": "wx", "secret": "x"}, 40013, "invalid appid"),
-        ({"grant_type": "client_credential", "appid": "gh_1", "secret": "x"}, 40013, "invalid appid"),
-        ({"grant_type": "client_credential", "appid": "wx" + "1" * 63, "secret": "x"}, 40013, "invalid appid"),
-        ({"grant_type": "client_credential", "appid": "wx1\n", "secret": "x"}, 40013, "invalid appid"),
+        (
+            {"grant_type": "client_credential", "appid": "gh_1", "secret": "x"},
+            40013,
+            "invalid appid",
+        ),
+        (
+            {"grant_type": "client_credential", "appid": "wx" + "1" * 63, "secret": "x"},
+            40013,
+            "invalid appid",
+        ),
+        (
+            {"grant_type": "client_credential", "appid": "wx1\n", "secret": "x"},
+            40013,
+            "invalid appid",
+        ),
     ],
 )
-async def test_bad_parameters_have_wechats_codes_and_words(bench: Bench, query: dict[str, str], errcode: int, words: str) -> None:
-    for answer in (await bench.get("/cgi-bin/token", **query), await bench.post("/cgi-bin/stable_token", query)):
+async def test_bad_parameters_have_wechats_codes_and_words(
+    bench: Bench, query: dict[str, str], errcode: int, words: str
+) -> None:
+    for answer in (
+        await bench.get("/cgi-bin/token", **query),
+        await bench.post("/cgi-bin/stable_token", query),
+    ):
         assert answer["errcode"] == errcode
         assert answer["errmsg"].startswith(words)
 
 
-async def test_the_first_secret_is_bound_and_another_is_refused_and_costs_a_call(bench: Bench) -> None:
+async def test_the_first_secret_is_bound_and_another_is_refused_and_costs_a_call(
+    bench: Bench,
+) -> None:
     token = await bench.classic()
     refused = await bench.classic(secret="another")
     assert refused["errcode"] == 40125
@@ -167,7 +209,9 @@ async def test_stable_token_wants_a_post_with_a_json_body(bench: Bench) -> None:
     assert [call["outcome"] for call in await bench.calls()] == [43002, 41002, 0]
 
 
-@pytest.mark.parametrize("body", [b"\xff\xfe", b"[1]", b"null", b"[" * 50_000, b'{"appid": 1}', b'{"appid": NaN}'])
+@pytest.mark.parametrize(
+    "body", [b"\xff\xfe", b"[1]", b"null", b"[" * 50_000, b'{"appid": 1}', b'{"appid": NaN}']
+)
 async def test_nonsense_bodies_are_missing_parameters(bench: Bench, body: bytes) -> None:
     for path in ("/cgi-bin/token", "/cgi-bin/stable_token"):
         answer = await bench.client.post(path, data=body)
@@ -177,7 +221,9 @@ async def test_nonsense_bodies_are_missing_parameters(bench: Bench, body: bytes)
 # The classic endpoint: every call mints.
 
 
-async def test_every_classic_call_mints_and_the_previous_token_works_for_exactly_the_overlap(bench: Bench) -> None:
+async def test_every_classic_call_mints_and_the_previous_token_works_for_exactly_the_overlap(
+    bench: Bench,
+) -> None:
     first, second = await bench.classic(), await bench.classic()
     assert first["access_token"] != second["access_token"]
     bench.time = T0 + 299
@@ -211,7 +257,9 @@ async def test_the_overlap_does_not_lengthen_a_classic_tokens_life(bench: Bench)
 
 
 async def test_the_options_set_lifetime_overlap_and_quota(aiohttp_client: AiohttpClient) -> None:
-    bench = await Bench().opened(aiohttp_client, Options(expires_in=60, overlap=10, daily_quota=2))
+    bench = await Bench().opened(
+        aiohttp_client, SandboxOptions(expires_in=60, overlap=10, daily_quota=2)
+    )
     first, second = await bench.classic(), await bench.classic()
     assert first["expires_in"] == 60
     assert (await bench.classic())["errcode"] == 45009
@@ -222,7 +270,7 @@ async def test_the_options_set_lifetime_overlap_and_quota(aiohttp_client: Aiohtt
 async def test_the_quota_day_is_beijings_and_a_call_refused_by_it_pushes_nothing_out(
     aiohttp_client: AiohttpClient,
 ) -> None:
-    bench = await Bench().opened(aiohttp_client, Options(daily_quota=2))
+    bench = await Bench().opened(aiohttp_client, SandboxOptions(daily_quota=2))
     bench.time = T0 + 86_399
     old, new = await bench.classic(), await bench.classic()
     assert (await bench.classic())["errcode"] == 45009
@@ -248,7 +296,9 @@ async def test_stable_repeats_the_token_with_its_remaining_seconds(bench: Bench)
     assert await bench.stable() == {"access_token": first["access_token"], "expires_in": 300}
 
 
-async def test_stable_rotates_in_the_last_300_seconds_and_then_both_work_5_minutes(bench: Bench) -> None:
+async def test_stable_rotates_in_the_last_300_seconds_and_then_both_work_5_minutes(
+    bench: Bench,
+) -> None:
     first = await bench.stable()
     bench.time = T0 + 7150
     second = await bench.stable()
@@ -259,8 +309,10 @@ async def test_stable_rotates_in_the_last_300_seconds_and_then_both_work_5_minut
     assert [await bench.errcode(first), await bench.errcode(second)] == [40001, 0]
 
 
-async def test_a_short_lived_stable_token_rotates_at_half_its_life(aiohttp_client: AiohttpClient) -> None:
-    bench = await Bench().opened(aiohttp_client, Options(expires_in=60))
+async def test_a_short_lived_stable_token_rotates_at_half_its_life(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    bench = await Bench().opened(aiohttp_client, SandboxOptions(expires_in=60))
     first = await bench.stable()
     bench.time = T0 + 30
     assert (await bench.stable())["expires_in"] == 30
@@ -285,7 +337,10 @@ async def test_force_refresh_kills_the_old_token_at_once(bench: Bench) -> None:
 async def test_force_refresh_within_30_seconds_silently_does_nothing(bench: Bench) -> None:
     first = await bench.stable(force=True)
     bench.time = T0 + 29
-    assert await bench.stable(force=True) == {"access_token": first["access_token"], "expires_in": 7171}
+    assert await bench.stable(force=True) == {
+        "access_token": first["access_token"],
+        "expires_in": 7171,
+    }
     bench.time = T0 + 30
     assert (await bench.stable(force=True))["access_token"] != first["access_token"]
     assert (await bench.account())["quota_used"]["force_refresh"] == 2
@@ -301,7 +356,9 @@ async def test_force_refresh_is_allowed_20_times_a_day(bench: Bench) -> None:
     assert "access_token" in await bench.stable(force=True)
 
 
-async def test_after_a_40001_normal_mode_repeats_the_bad_token_and_only_force_changes_it(bench: Bench) -> None:
+async def test_after_a_40001_normal_mode_repeats_the_bad_token_and_only_force_changes_it(
+    bench: Bench,
+) -> None:
     bad = await bench.stable()
     await bench.post("/sandbox/kill", {"appid": APP})
     assert await bench.stable() == bad
@@ -322,20 +379,25 @@ async def test_the_two_endpoints_are_isolated(bench: Bench) -> None:
     classic = [await bench.classic() for _ in range(3)]
     await bench.stable(force=True)
     assert [await bench.errcode(token) for token in (stable, classic[2])] == [40001, 0]
-    assert (await bench.account())["quota_used"] == {"token": 3, "stable_token": 2, "force_refresh": 1, "user/get": 0}
+    assert (await bench.account())["quota_used"] == {
+        "token": 3,
+        "stable_token": 2,
+        "force_refresh": 1,
+        "user/get": 0,
+    }
 
 
 async def test_stable_has_its_own_quota_of_10_000_a_minute_and_500_000_a_day() -> None:
-    world = State(Options(), lambda: T0).world
+    world = SandboxState(SandboxOptions(), lambda: T0).world
     account = world.account(APP)
     for _ in range(10_000):
         account.spend("stable_token", T0)
-    with pytest.raises(Refusal) as slow_down:
+    with pytest.raises(WeChatRefusal) as slow_down:
         account.spend("stable_token", T0 + 59)
     for minute in range(1, 50):
         for _ in range(10_000):
             account.spend("stable_token", T0 + 60 * minute)
-    with pytest.raises(Refusal) as quota:
+    with pytest.raises(WeChatRefusal) as quota:
         account.spend("stable_token", T0 + 3000)
     assert (slow_down.value.errcode, quota.value.errcode) == (45011, 45009)
 
@@ -344,7 +406,8 @@ async def test_stable_has_its_own_quota_of_10_000_a_minute_and_500_000_a_day() -
 
 
 @pytest.mark.parametrize(
-    ("token", "errcode"), [("", 41001), ("short", 40014), ("x" * 20 + " " + "x" * 20, 40014), ("x" * 40, 40001)]
+    ("token", "errcode"),
+    [("", 41001), ("short", 40014), ("x" * 20 + " " + "x" * 20, 40014), ("x" * 40, 40001)],
 )
 async def test_a_data_api_judges_the_token(bench: Bench, token: str, errcode: int) -> None:
     answer = await bench.get("/cgi-bin/get_api_domain_ip", access_token=token)
@@ -358,9 +421,13 @@ async def test_wecom_repeats_one_token_per_secret_and_says_errcode_0(bench: Benc
     assert (first["errcode"], first["expires_in"]) == (0, 7200)
     assert first["access_token"] != other["access_token"]
     bench.time = T0 + 100
-    assert await bench.get("/cgi-bin/gettoken", corpid="ww1", corpsecret="a") == first | {"expires_in": 7100}
+    assert await bench.get("/cgi-bin/gettoken", corpid="ww1", corpsecret="a") == first | {
+        "expires_in": 7100
+    }
     bench.time = T0 + 7200
-    assert (await bench.get("/cgi-bin/gettoken", corpid="ww1", corpsecret="a"))["expires_in"] == 7200
+    assert (await bench.get("/cgi-bin/gettoken", corpid="ww1", corpsecret="a"))[
+        "expires_in"
+    ] == 7200
     assert (await bench.get("/cgi-bin/gettoken", corpid="wx1", corpsecret="a"))["errcode"] == 40013
     assert (await bench.get("/cgi-bin/gettoken", corpsecret="a"))["errcode"] == 41002
     assert (await bench.get("/cgi-bin/gettoken", corpid="ww1"))["errcode"] == 41004
@@ -372,7 +439,7 @@ async def test_wecom_repeats_one_token_per_secret_and_says_errcode_0(bench: Benc
 @asynccontextmanager
 async def serving(capsys: pytest.CaptureFixture[str]) -> AsyncIterator[int]:
     """Run `serve` on a free port, which is what it prints."""
-    task, line = asyncio.create_task(serve(Options(), 0)), ""
+    task, line = asyncio.create_task(serve(SandboxOptions(), 0)), ""
     async with asyncio.timeout(5):
         while not line:
             await asyncio.sleep(0)
@@ -385,7 +452,9 @@ async def serving(capsys: pytest.CaptureFixture[str]) -> AsyncIterator[int]:
         await task
 
 
-async def test_serve_prints_where_it_listens_and_stops_when_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_serve_prints_where_it_listens_and_stops_when_cancelled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     async with serving(capsys) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.close()
@@ -402,11 +471,16 @@ async def test_serve_logs_no_secret_and_no_token_even_of_malformed_requests(
         for version in (b"1.1", b"9.9x"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             target = b"/cgi-bin/token?grant_type=client_credential&appid=wx1&secret=hidden-secret"
-            writer.write(b"GET %b HTTP/%b\r\nHost: x\r\nConnection: close\r\n\r\n" % (target, version))
+            writer.write(
+                b"GET %b HTTP/%b\r\nHost: x\r\nConnection: close\r\n\r\n" % (target, version)
+            )
             received += await reader.read()
             writer.close()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST /cgi-bin/token HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nsecret=hidden-secret")
+        writer.write(
+            b"POST /cgi-bin/token HTTP/1.1\r\nHost: x\r\nContent-Length:"
+            b" 99\r\n\r\nsecret=hidden-secret"
+        )
         writer.close()
         await reader.read()
     assert b"access_token" in received
@@ -419,7 +493,11 @@ async def test_serve_logs_no_secret_and_no_token_even_of_malformed_requests(
 async def test_serve_notices_by_itself_that_the_peer_of_a_held_or_silenced_call_hung_up(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async with serving(capsys) as port, ClientSession(f"http://127.0.0.1:{port}") as session, asyncio.timeout(5):
+    async with (
+        serving(capsys) as port,
+        ClientSession(f"http://127.0.0.1:{port}") as session,
+        asyncio.timeout(5),
+    ):
         await session.post("/sandbox/hold", json={"appid": "wx_held"})
         await session.post("/sandbox/faults", json={"kind": "silence", "appid": "wx_silenced"})
         for appid in ("wx_held", "wx_silenced"):
@@ -428,7 +506,9 @@ async def test_serve_notices_by_itself_that_the_peer_of_a_held_or_silenced_call_
             while appid not in await (await session.get("/sandbox/calls")).text():
                 pass
             writer.close()
-        while any(call["outcome"] is None for call in await (await session.get("/sandbox/calls")).json()):
+        while any(
+            call["outcome"] is None for call in await (await session.get("/sandbox/calls")).json()
+        ):
             pass
         while (await (await session.get("/sandbox")).json())["accounts"]["wx_held"]["in_flight"]:
             pass

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from broker.sandbox import Options
+from broker.sandbox import SandboxOptions
 from tests.sandbox.test_sandbox import APP, SECRET, T0, Bench
 
 
@@ -58,7 +58,11 @@ async def test_calls_are_logged_in_order_with_the_hash_of_the_token(bench: Bench
     assert [call["outcome"] for call in calls] == [0, 40125, 0, 0]
     assert [call["minted"] for call in calls] == [True, False, True, True]
     assert [call["force"] for call in calls] == [False, False, False, True]
-    assert (calls[3]["endpoint"], calls[3]["at"], calls[3]["by"]) == ("stable_token", T0 + 5, "client")
+    assert (calls[3]["endpoint"], calls[3]["at"], calls[3]["by"]) == (
+        "stable_token",
+        T0 + 5,
+        "client",
+    )
     assert calls[1]["token_sha256"] is None
     for call, granted in zip([calls[0], *calls[2:]], [minted, *same], strict=True):
         assert call["token_sha256"] == hashlib.sha256(granted["access_token"].encode()).hexdigest()
@@ -66,8 +70,10 @@ async def test_calls_are_logged_in_order_with_the_hash_of_the_token(bench: Bench
     assert await bench.calls(since=99) == []
 
 
-async def test_a_second_issuer_pushes_our_token_out_and_spends_our_quota(aiohttp_client: AiohttpClient) -> None:
-    bench = await Bench().opened(aiohttp_client, Options(daily_quota=2))
+async def test_a_second_issuer_pushes_our_token_out_and_spends_our_quota(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    bench = await Bench().opened(aiohttp_client, SandboxOptions(daily_quota=2))
     ours = await bench.classic()
     await bench.post("/sandbox/faults", {"kind": "drop", "times": None})
     call = await bench.post("/sandbox/issue", {"appid": APP})
@@ -100,7 +106,9 @@ async def test_followers_can_come_and_go_and_withhold(bench: Bench) -> None:
     token = (await bench.classic())["access_token"]
     before = (await bench.get("/cgi-bin/user/get", access_token=token))["data"]["openid"]
     await bench.post("/sandbox/followers", {"appid": APP, "followers": 2, "withhold": True})
-    assert (await bench.get("/cgi-bin/user/get", access_token=token))["data"]["openid"] == before[:2]
+    assert (await bench.get("/cgi-bin/user/get", access_token=token))["data"]["openid"] == before[
+        :2
+    ]
     info = await bench.get("/cgi-bin/user/info", access_token=token, openid=before[0])
     assert (info["subscribe"], info["headimgurl"]) == (1, "")
     info = await bench.get("/cgi-bin/user/info", access_token=token, openid=before[2])
@@ -121,14 +129,18 @@ async def test_held_calls_wait_and_all_go_on_at_once_when_released(bench: Bench)
     assert (account["in_flight"], account["max_in_flight"], account["held"]) == (0, 5, False)
 
 
-async def test_a_held_call_whose_peer_hangs_up_mints_nothing_and_is_no_longer_in_flight(bench: Bench) -> None:
+async def test_a_held_call_whose_peer_hangs_up_mints_nothing_and_is_no_longer_in_flight(
+    bench: Bench,
+) -> None:
     await bench.post("/sandbox/hold", {"appid": APP})
     task = asyncio.create_task(bench.classic())
     await until_in_flight(bench, 1)
     task.cancel()
     await until_in_flight(bench, 0)
     await bench.post("/sandbox/release", {"appid": APP})
-    assert [(call["outcome"], call["minted"]) for call in await bench.calls()] == [("hung-up", False)]
+    assert [(call["outcome"], call["minted"]) for call in await bench.calls()] == [
+        ("hung-up", False)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +179,9 @@ async def test_a_held_call_whose_peer_hangs_up_mints_nothing_and_is_no_longer_in
         ("followers", '{"appid": "wx1", "withhold": 1}', "withhold"),
     ],
 )
-async def test_a_wrong_order_is_a_400_that_names_what_is_wrong(bench: Bench, path: str, body: str, named: str) -> None:
+async def test_a_wrong_order_is_a_400_that_names_what_is_wrong(
+    bench: Bench, path: str, body: str, named: str
+) -> None:
     answer = await bench.client.post(f"/sandbox/{path}", data=body)
     assert (answer.status, answer.content_type) == (400, "application/problem+json")
     assert named in (await answer.json())["detail"]
@@ -178,7 +192,10 @@ async def test_since_must_be_a_number(bench: Bench, since: str) -> None:
     assert (await bench.client.get("/sandbox/calls", params={"since": since})).status == 400
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/sandbox/nothing"), ("POST", "/sandbox"), ("PUT", "/sandbox/kill")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/sandbox/nothing"), ("POST", "/sandbox"), ("PUT", "/sandbox/kill")],
+)
 async def test_there_is_nothing_else_under_sandbox(bench: Bench, method: str, path: str) -> None:
     answer = await bench.client.request(method, path)
     assert (answer.status, answer.content_type) == (404, "application/problem+json")

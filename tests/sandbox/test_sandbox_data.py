@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from broker.sandbox import Options
+from broker.sandbox import SandboxOptions
 from broker.sandbox.answers import encode
 from broker.sandbox.pictures import draw, picture_id
 from tests.sandbox.test_sandbox import APP, T0, Bench
@@ -38,14 +38,14 @@ class Caller:
         return list((await self.get("user/get"))["data"]["openid"])
 
 
-async def calling(aiohttp_client: AiohttpClient, options: Options) -> Caller:
+async def calling(aiohttp_client: AiohttpClient, options: SandboxOptions) -> Caller:
     bench = await Bench().opened(aiohttp_client, options)
     return Caller(bench, (await bench.classic())["access_token"])
 
 
 @pytest.fixture
 async def caller(aiohttp_client: AiohttpClient) -> Caller:
-    return await calling(aiohttp_client, Options())
+    return await calling(aiohttp_client, SandboxOptions())
 
 
 async def test_every_data_api_wants_a_token(caller: Caller) -> None:
@@ -60,7 +60,9 @@ async def test_the_cheap_call_lists_addresses(caller: Caller) -> None:
     assert all(isinstance(ip, str) for ip in (await caller.get("get_api_domain_ip"))["ip_list"])
 
 
-@pytest.mark.parametrize("path", ["/", "/cgi-bin/nothing", "/cgi-bin/token/", "/sns/%00", "/mmopen"])
+@pytest.mark.parametrize(
+    "path", ["/", "/cgi-bin/nothing", "/cgi-bin/token/", "/sns/%00", "/mmopen"]
+)
 async def test_an_unknown_path_is_http_200_and_40066(caller: Caller, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         answer = await caller.bench.client.request(method, path)
@@ -72,7 +74,9 @@ async def test_an_unknown_path_is_http_200_and_40066(caller: Caller, path: str) 
 # Followers.
 
 
-async def test_followers_are_the_same_at_every_call_and_others_in_another_account(caller: Caller) -> None:
+async def test_followers_are_the_same_at_every_call_and_others_in_another_account(
+    caller: Caller,
+) -> None:
     page = await caller.get("user/get")
     openids = page["data"]["openid"]
     assert (page["total"], page["count"], page["next_openid"]) == (24, 24, openids[-1])
@@ -85,11 +89,17 @@ async def test_followers_are_the_same_at_every_call_and_others_in_another_accoun
 
 async def test_the_empty_page_has_count_0_and_no_data(caller: Caller) -> None:
     last = (await caller.openids())[-1]
-    assert await caller.get("user/get", next_openid=last) == {"total": 24, "count": 0, "next_openid": ""}
+    assert await caller.get("user/get", next_openid=last) == {
+        "total": 24,
+        "count": 0,
+        "next_openid": "",
+    }
 
 
-async def test_pages_have_10_000_and_the_last_real_one_has_a_next_openid(aiohttp_client: AiohttpClient) -> None:
-    caller = await calling(aiohttp_client, Options(followers=20_001))
+async def test_pages_have_10_000_and_the_last_real_one_has_a_next_openid(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    caller = await calling(aiohttp_client, SandboxOptions(followers=20_001))
     counts, found, after = [], [], ""
     while True:
         page = await caller.get("user/get", next_openid=after)
@@ -117,7 +127,9 @@ async def test_user_get_may_be_called_500_times_a_day(caller: Caller) -> None:
     assert (await caller.get("user/get"))["count"] == 24
 
 
-async def test_a_follower_has_a_nickname_and_an_avatar_where_the_sandbox_was_called(caller: Caller) -> None:
+async def test_a_follower_has_a_nickname_and_an_avatar_where_the_sandbox_was_called(
+    caller: Caller,
+) -> None:
     openid = (await caller.openids())[0]
     info = await caller.get("user/info", openid=openid, lang="zh_CN")
     client = caller.bench.client
@@ -126,7 +138,9 @@ async def test_a_follower_has_a_nickname_and_an_avatar_where_the_sandbox_was_cal
     assert info["headimgurl"].endswith("/132")
     path = f"/cgi-bin/user/info?access_token={caller.token}&openid={openid}"
     elsewhere = await client.get(path, headers={"Host": "sandbox.test:99"})
-    assert (await elsewhere.json(content_type=None))["headimgurl"].startswith("http://sandbox.test:99/mmopen/")
+    assert (await elsewhere.json(content_type=None))["headimgurl"].startswith(
+        "http://sandbox.test:99/mmopen/"
+    )
 
 
 async def test_every_sixth_follower_withholds_in_different_guises(caller: Caller) -> None:
@@ -138,7 +152,7 @@ async def test_every_sixth_follower_withholds_in_different_guises(caller: Caller
 
 
 async def test_all_nicknames_and_avatars_can_be_withheld(aiohttp_client: AiohttpClient) -> None:
-    caller = await calling(aiohttp_client, Options(withhold_avatars=True))
+    caller = await calling(aiohttp_client, SandboxOptions(withhold_avatars=True))
     infos = [await caller.get("user/info", openid=openid) for openid in await caller.openids()]
     assert {info.get("headimgurl", "absent") for info in infos} == {"", "absent", "/0"}
     assert not any(info.get("nickname") for info in infos)
@@ -157,12 +171,21 @@ async def test_batchget_answers_up_to_100_in_order(caller: Caller) -> None:
     infos = (await caller.post("user/info/batchget", {"user_list": users}))["user_info_list"]
     assert [info["openid"] for info in infos] == asked
     assert infos[1] == await caller.get("user/info", openid=asked[1])
-    assert "user_info_list" in await caller.post("user/info/batchget", {"user_list": users[:1] * 100})
+    assert "user_info_list" in await caller.post(
+        "user/info/batchget", {"user_list": users[:1] * 100}
+    )
 
 
 @pytest.mark.parametrize(
     "body",
-    [[], {}, {"user_list": 1}, {"user_list": [1]}, {"user_list": []}, {"user_list": [{"openid": "o" * 28}] * 101}],
+    [
+        [],
+        {},
+        {"user_list": 1},
+        {"user_list": [1]},
+        {"user_list": []},
+        {"user_list": [{"openid": "o" * 28}] * 101},
+    ],
 )
 async def test_a_batch_that_is_not_one_is_an_errcode(caller: Caller, body: object) -> None:
     assert (await caller.post("user/info/batchget", body))["errcode"] == 40035
@@ -178,14 +201,18 @@ def pixels(png: bytes) -> tuple[int, int, bytes]:
     while at < len(png):
         (length,) = struct.unpack(">I", png[at : at + 4])
         kind, data = png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
-        assert struct.unpack(">I", png[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + data)
+        assert struct.unpack(">I", png[at + 8 + length : at + 12 + length])[0] == zlib.crc32(
+            kind + data
+        )
         chunks[kind], at = data, at + 12 + length
     width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
     return width, height, zlib.decompress(chunks[b"IDAT"])
 
 
 @pytest.mark.parametrize(("size", "side"), [(0, 640), (46, 46), (64, 64), (96, 96), (132, 132)])
-async def test_an_avatar_is_a_png_of_the_size_in_its_last_segment(caller: Caller, size: int, side: int) -> None:
+async def test_an_avatar_is_a_png_of_the_size_in_its_last_segment(
+    caller: Caller, size: int, side: int
+) -> None:
     info = await caller.get("user/info", openid=(await caller.openids())[0])
     path = urlsplit(info["headimgurl"]).path.removesuffix("132") + str(size)
     answer = await caller.bench.client.get(path)
@@ -210,7 +237,10 @@ async def test_a_dead_avatar_is_a_placeholder_image(caller: Caller, path: str) -
 
 
 async def test_a_ticket_has_errcode_0_one_per_type_and_outlives_its_token(caller: Caller) -> None:
-    ticket, card = await caller.get("ticket/getticket", type="jsapi"), await caller.get("ticket/getticket", type="wx_card")
+    ticket, card = (
+        await caller.get("ticket/getticket", type="jsapi"),
+        await caller.get("ticket/getticket", type="wx_card"),
+    )
     assert (ticket["errcode"], ticket["errmsg"], ticket["expires_in"]) == (0, "ok", 7200)
     assert ticket["ticket"] != card["ticket"]
     await caller.bench.post("/sandbox/kill", {"appid": APP})
@@ -237,7 +267,9 @@ async def blocks(count: int) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("multipart", [False, True])
-async def test_an_upload_is_counted_hashed_and_comes_back_at_the_same_size(caller: Caller, *, multipart: bool) -> None:
+async def test_an_upload_is_counted_hashed_and_comes_back_at_the_same_size(
+    caller: Caller, *, multipart: bool
+) -> None:
     size = 40 * 65_536
     body: Any = blocks(40)
     if multipart:
@@ -245,7 +277,11 @@ async def test_an_upload_is_counted_hashed_and_comes_back_at_the_same_size(calle
         body.add_field("media", io.BytesIO(b"x" * size), filename="a.png", content_type="image/png")
     url = f"/cgi-bin/media/upload?access_token={caller.token}&type=image"
     answer = await (await caller.bench.client.post(url, data=body)).json(content_type=None)
-    assert (set(answer), answer["type"], answer["created_at"]) == ({"type", "media_id", "created_at"}, "image", int(T0))
+    assert (set(answer), answer["type"], answer["created_at"]) == (
+        {"type", "media_id", "created_at"},
+        "image",
+        int(T0),
+    )
     seen = (await caller.bench.get("/sandbox"))["media"][answer["media_id"]]
     assert (seen["size"], seen["sha256"]) == (size, hashlib.sha256(b"x" * size).hexdigest())
     url = f"/cgi-bin/media/get?access_token={caller.token}&media_id={answer['media_id']}"
@@ -256,7 +292,10 @@ async def test_an_upload_is_counted_hashed_and_comes_back_at_the_same_size(calle
 
 async def test_media_that_is_not_there_or_not_multipart_is_an_errcode(caller: Caller) -> None:
     assert (await caller.get("media/get", media_id="nothing"))["errcode"] == 40035
-    url, headers = f"/cgi-bin/media/upload?access_token={caller.token}", {"Content-Type": "multipart/form-data; boundary=x"}
+    url, headers = (
+        f"/cgi-bin/media/upload?access_token={caller.token}",
+        {"Content-Type": "multipart/form-data; boundary=x"},
+    )
     for body in (b"not multipart at all", b"--x\r\nno header\r\n\r\n"):
         answer = await caller.bench.client.post(url, data=body, headers=headers)
         assert (await answer.json(content_type=None))["errcode"] == 40035

@@ -60,7 +60,9 @@ async def test_times_null_lasts_until_deleted(bench: Bench) -> None:
     assert "access_token" in await bench.classic()
 
 
-async def test_a_fault_concerns_its_appid_and_by_default_the_token_endpoints_only(bench: Bench) -> None:
+async def test_a_fault_concerns_its_appid_and_by_default_the_token_endpoints_only(
+    bench: Bench,
+) -> None:
     token = await bench.classic()
     await order(bench, "errcode", errcode=-1, appid="wx_other", times=None)
     assert await bench.errcode(token) == 0
@@ -75,7 +77,9 @@ async def test_a_data_path_can_answer_a_false_40001(bench: Bench) -> None:
     assert [await bench.errcode(token), await bench.errcode(token)] == [40001, 0]
 
 
-async def test_errcode_says_wechats_words_with_the_ip_for_40164_and_counts_the_call(bench: Bench) -> None:
+async def test_errcode_says_wechats_words_with_the_ip_for_40164_and_counts_the_call(
+    bench: Bench,
+) -> None:
     await order(bench, "errcode", errcode=40164)
     await order(bench, "errcode", errcode=89507, errmsg="come back in an hour")
     words = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: "
@@ -118,7 +122,11 @@ async def test_drop_closes_without_an_answer_and_mints_nothing(bench: Bench) -> 
         assert await reader.read() == b""
     assert await outcomes(bench) == [("drop", False)]
     account = await bench.account()
-    assert (account["max_in_flight"], account["quota_used"]["token"], account["live_tokens"]) == (1, 0, 0)
+    assert (account["max_in_flight"], account["quota_used"]["token"], account["live_tokens"]) == (
+        1,
+        0,
+        0,
+    )
 
 
 async def test_a_lost_answer_has_minted_counted_and_pushed_the_old_token_out(bench: Bench) -> None:
@@ -141,12 +149,23 @@ async def test_reset_is_a_reset(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({}, b"<html>busy</html>"), ({"body": ""}, b""), ({"body": "null"}, b"null"), ({"base64": "//4A"}, b"\xff\xfe\x00")],
+    [
+        ({}, b"<html>busy</html>"),
+        ({"body": ""}, b""),
+        ({"body": "null"}, b"null"),
+        ({"base64": "//4A"}, b"\xff\xfe\x00"),
+    ],
 )
-async def test_garbage_is_http_200_with_any_bytes(bench: Bench, fields: dict[str, str], expected: bytes) -> None:
+async def test_garbage_is_http_200_with_any_bytes(
+    bench: Bench, fields: dict[str, str], expected: bytes
+) -> None:
     await order(bench, "garbage", content_type="text/plain", **fields)
     answer = await bench.client.get(TOKEN)
-    assert (answer.status, answer.headers["Content-Type"], await answer.read()) == (200, "text/plain", expected)
+    assert (answer.status, answer.headers["Content-Type"], await answer.read()) == (
+        200,
+        "text/plain",
+        expected,
+    )
 
 
 async def test_drip_sends_the_true_answer_byte_by_byte(bench: Bench) -> None:
@@ -174,7 +193,9 @@ async def idle(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("kind", "ended"), [("endless_headers", False), ("endless_body", True)])
-async def test_headers_or_a_body_never_end_until_the_peer_hangs_up(bench: Bench, kind: str, *, ended: bool) -> None:
+async def test_headers_or_a_body_never_end_until_the_peer_hangs_up(
+    bench: Bench, kind: str, *, ended: bool
+) -> None:
     await order(bench, kind)
     async with asking(bench) as reader:
         received = await reader.readexactly(300_000)
@@ -183,7 +204,9 @@ async def test_headers_or_a_body_never_end_until_the_peer_hangs_up(bench: Bench,
     await idle(bench)
 
 
-async def test_an_endless_body_waits_for_a_slow_reader_instead_of_filling_memory(bench: Bench) -> None:
+async def test_an_endless_body_waits_for_a_slow_reader_instead_of_filling_memory(
+    bench: Bench,
+) -> None:
     await order(bench, "endless_body")
     with socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -204,7 +227,9 @@ def buffered(bench: Bench) -> int:
     runner = bench.client.server.runner
     assert runner is not None
     assert runner.server is not None
-    return sum(c.transport.get_write_buffer_size() for c in runner.server.connections if c.transport)
+    return sum(
+        c.transport.get_write_buffer_size() for c in runner.server.connections if c.transport
+    )
 
 
 async def test_a_gzip_bomb_is_48_kb_that_inflate_to_50_mb(bench: Bench) -> None:
@@ -246,7 +271,9 @@ async def test_same_token_stops_even_a_forced_or_a_due_rotation(bench: Bench) ->
     assert (await bench.stable())["access_token"] != first["access_token"]
 
 
-async def test_answer_changes_values_of_the_true_answer_and_null_removes_a_key(bench: Bench) -> None:
+async def test_answer_changes_values_of_the_true_answer_and_null_removes_a_key(
+    bench: Bench,
+) -> None:
     await order(bench, "answer", answer={"expires_in": "7200", "access_token": None, "extra": 1})
     assert await bench.classic() == {"expires_in": "7200", "extra": 1}
     await order(bench, "answer", answer={"count": -1}, path="/cgi-bin/user/get")

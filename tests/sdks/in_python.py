@@ -1,6 +1,7 @@
 """An SDK for Python, built by a recipe; stdin says line by line what to do, stdout answers with a line of JSON each.
 
-`python in_python.py RECIPE [SANDBOX]`: what is meant for WeChat goes to the sandbox, without one it is refused.
+`python in_python.py RECIPE [SANDBOX]`: what is meant for WeChat goes to the sandbox, without one it
+is refused.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ SANDBOX: Final = sys.argv[2] if len(sys.argv) > 2 else None
 def built() -> Any:
     """A client as the recipe makes it."""
     rooms: dict[str, Any] = {}
-    exec(compile(RECIPE, "recipe", "exec"), rooms)  # noqa: S102 -- the page's own code, that is the point
+    # The page's own code, that is the point
+    exec(compile(RECIPE, "recipe", "exec"), rooms)  # noqa: S102
     client = rooms["client"]
     if "Robot" in rooms:
         assert rooms["Robot"]().client is client
@@ -34,7 +36,10 @@ def redirect() -> None:
     send = requests.adapters.HTTPAdapter.send
 
     def to_sandbox(
-        self: requests.adapters.HTTPAdapter, request: requests.PreparedRequest, *args: Any, **kwargs: Any
+        self: requests.adapters.HTTPAdapter,
+        request: requests.PreparedRequest,
+        *args: Any,
+        **kwargs: Any,
     ) -> requests.Response:
         url = str(request.url)
         if url.startswith(WECHAT):
@@ -53,12 +58,16 @@ def call(client: Any) -> Any:
 def upload(client: Any, path: str) -> Any:
     """The media_id of a file; given as the page says, since of an open file nothing is left for a second try."""
     file = (Path(path).name, Path(path).read_bytes())
-    return (client.media.upload if hasattr(client, "media") else client.upload_media)("image", file)["media_id"]
+    return (client.media.upload if hasattr(client, "media") else client.upload_media)(
+        "image", file
+    )["media_id"]
 
 
 def download(client: Any, media_id: str) -> Any:
     """How large it is, and its hash."""
-    content = (client.media.download if hasattr(client, "media") else client.download_media)(media_id).content
+    content = (client.media.download if hasattr(client, "media") else client.download_media)(
+        media_id
+    ).content
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -70,7 +79,9 @@ def ticket(client: Any) -> Any:
 def crowd(_: Any, many: int) -> Any:
     """So many services at once, each with a client of its own."""
     clients, answers = [built() for _ in range(many)], []
-    threads = [threading.Thread(target=lambda one=one: answers.append(told(call, one))) for one in clients]
+    threads = [
+        threading.Thread(target=lambda one=one: answers.append(told(call, one))) for one in clients
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

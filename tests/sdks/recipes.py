@@ -7,7 +7,10 @@ from tests.harness.places import DEPLOY
 
 PAGE = DEPLOY / "sdk" / "README.md"
 BROKER, KEY = "http://127.0.0.1:8765", "the-key-of-this-service"
-MARKED = re.compile(r"<!-- run: (?P<sdk>[\w-]+) (?P<way>[\w-]+) -->\n```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+MARKED = re.compile(
+    r"<!-- run: (?P<sdk>[\w-]+) (?P<way>[\w-]+) -->\n```(?P<language>\w+)\n(?P<code>.*?)```",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)

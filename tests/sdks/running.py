@@ -20,7 +20,10 @@ from tests.sdks.recipes import KEY, Recipe
 
 HERE = TESTS / "sdks"
 PATIENCE_S = 60.0  # a crowd, or ten megabytes through two processes
-HARNESS = {"python": [sys.executable, str(HERE / "in_python.py")], "js": ["node", str(HERE / "in_node.js")]}
+HARNESS = {
+    "python": [sys.executable, str(HERE / "in_python.py")],
+    "js": ["node", str(HERE / "in_node.js")],
+}
 
 
 @dataclass
@@ -53,7 +56,9 @@ class Sdk:
 
 def _must_be_there(recipe: Recipe) -> None:
     """Skips where what comes from npm is not installed; in CI that fails."""
-    if recipe.language == "js" and not (shutil.which("node") and (HERE.parent / "node_modules" / recipe.sdk).exists()):
+    if recipe.language == "js" and not (
+        shutil.which("node") and (HERE.parent / "node_modules" / recipe.sdk).exists()
+    ):
         why = "needs node, and `npm ci --prefix tests`"
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
 

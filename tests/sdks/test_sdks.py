@@ -86,18 +86,26 @@ def count() -> Iterator[Count]:
     cases = list(dict.fromkeys(case for said in figures.values() for case in said))
     print("\n" + " | ".join(["token calls".ljust(24), *cases]))
     for name, said in figures.items():
-        print(" | ".join([name.ljust(24), *(str(said.get(case, "-")).rjust(len(case)) for case in cases)]))
+        print(
+            " | ".join(
+                [name.ljust(24), *(str(said.get(case, "-")).rjust(len(case)) for case in cases)]
+            )
+        )
 
 
 @each
-def test_the_first_call_costs_one_token_call_and_the_second_none(recipe: Recipe, house: House, count: Count) -> None:
+def test_the_first_call_costs_one_token_call_and_the_second_none(
+    recipe: Recipe, house: House, count: Count
+) -> None:
     with running(recipe, house) as sdk:
         assert [sdk.do("call"), sdk.do("call")] == [FOLLOWERS] * 2
     assert count(recipe, "two calls", len(house.calls())) == 1
 
 
 @each
-def test_fifty_services_at_a_cold_start_cost_one_token_call(recipe: Recipe, unserved: House, count: Count) -> None:
+def test_fifty_services_at_a_cold_start_cost_one_token_call(
+    recipe: Recipe, unserved: House, count: Count
+) -> None:
     house = unserved
     house.control("/hold", {"appid": APPID})
     with house.serving(), running(recipe, house) as sdk:
@@ -113,7 +121,10 @@ def connections_to(house: House) -> int:
     """How many TCP connections the broker has."""
     port = f":{int(house.daemon.rpartition(':')[2]):04X}"
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return sum(local.endswith(port) and state == ESTABLISHED for _, local, _, state, *_ in map(str.split, lines))
+    return sum(
+        local.endswith(port) and state == ESTABLISHED
+        for _, local, _, state, *_ in map(str.split, lines)
+    )
 
 
 @each
@@ -138,7 +149,9 @@ def test_a_call_that_is_refused_though_the_token_lives_ends_in_an_error_and_cost
         assert count(recipe, "refused: asked us", requests_of(house)) <= MOST_REQUESTS
         ask("DELETE", f"{house.sandbox}/sandbox/faults")
         assert sdk.do("call") == FOLLOWERS
-    assert count(recipe, "refused", len(house.calls())) == 1  # WeChat itself said that the token lives
+    assert (
+        count(recipe, "refused", len(house.calls())) == 1
+    )  # WeChat itself said that the token lives
 
 
 @each
@@ -156,7 +169,9 @@ def test_a_token_that_stays_dead_ends_in_an_error_and_costs_no_more_than_reports
 
 
 @each
-def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(recipe: Recipe, house: House) -> None:
+def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(
+    recipe: Recipe, house: House
+) -> None:
     with running(recipe, house, key=WRONG) as sdk:
         said = sdk.do("call")
     assert said["errcode"] == 40125
@@ -179,12 +194,16 @@ def test_an_upload_that_meets_a_killed_token_arrives_whole_or_fails_and_then_arr
             assert said["errcode"] == 40001
             assert_refused(said)
             said = sdk.do("upload", str(picture))
-        assert {media_id: media["size"] for media_id, media in house.control("")["media"].items()} == {said: 1000}
+        assert {
+            media_id: media["size"] for media_id, media in house.control("")["media"].items()
+        } == {said: 1000}
     assert count(recipe, "killed, upload", len(house.calls())) == 2
 
 
 @pytest.mark.parametrize("recipe", PROXIED, ids=str)
-def test_ten_megabytes_go_up_and_down_through_the_proxy(recipe: Recipe, house: House, count: Count, tmp_path: Path) -> None:
+def test_ten_megabytes_go_up_and_down_through_the_proxy(
+    recipe: Recipe, house: House, count: Count, tmp_path: Path
+) -> None:
     content = (bytes(range(251)) * (SIZE // 251 + 1))[:SIZE]  # what the sandbox gives back, too
     (tmp_path / "picture.png").write_bytes(content)
     as_sent = {"size": SIZE, "sha256": hashlib.sha256(content).hexdigest()}
@@ -195,7 +214,9 @@ def test_ten_megabytes_go_up_and_down_through_the_proxy(recipe: Recipe, house: H
     assert count(recipe, "10 MB", len(house.calls())) == 1
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.sdk == "wechatpy"], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in RECIPES if recipe.sdk == "wechatpy"], ids=str
+)
 def test_wechatpys_ticket_lives_on_when_the_token_dies(recipe: Recipe, house: House) -> None:
     with running(recipe, house) as sdk:
         ticket = sdk.do("ticket")
@@ -206,11 +227,9 @@ def test_wechatpys_ticket_lives_on_when_the_token_dies(recipe: Recipe, house: Ho
     assert len(house.calls()) == 2
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
-NAMES = (
-    "wechatpy|WeRoBot|co-wechat-api|wechat-api|EasyWeChat|WxJava|silenceper/wechat|PowerWeChat|chanxuehong/wechat|Senparc.Weixin"
-)
+NAMES = "wechatpy|WeRoBot|co-wechat-api|wechat-api|EasyWeChat|WxJava|silenceper/wechat|PowerWeChat|chanxuehong/wechat|Senparc.Weixin"
 SECTIONS = re.findall(r"^### (.+)\n((?:(?!^##).*\n)+)", PAGE.read_text(), re.MULTILINE)
 
 
@@ -226,7 +245,9 @@ def test_a_recipe_says_whether_it_is_run_and_tells_the_truth(name: str, text: st
     assert run == {str(recipe) for recipe in RECIPES if recipe.sdk == name.lower()}
     assert bool(run) != ("Read, not run: `" in text)
     if run:
-        assert re.findall(r"^```(\w+)$", text, re.MULTILINE) == [recipe.language for recipe in RECIPES if str(recipe) in run]
+        assert re.findall(r"^```(\w+)$", text, re.MULTILINE) == [
+            recipe.language for recipe in RECIPES if str(recipe) in run
+        ]
 
 
 def test_the_configuration_on_the_page_is_accepted(tmp_path: Path) -> None:
@@ -243,7 +264,10 @@ def test_the_configuration_on_the_page_is_accepted(tmp_path: Path) -> None:
 
 
 def test_the_versions_on_the_page_are_those_that_run() -> None:
-    text, lock = PAGE.read_text(), json.loads((PAGE.parents[2] / "tests" / "package-lock.json").read_text())["packages"]
+    text, lock = (
+        PAGE.read_text(),
+        json.loads((PAGE.parents[2] / "tests" / "package-lock.json").read_text())["packages"],
+    )
     for name in ("co-wechat-api", "wechat-api"):
         assert f"{name}) {lock[f'node_modules/{name}']['version']}." in text
     for name in ("wechatpy", "WeRoBot"):
@@ -253,13 +277,22 @@ def test_the_versions_on_the_page_are_those_that_run() -> None:
 def requests_of(house: House) -> int:
     """How often the SDK has asked the broker for a token, or reported one."""
     lines = str(ask("GET", house.daemon + "/metrics")[1]).splitlines()
-    asked = [line for line in lines if re.match(r'token_broker_http_requests_total{.*route="/(v1/|.*cgi-bin/)', line)]
+    asked = [
+        line
+        for line in lines
+        if re.match(r'token_broker_http_requests_total{.*route="/(v1/|.*cgi-bin/)', line)
+    ]
     assert asked
     return int(sum(float(line.split()[-1]) for line in asked))
 
 
 def assert_refused(said: Any) -> None:
-    assert said["errcode"] in {40001, 45009, 45011, -1}, said  # WeChat's, reports spent, a client that loops, no token
+    assert said["errcode"] in {
+        40001,
+        45009,
+        45011,
+        -1,
+    }, said  # WeChat's, reports spent, a client that loops, no token
     assert said["kind"] in EXCEPTIONS
     assert_clean(said["text"])
 

@@ -1,7 +1,8 @@
 """A broker that lives through days of bad luck in seconds: told clocks, a real store, the real client, a real sandbox.
 
-Two times go on here. WeChat's is true; the broker's steady clock runs with it and its wall clock may be set wrong. What
-goes wrong is drawn from one seed. Flights run one at a time, so that a seed means the same run again.
+Two times go on here. WeChat's is true; the broker's steady clock runs with it and its wall clock
+may be set wrong. What goes wrong is drawn from one seed. Flights run one at a time, so that a seed
+means the same run again.
 """
 
 import asyncio
@@ -21,36 +22,55 @@ from aiohttp import web
 
 from broker.core.credential import Account, Credential, Endpoint, Policy
 from broker.core.errcodes import Failure
-from broker.core.ports import Change, Decide, Denied, Grant, Hear, Held, Minted, Node, Verdict, Versions
+from broker.core.ports import (
+    Change,
+    Decide,
+    Denied,
+    Grant,
+    Held,
+    Minted,
+    Node,
+    OnStoreChanged,
+    Verdict,
+    Versions,
+)
 from broker.core.quota import DAY, calls_per_day, day_began
 from broker.core.secret import Secret
-from broker.core.serving import Served, State, Unavailable
+from broker.core.serving import Served, TokenState, Unavailable
 from broker.sandbox.faults import parse
-from broker.sandbox.options import Options
+from broker.sandbox.options import SandboxOptions
 from broker.sandbox.server import create_app
 from broker.sandbox.state import STATE
-from broker.sandbox.state import State as Sandbox
-from broker.sandbox.tokens import Token
+from broker.sandbox.state import SandboxState as Sandbox
+from broker.sandbox.tokens import IssuedToken
 from broker.store.sqlite.store import SqliteStore
-from broker.tokens.dependencies import Tools
+from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from broker.wechat import WeChat
 from tests.harness.doubles import CANARY, NOON
 
 T = TypeVar("T")
 
-TIMEOUT_S: Final = 0.5  # real seconds after which a silent WeChat is given up; the broker's clocks say 10
+TIMEOUT_S: Final = (
+    0.5  # real seconds after which a silent WeChat is given up; the broker's clocks say 10
+)
 CALL_TIMEOUT: Final = 10.0
 PATIENCE_S: Final = 5.0  # real
-NEEDLESS: Final = 3960.0  # half-life, and a tenth: what a refused token may have to wait for where the quota of reports is spent
+# Half-life, and a tenth: what a refused token may have to wait for where the quota of reports is
+# spent
+NEEDLESS: Final = 3960.0
 ASLEEP: Final = 60.0  # a pause between two questions that is longer was no service time
 USUAL: Final = 3  # incidents of an app in a day
 WITHOUT: Final = "longest without a token"
-DOUBT: Final = 30.0  # a token that two of our own lost calls pushed out may be served this long: the look that asks WeChat
+# A token that two of our own lost calls pushed out may be served this long: the look that asks
+# WeChat
+DOUBT: Final = 30.0
 APPS: Final = (
     Account("main", "wxmain", Secret(f"{CANARY}-main")),
-    Account("shop", "wxshop", Secret(f"{CANARY}-shop"), daily_quota=30),  # 27 are needed: a bad day reaches it
+    Account(
+        "shop", "wxshop", Secret(f"{CANARY}-shop"), daily_quota=30
+    ),  # 27 are needed: a bad day reaches it
     Account("mini", "wxmini", Secret(f"{CANARY}-mini"), Endpoint.STABLE),
     Account("game", "wxgame", Secret(f"{CANARY}-game"), Endpoint.STABLE),
 )
@@ -81,7 +101,7 @@ class Times:
         self.boot_id += "'"
 
 
-# --- a process that can die at any await ------------------------------------------------------------------------------
+# --- a process that can die at any await ----------------------------------------------------------
 
 
 class Fate:
@@ -107,11 +127,11 @@ class MortalStore:
     inner: SqliteStore
     fate: Fate
     sole_owner: bool = True
-    trouble: str | None = None
+    last_error: str | None = None
     nodes: Sequence[Node] = ()
 
-    def watch(self, hear: Hear, versions: Versions) -> None:
-        self.inner.watch(hear, versions)
+    def watch(self, on_store_changed: OnStoreChanged, versions: Versions) -> None:
+        self.inner.watch(on_store_changed, versions)
 
     async def load(self, account: Account) -> Held:
         return await self.inner.load(account)
@@ -119,7 +139,9 @@ class MortalStore:
     async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         return await self._mortally(lambda: self.inner.reserve(account, decide))
 
-    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    async def settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change
+    ) -> Credential:
         return await self._mortally(lambda: self.inner.settle(account, grant, outcome, change))
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
@@ -138,7 +160,7 @@ class MortalStore:
         return done
 
 
-# --- the checker ------------------------------------------------------------------------------------------------------
+# --- the checker ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -169,27 +191,37 @@ class Checker:
     answers: int = 0
     unlucky: int = 0
     bad: list[str] = field(default_factory=list)
-    issued: dict[str, Token] = field(default_factory=dict)
-    claimed: dict[str, float] = field(default_factory=dict)  # by WeChat, in a bent answer: when a token ends
+    issued: dict[str, IssuedToken] = field(default_factory=dict)
+    claimed: dict[str, float] = field(
+        default_factory=dict
+    )  # by WeChat, in a bent answer: when a token ends
     pushed_out: dict[str, float] = field(default_factory=dict)  # by us: when
-    forgotten: dict[str, float] = field(default_factory=dict)  # by us: when a second call of ours did
+    forgotten: dict[str, float] = field(
+        default_factory=dict
+    )  # by us: when a second call of ours did
     known_dead: set[str] = field(default_factory=set)
-    calls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # of ours, as WeChat saw them
+    calls: dict[str, list[float]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # of ours, as WeChat saw them
     rows: Counter[str] = field(default_factory=Counter)
-    incidents: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # what may cost a call more
+    incidents: dict[str, list[float]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # what may cost a call more
     gaps: dict[str, Gap] = field(default_factory=lambda: defaultdict(Gap))
     _newest: dict[str, tuple[str, int]] = field(default_factory=dict)
     _tokens: dict[tuple[str, int], str] = field(default_factory=dict)
     _gap_since: dict[str, float] = field(default_factory=dict)
     _why: dict[str, str] = field(default_factory=dict)
-    _needless: dict[str, tuple[float, float]] = field(default_factory=dict)  # seconds, and when last looked at
+    _needless: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # seconds, and when last looked at
     _seen_call: int = 0
     _seen_row: int = 0
 
-    # --- answers ------------------------------------------------------------------------------------------------------
+    # --- answers ----------------------------------------------------------------------------------
 
     def answer(self, account: Account, served: Served | Unavailable, now: float) -> bool:
-        """Judge an answer given at WeChat's time `now`; whether its token is good for anything."""
+        """OutcomeRules an answer given at WeChat's time `now`; whether its token is good for anything."""
         if isinstance(served, Unavailable):
             self._without(account, served, now)
             return True
@@ -210,7 +242,10 @@ class Checker:
         return self._alive(account, served, token, now)
 
     def _without(self, account: Account, served: Unavailable, now: float) -> None:
-        """No token: that may be WeChat's doing, or that of a quota which is truly spent. It must not be ours for long."""
+        """No token: that may be WeChat's doing, or that of a quota which is truly spent.
+
+        It must not be ours for long.
+        """
         if account.name not in self._gap_since:
             self._gap_since[account.name] = now
             self._why[account.name] = f"{served.code}: {served.detail}"
@@ -222,7 +257,11 @@ class Checker:
         lasted = before + min(now - at, ASLEEP)
         self._needless[account.name] = lasted, now
         if before <= NEEDLESS < lasted:
-            self._note(account, f"no token for {lasted:.0f} s, and nobody else's fault: {served.detail}", now)
+            self._note(
+                account,
+                f"no token for {lasted:.0f} s, and nobody else's fault: {served.detail}",
+                now,
+            )
 
     def _in_order(self, account: Account, version: tuple[str, int], value: str, now: float) -> None:
         before = self._newest.get(account.name, version)
@@ -232,14 +271,22 @@ class Checker:
         if self._tokens.setdefault(version, value) != value:
             self._note(account, f"two tokens under version {version}", now)
 
-    def _alive(self, account: Account, served: Served, token: Token, now: float) -> bool:
+    def _alive(self, account: Account, served: Served, token: IssuedToken, now: float) -> bool:
         ends_at = max(token.expires_at, self.claimed.get(token.value, 0.0))
         if now >= ends_at:
             self._note(account, f"a token too old by {now - ends_at:.0f} s", now)
         elif served.expires_in > ends_at - now:
-            self._note(account, f"a token said to live {served.expires_in - ends_at + now:.0f} s more than it does", now)
+            self._note(
+                account,
+                f"a token said to live {served.expires_in - ends_at + now:.0f} s more than it does",
+                now,
+            )
         pushed_out = self.pushed_out.get(token.value)
-        if pushed_out is not None and served.state is State.SUSPECT and served.expires_in > token.refused_from - now:
+        if (
+            pushed_out is not None
+            and served.state is TokenState.SUSPECT
+            and served.expires_in > token.refused_from - now
+        ):
             self._note(account, "a dying token said to live longer than the overlap", now)
         lineage = self.lineage(account)
         remembered = token is lineage.current or token is lineage.previous
@@ -248,7 +295,9 @@ class Checker:
         if token.value in self.known_dead:
             self._note(account, "a token whose death was known", now)
         elif pushed_out is not None and now >= pushed_out + self.policy.overlap:
-            self._note(account, f"a token that our own call pushed out {now - pushed_out:.0f} s ago", now)
+            self._note(
+                account, f"a token that our own call pushed out {now - pushed_out:.0f} s ago", now
+            )
         elif now >= self.forgotten.get(token.value, now) + DOUBT:
             self._note(account, "a token that two calls of ours pushed out", now)
         else:
@@ -259,14 +308,16 @@ class Checker:
         gap = Gap(now - self._gap_since.pop(app), self._why[app])
         self.gaps[app] = max(gap, self.gaps[app], key=lambda it: it.seconds)
 
-    # --- calls and rows -----------------------------------------------------------------------------------------------
+    # --- calls and rows ---------------------------------------------------------------------------
 
     def lineage(self, account: Account) -> Any:
         at_wechat = self.world.world.account(account.appid)
         return at_wechat.stable if account.endpoint is Endpoint.STABLE else at_wechat.classic
 
     @contextlib.contextmanager
-    def minting(self, account: Account, now: float, *, ours: bool, force: bool = False) -> Iterator[set[str]]:
+    def minting(
+        self, account: Account, now: float, *, ours: bool, force: bool = False
+    ) -> Iterator[set[str]]:
         """A call to the token endpoint; yields the tokens that it killed at once, by the end."""
         lineage = self.lineage(account)
         before = lineage.current, lineage.previous
@@ -277,7 +328,11 @@ class Checker:
         if not ours or lineage.current is before[0]:
             return
         for token in before:
-            if token is not None and token is not lineage.previous and token.value in self.pushed_out:
+            if (
+                token is not None
+                and token is not lineage.previous
+                and token.value in self.pushed_out
+            ):
                 self.forgotten.setdefault(token.value, now)
         if before[0] is not None:
             self.pushed_out.setdefault(before[0].value, now)
@@ -286,14 +341,20 @@ class Checker:
 
     def told(self, account: Account, answer: Minted, asked_at: float) -> None:
         """Where a fault bent the answer, believe what WeChat said of a lifetime: nobody could know better."""
-        *_, call = (call for call in self.world.calls.since(self._seen_call) if call["appid"] == account.appid)
+        *_, call = (
+            call
+            for call in self.world.calls.since(self._seen_call)
+            if call["appid"] == account.appid
+        )
         if call["outcome"] == "answer":
             self.claimed[answer.token.reveal()] = asked_at + answer.expires_in
 
     def go_over(self, ledger: sqlite3.Connection) -> None:
         """I1 to I3, on what is new since the last time."""
         names = {account.appid: account.name for account in APPS}
-        for row in ledger.execute("select id, appid from calls where id > ? order by id", [self._seen_row]):
+        for row in ledger.execute(
+            "select id, appid from calls where id > ? order by id", [self._seen_row]
+        ):
             self._seen_row = row[0]
             self.rows[names[row[1]]] += 1
         for call in self.world.calls.since(self._seen_call):
@@ -306,7 +367,10 @@ class Checker:
                 self.incidents[app].append(call["at"])
         for account in APPS:
             if len(self.calls[account.name]) > self.rows[account.name]:
-                self.bad.append(f"I1 {account.name}: {len(self.calls[account.name])} calls, {self.rows[account.name]} rows")
+                self.bad.append(
+                    f"I1 {account.name}: {len(self.calls[account.name])} calls,"
+                    f" {self.rows[account.name]} rows"
+                )
             if self.world.calls.traffic(account.appid).max_in_flight > 1:
                 self.bad.append(f"I3 {account.name}: two calls at once")
 
@@ -318,7 +382,10 @@ class Checker:
             calls = self.calls[account.name]
             for last, at in enumerate(calls):
                 # From its row a call may take so long to reach WeChat.
-                if sum(at - DAY + CALL_TIMEOUT < other for other in calls[: last + 1]) > account.daily_quota:
+                if (
+                    sum(at - DAY + CALL_TIMEOUT < other for other in calls[: last + 1])
+                    > account.daily_quota
+                ):
                     self.bad.append(f"I2 {account.name}: over {account.daily_quota} calls in 24 h")
                     break
             for day, made in self.by_day(account.name).items():
@@ -327,7 +394,10 @@ class Checker:
                 if made > account.daily_quota:
                     self.bad.append(f"I2 {account.name}: {made} calls in a Beijing day")
                 if made > due + excuses:
-                    self.bad.append(f"{account.name}: {made} calls in a day with {excuses} incidents, {due} are due")
+                    self.bad.append(
+                        f"{account.name}: {made} calls in a day with {excuses} incidents, {due}"
+                        " are due"
+                    )
 
     def excuses(self, app: str, day: float) -> int:
         """Incidents that may have cost a call more in the Beijing day that began then."""
@@ -340,39 +410,41 @@ class Checker:
         self.bad.append(f"{account.name}, day {(now - NOON) / DAY:.3f}: {what}")
 
 
-# --- the town ---------------------------------------------------------------------------------------------------------
+# --- the simulation -------------------------------------------------------------------------------
 
 
 @dataclass
 class Client:
     """The real client, on whose calls the broker's time passes; the broker may die before and after each."""
 
-    town: "Town"
+    simulation: "Simulation"
     inner: WeChat
 
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
-        town = self.town
-        await town.fate.step()
-        await town.take_time(town.luck.uniform(0, 1.5))
-        with town.checker.minting(account, town.times.true, ours=True, force=force) as killed:
-            asked_at = town.times.true
+        simulation = self.simulation
+        await simulation.fate.step()
+        await simulation.take_time(simulation.luck.uniform(0, 1.5))
+        with simulation.checker.minting(
+            account, simulation.times.true, ours=True, force=force
+        ) as killed:
+            asked_at = simulation.times.true
             answer = await self.inner.fetch(account, force=force)
-        await town.quiet(account)
+        await simulation.quiet(account)
         if isinstance(answer, Minted):
-            town.checker.told(account, answer, asked_at)
-        town.dying |= killed
+            simulation.checker.told(account, answer, asked_at)
+        simulation.dying |= killed
         silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
-        await town.take_time(CALL_TIMEOUT if silent else town.luck.uniform(0, 1.5))
-        await town.fate.step()
+        await simulation.take_time(CALL_TIMEOUT if silent else simulation.luck.uniform(0, 1.5))
+        await simulation.fate.step()
         return answer
 
     async def check(self, account: Account, token: Secret) -> Verdict:
-        await self.town.fate.step()
+        await self.simulation.fate.step()
         verdict = await self.inner.check(account, token)
         if verdict is Verdict.DEAD:
-            self.town.dying.add(token.reveal())
-        await self.town.take_time(self.town.luck.uniform(0, 1.5))
-        await self.town.fate.step()
+            self.simulation.dying.add(token.reveal())
+        await self.simulation.take_time(self.simulation.luck.uniform(0, 1.5))
+        await self.simulation.fate.step()
         return verdict
 
 
@@ -403,7 +475,16 @@ FOR_ALL: Final[dict[str, float]] = {
     "set_wall": 0.6,
     "suspend": 0.4,
 }
-GARBAGE: Final = ("", "null", "[]", "<html>busy</html>", '{"access_token":"', '{"errcode":"x"}', '{"a":NaN}', "[" * 10_000)
+GARBAGE: Final = (
+    "",
+    "null",
+    "[]",
+    "<html>busy</html>",
+    '{"access_token":"',
+    '{"errcode":"x"}',
+    '{"a":NaN}',
+    "[" * 10_000,
+)
 BENT: Final[tuple[dict[str, Any], ...]] = (
     {"expires_in": "7200"},
     {"expires_in": 900},
@@ -420,7 +501,7 @@ PASSING: Final = (-1, 45011, 40164, 61004, 89503, 12345)
 GRAVE: Final = (45009, 89507, 40125, 50002, 48001)
 
 
-class Town:
+class Simulation:
     """A broker, the machine it runs on, WeChat, and the people who use it."""
 
     def __init__(self, home: Path, seed: int, days: float) -> None:
@@ -430,21 +511,23 @@ class Town:
         self.end = self.times.true + days * DAY
         self.policy = Policy()
         self.fate = Fate()
-        self.dying: set[str] = set()  # of what the flight under way found out; known once it has come to its end
+        self.dying: set[str] = (
+            set()
+        )  # of what the flight under way found out; known once it has come to its end
         self.happened: Counter[str] = Counter()
         self.diary: list[str] = []
         self.said: Counter[str] = Counter()
         self.leaks: list[str] = []
         self.sandbox: Sandbox
         self.checker: Checker
-        self.roster: Roster
+        self.registry: Registry
         self._store: SqliteStore
         self._base = ""
         self._stack = contextlib.AsyncExitStack()
         self._events: list[Event] = []
         self._numbers = count()
 
-    # --- the course of things -----------------------------------------------------------------------------------------
+    # --- the course of things ---------------------------------------------------------------------
 
     async def live(self) -> Checker:
         """Live through it all; the checker has the last word."""
@@ -457,9 +540,11 @@ class Town:
                 self.times.pass_(early)
                 await self._ask_everywhere()
                 self.times.pass_(self.policy.tick - early)
-                if self._events and self._events[0].at <= self.times.true:  # one at a time: what slept through several, ticks
+                if (
+                    self._events and self._events[0].at <= self.times.true
+                ):  # one at a time: what slept through several, ticks
                     await heapq.heappop(self._events).do()
-                self.roster.tick()
+                self.registry.tick()
                 await self._land()
             await self._stop()
         self.checker.conclude(self.times.true)
@@ -468,7 +553,7 @@ class Town:
     async def take_time(self, seconds: float) -> None:
         """Time passes while a call is under way, and people ask meanwhile."""
         self.times.pass_(seconds)
-        for keeper in self.roster:
+        for keeper in self.registry:
             self.checker.answer(keeper.account, await keeper.get(), self.times.true)
 
     async def quiet(self, account: Account) -> None:
@@ -479,23 +564,26 @@ class Town:
 
     async def _ask_everywhere(self) -> None:
         """Every service asks; one that is refused by WeChat reports it, sooner or later."""
-        for keeper in self.roster:
+        for keeper in self.registry:
             served = keeper.serve() or await keeper.get()
-            if not self.checker.answer(keeper.account, served, self.times.true) and self.luck.random() < 0.3:
+            if (
+                not self.checker.answer(keeper.account, served, self.times.true)
+                and self.luck.random() < 0.3
+            ):
                 self.happened["true reports"] += 1
                 await self._report(keeper)
 
     async def _report(self, keeper: Keeper) -> None:
         if keeper.credential.version is None:
             return
-        before, now = keeper.credential.rivalry, self.times.true
+        before, now = keeper.credential.second_issuer, self.times.true
         report = asyncio.create_task(keeper.report(PATIENCE_S, version=keeper.credential.version))
         if not await self._land(report):
             return
         answer = report.result()
         if not isinstance(answer, Unavailable):
             self.checker.answer(keeper.account, answer[1], self.times.true)
-        if keeper.credential.rivalry != before:
+        if keeper.credential.second_issuer != before:
             self.happened["deaths found"] += 1
             self.checker.incidents[keeper.account.name].append(now)
 
@@ -503,7 +591,9 @@ class Town:
         """See flights (and who waits for them) to their end, or to the broker's; whether it lives."""
         if not tasks and not _flights():
             return True
-        landed = asyncio.ensure_future(asyncio.gather(*tasks, self.roster.landed(), return_exceptions=True))
+        landed = asyncio.ensure_future(
+            asyncio.gather(*tasks, self.registry.drain(), return_exceptions=True)
+        )
         died = asyncio.ensure_future(self.fate.died.wait())
         await asyncio.wait({landed, died}, return_when=asyncio.FIRST_COMPLETED)
         died.cancel()
@@ -514,11 +604,13 @@ class Town:
         else:
             self.checker.known_dead |= self.dying
             self.dying.clear()
-        with contextlib.closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)) as ledger:
+        with contextlib.closing(
+            sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)
+        ) as ledger:
             self.checker.go_over(ledger)
         return lives
 
-    # --- the broker's life --------------------------------------------------------------------------------------------
+    # --- the broker's life ------------------------------------------------------------------------
 
     async def _first_store(self) -> None:
         """A new store's epoch is drawn by chance, and moves the schedule: for the same run again it must be the same."""
@@ -531,21 +623,21 @@ class Town:
         self._stack = contextlib.AsyncExitStack()
         self._store = await SqliteStore.open(self.path, self.times)
         client = await self._stack.enter_async_context(WeChat.connect(self._base, TIMEOUT_S))
-        tools = Tools(
+        tools = Dependencies(
             store=MortalStore(self._store, self.fate),
             upstream=Client(self, client),
             clock=self.times,
             policy=self.policy,
             slots=asyncio.Semaphore(1),
-            witness=self._witness,
+            emit=self._emit,
             call_timeout_s=CALL_TIMEOUT,
-            spread=self.luck.random,
+            jitter=self.luck.random,
         )
-        self.roster = Roster(APPS, tools)
-        await self.roster.start()
+        self.registry = Registry(APPS, tools)
+        await self.registry.start()
 
     async def _stop(self) -> None:
-        self.roster.halt()
+        self.registry.stop()
         await self._land()
         await self._stack.aclose()
         await self._store.close()
@@ -565,14 +657,14 @@ class Town:
         self.times.pass_(self.luck.uniform(0.2, 30))
         await self._start()
 
-    def _witness(self, event: str, app: str, **facts: object) -> None:
+    def _emit(self, event: str, app: str, **facts: object) -> None:
         self.said[event] += 1
         line = f"{event} {app} {facts}"
         self.diary.append(f"{(self.times.true - NOON) / DAY:.4f} {line}")
         if CANARY in line or "97_" in line:
             self.leaks.append(line)
 
-    # --- what happens -------------------------------------------------------------------------------------------------
+    # --- what happens -----------------------------------------------------------------------------
 
     def _draw_events(self) -> None:
         for name, rate in FOR_ALL.items():
@@ -581,15 +673,21 @@ class Town:
             for name, rate in PER_DAY.items():
                 self._strew(name, rate, getattr(self, f"_{name}"), account)
 
-    def _strew(self, name: str, rate: float, act: Callable[..., Awaitable[None]], *what: Account) -> None:
+    def _strew(
+        self, name: str, rate: float, act: Callable[..., Awaitable[None]], *what: Account
+    ) -> None:
         at = self.times.true
         while (at := at + self.luck.expovariate(rate / DAY)) < self.end:
             self._at(at, name, act, *what)
 
-    def _at(self, when: float, name: str, act: Callable[..., Awaitable[None]], *what: Account) -> None:
+    def _at(
+        self, when: float, name: str, act: Callable[..., Awaitable[None]], *what: Account
+    ) -> None:
         async def do() -> None:
             self.happened[name.replace("_", " ")] += 1
-            self.diary.append(f"{(self.times.true - NOON) / DAY:.4f} {name} {[it.name for it in what]}")
+            self.diary.append(
+                f"{(self.times.true - NOON) / DAY:.4f} {name} {[it.name for it in what]}"
+            )
             await act(*what)
 
         heapq.heappush(self._events, Event(when, next(self._numbers), do))
@@ -613,7 +711,9 @@ class Town:
         if self.luck.random() < 0.4:
             self.happened["boots in 1970"] += 1
             self.times.skew = 100 - self.times.true
-            self._at(self.times.true + self.luck.uniform(20, 3600), "wall set right", self._right_wall)
+            self._at(
+                self.times.true + self.luck.uniform(20, 3600), "wall set right", self._right_wall
+            )
         for account in APPS:
             self.checker.incidents[account.name].append(self.times.true)
         await self._start()
@@ -621,7 +721,11 @@ class Town:
     async def _set_wall(self) -> None:
         if self.times.skew == 0:
             self.times.skew = self.luck.choice([DAY, -DAY, 3600, -3600])
-            self._at(self.times.true + self.luck.uniform(600, DAY / 2), "wall set right", self._right_wall)
+            self._at(
+                self.times.true + self.luck.uniform(600, DAY / 2),
+                "wall set right",
+                self._right_wall,
+            )
 
     async def _right_wall(self) -> None:
         self.times.skew = 0
@@ -652,14 +756,35 @@ class Town:
     def _draw_fault(self) -> dict[str, Any]:
         """Any of the sandbox's; an HTTP error that hides a minted token is left out: wechat.md calls it a plain failure."""
         kind = self.luck.choice(
-            [*sorted(LOSING), "errcode", "errcode", "status", "status", "answer", "answer", "slow", "same_token"]
+            [
+                *sorted(LOSING),
+                "errcode",
+                "errcode",
+                "status",
+                "status",
+                "answer",
+                "answer",
+                "slow",
+                "same_token",
+            ]
         )
         match kind:
             case "errcode":
                 return {"kind": kind, "errcode": self.luck.choice(PASSING)}
             case "status":
-                headers = self.luck.choice([{}, {"Retry-After": "120"}, {"Retry-After": "99999999"}, {"Retry-After": "soon"}])
-                return {"kind": kind, "status": self.luck.choice([429, 500, 502, 503, 302]), "headers": headers}
+                headers = self.luck.choice(
+                    [
+                        {},
+                        {"Retry-After": "120"},
+                        {"Retry-After": "99999999"},
+                        {"Retry-After": "soon"},
+                    ]
+                )
+                return {
+                    "kind": kind,
+                    "status": self.luck.choice([429, 500, 502, 503, 302]),
+                    "headers": headers,
+                }
             case "answer":
                 return {"kind": kind, "answer": self.luck.choice(BENT)}
             case "slow":
@@ -691,22 +816,22 @@ class Town:
         self.checker.incidents[account.name].append(self.times.true)
 
     async def _false_report(self, account: Account) -> None:
-        if (keeper := self.roster.find(account.name)) is not None:
+        if (keeper := self.registry.find(account.name)) is not None:
             await self._report(keeper)
 
     async def _order(self, account: Account) -> None:
         """An administrator wants another token now."""
-        if (keeper := self.roster.find(account.name)) is None:
+        if (keeper := self.registry.find(account.name)) is None:
             return
         self.checker.incidents[account.name].append(self.times.true)
         refresh = asyncio.create_task(keeper.refresh(PATIENCE_S, force=self.luck.random() < 0.5))
         await self._land(refresh)
 
-    # --- WeChat -------------------------------------------------------------------------------------------------------
+    # --- WeChat -----------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _wechat(self) -> AsyncIterator[None]:
-        app = create_app(Options(), lambda: self.times.true)
+        app = create_app(SandboxOptions(), lambda: self.times.true)
         self.sandbox = app[STATE]
         self.checker = Checker(self.sandbox, self.policy)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -735,21 +860,31 @@ def _flights() -> "list[asyncio.Task[Any]]":
     return [task for task in asyncio.all_tasks() if task.get_name().startswith("flight ")]
 
 
-def table(town: Town, days: float, took_s: float) -> str:
+def table(simulation: Simulation, days: float, took_s: float) -> str:
     """What the soak found, for people."""
-    checker = town.checker
-    answers = f"{checker.answers} answers, of them bad: {len(checker.bad)}, unlucky: {checker.unlucky}"
-    happened = ", ".join(f"{number} × {name}" for name, number in sorted(town.happened.items()))
-    said = ", ".join(f"{number} × {name}" for name, number in sorted(town.said.items()))
+    checker = simulation.checker
+    answers = (
+        f"{checker.answers} answers, of them bad: {len(checker.bad)}, unlucky: {checker.unlucky}"
+    )
+    happened = ", ".join(
+        f"{number} × {name}" for name, number in sorted(simulation.happened.items())
+    )
+    said = ", ".join(f"{number} × {name}" for name, number in sorted(simulation.said.items()))
     lines = [
         f"{days:g} days in {took_s:.0f} s; {answers} (pushed out by others, not verified yet)",
         f"what happened: {happened}",
         f"what it said: {said}",
-        f"{'app':6}{'endpoint':14}{'calls':>6}{'a day: mean':>13}{'max, at most 3 incidents':>26}{'max':>5}  {WITHOUT}",
+        (
+            f"{'app':6}{'endpoint':14}{'calls':>6}{'a day: mean':>13}{'max, at most 3 incidents':>26}{'max':>5}"
+            f"  {WITHOUT}"
+        ),
     ]
     for account in APPS:
         a_day = checker.by_day(account.name)
-        usual = max((made for day, made in a_day.items() if checker.excuses(account.name, day) <= USUAL), default=0)
+        usual = max(
+            (made for day, made in a_day.items() if checker.excuses(account.name, day) <= USUAL),
+            default=0,
+        )
         made, gap = len(checker.calls[account.name]), checker.gaps[account.name]
         lines.append(
             f"{account.name:6}{account.endpoint.value:14}{made:6}{made / days:13.1f}{usual:26}{max(a_day.values(), default=0):5}"

@@ -1,8 +1,9 @@
 """Several brokers that share a database and live through days of bad luck in seconds; see soak.py for the one alone.
 
-Real rows, locks and notifications in a real PostgreSQL that is told the time; the real client and a real sandbox. Hosts are
-stopped, and go on, at any await of a refresh; they die there; their link is cut, or loses the answer to what was committed;
-the database is replaced by a standby that lacks the last minutes. What everybody is told goes before soak.py's checker.
+Real rows, locks and notifications in a real PostgreSQL that is told the time; the real client and a
+real sandbox. Hosts are stopped, and go on, at any await of a refresh; they die there; their link is
+cut, or loses the answer to what was committed; the database is replaced by a standby that lacks the
+last minutes. What everybody is told goes before soak.py's checker.
 """
 
 import asyncio
@@ -20,8 +21,16 @@ from broker.core.ports import Grant
 from broker.core.quota import DAY
 from broker.core.serving import Served, Unavailable
 from broker.tokens.keeper import Keeper
-from tests.simulation.one_host import APPS, PATIENCE_S, PER_DAY, Checker, Town
-from tests.simulation.shared_hosts import LEASE_S, SEES_AGAIN_S, CountryTimes, Host, HostChecker, HostClock, Link
+from tests.simulation.one_host import APPS, PATIENCE_S, PER_DAY, Checker, Simulation
+from tests.simulation.shared_hosts import (
+    LEASE_S,
+    SEES_AGAIN_S,
+    CountryTimes,
+    Host,
+    HostChecker,
+    HostClock,
+    Link,
+)
 
 SHARED: Final = ("issued", "claimed", "pushed_out", "forgotten", "known_dead", "calls", "incidents")
 TELLS: Final = 0.3  # of those who were refused, at each tick
@@ -43,8 +52,11 @@ FOR_HOSTS: Final[dict[str, float]] = {  # a day, for one host or all
 }
 
 
-class Country(Town):
-    """Hosts, their database, WeChat, and the people who use them. What soak.py's events do to the broker, they do to one."""
+class SharedSimulation(Simulation):
+    """Hosts, their database, WeChat, and the people who use them.
+
+    What soak.py's events do to the broker, they do to one.
+    """
 
     def __init__(self, url: str, seed: int, days: float, link: type[Link] = Link) -> None:
         super().__init__(Path("/"), seed, days)
@@ -53,7 +65,9 @@ class Country(Town):
         self.rates = dict(FOR_HOSTS)
         self.open: dict[str, tuple[str, int]] = {}
         self.opened_at: dict[str, float] = {}
-        self.ours: set[tuple[str, str, int]] = set()  # calls that were settled in time, and those that were too late
+        self.ours: set[tuple[str, str, int]] = (
+            set()
+        )  # calls that were settled in time, and those that were too late
         self.late: set[tuple[str, str, int]] = set()
         self.lost: Counter[str] = Counter()
         self.wires = {account.name: asyncio.Lock() for account in APPS}
@@ -61,7 +75,7 @@ class Country(Town):
         self.here: Host
         self.overseer: psycopg.Connection
 
-    # --- the course of things -----------------------------------------------------------------------------------------
+    # --- the course of things ---------------------------------------------------------------------
 
     async def live(self) -> Checker:
         async with self._wechat():
@@ -87,7 +101,7 @@ class Country(Town):
             host = Host(self, number, HostClock(self.times, 1e6 * number), checker)
             await host.start()
             self.hosts.append(host)
-        self.here, self.roster, self.changed = self.hosts[0], self.hosts[0].roster, True
+        self.here, self.registry, self.changed = self.hosts[0], self.hosts[0].registry, True
 
     async def _tick(self) -> None:
         early = self.luck.uniform(0, self.policy.tick)
@@ -99,28 +113,28 @@ class Country(Town):
             await heapq.heappop(self._events).do()
         for host in self.hosts:
             if host.serves:
-                host.roster.tick()
+                host.registry.tick()
         await self._land()
 
     def _go_somewhere(self) -> None:
         if serving := [host for host in self.hosts if host.serves]:
             self.here = self.luck.choice(serving)
-            self.roster = self.here.roster
+            self.registry = self.here.registry
 
     async def take_time(self, seconds: float) -> None:
         self.times.pass_(seconds)
         for host in self.hosts:
             if host.serves:
-                for keeper in host.roster:
+                for keeper in host.registry:
                     self._judge(host, keeper.account, keeper.serve())
 
     async def _ask_everywhere(self) -> None:
         for host in self.hosts:
-            for keeper in host.roster if host.serves else ():
+            for keeper in host.registry if host.serves else ():
                 served = keeper.serve() or keeper._unavailable()
                 if not self._judge(host, keeper.account, served) and self.luck.random() < TELLS:
                     self.happened["true reports"] += 1
-                    self.here, self.roster = host, host.roster
+                    self.here, self.registry = host, host.registry
                     await self._report(keeper)
 
     def _judge(self, host: Host, account: Account, served: Served | Unavailable | None) -> bool:
@@ -129,9 +143,13 @@ class Country(Town):
         if isinstance(served, Served):
             self.checker.answers += 1
             if (account.appid, served.credential.epoch, served.token.call) in self.late:
-                self.checker.bad.append(f"{account.name}: host{host.number} serves what a deposed holder brought")
+                self.checker.bad.append(
+                    f"{account.name}: host{host.number} serves what a deposed holder brought"
+                )
             if served.token.value.reveal() in host.found:
-                self.checker.bad.append(f"{account.name}: host{host.number} serves a token whose death it had found")
+                self.checker.bad.append(
+                    f"{account.name}: host{host.number} serves a token whose death it had found"
+                )
         if isinstance(served, Unavailable) and host.link.is_cut:  # nobody's fault of ours
             return True
         return host.checker.answer(account, served, self.times.true)
@@ -139,15 +157,21 @@ class Country(Town):
     async def _report(self, keeper: Keeper) -> None:
         if keeper.credential.version is None:
             return
-        before, now = keeper.credential.rivalry, self.times.true
-        await self._land(asyncio.create_task(keeper.report(PATIENCE_S, version=keeper.credential.version)))
-        if keeper.credential.rivalry != before:
+        before, now = keeper.credential.second_issuer, self.times.true
+        await self._land(
+            asyncio.create_task(keeper.report(PATIENCE_S, version=keeper.credential.version))
+        )
+        if keeper.credential.second_issuer != before:
             self.happened["deaths found"] += 1
             self.checker.incidents[keeper.account.name].append(now)
 
     async def _land(self, *tasks: "asyncio.Task[Any]") -> bool:
         """Until nobody flies who could, and all have heard; whoever waits for one that hangs waits no more."""
-        if not tasks and not self.changed and not any(host.flights() for host in self.hosts if host.is_up):
+        if (
+            not tasks
+            and not self.changed
+            and not any(host.flights() for host in self.hosts if host.is_up)
+        ):
             return True
         spins = 0
         async with asyncio.timeout(REAL_S):
@@ -155,7 +179,10 @@ class Country(Town):
                 for host in self.hosts:
                     if host.is_up and host.fate.is_dead:
                         await self._bury(host)
-                busy = any(host.flights() for host in self.hosts if host.serves) or not self._all_have_heard()
+                busy = (
+                    any(host.flights() for host in self.hosts if host.serves)
+                    or not self._all_have_heard()
+                )
                 spins = 0 if busy else spins + 1
                 await asyncio.sleep(0.0005 if busy else 0)
         for task in tasks:
@@ -169,8 +196,15 @@ class Country(Town):
     def _all_have_heard(self) -> bool:
         if not self.changed:
             return True
-        counters = {(row[0], row[1]): row[2] for row in self._sql("select appid, endpoint, changes from token_broker.accounts")}
-        if all(host.link.inner.known == counters for host in self.hosts if host.serves and not host.link.is_cut):
+        counters = {
+            (row[0], row[1]): row[2]
+            for row in self._sql("select appid, endpoint, changes from token_broker.accounts")
+        }
+        if all(
+            host.link.inner.known == counters
+            for host in self.hosts
+            if host.serves and not host.link.is_cut
+        ):
             self.changed = False
         return not self.changed
 
@@ -181,7 +215,10 @@ class Country(Town):
     def _go_over(self) -> None:
         """I1, as far as rows were not lost."""
         rows = {
-            NAMES[appid]: number for appid, number in self._sql("select appid, count(*) from token_broker.calls group by appid")
+            NAMES[appid]: number
+            for appid, number in self._sql(
+                "select appid, count(*) from token_broker.calls group by appid"
+            )
         }
         for call in self.sandbox.calls.since(self.checker._seen_call):
             self.checker._seen_call = call["n"]
@@ -190,34 +227,43 @@ class Country(Town):
                 if call["outcome"] != 0:
                     self.checker.incidents[NAMES[call["appid"]]].append(call["at"])
         for account in APPS:
-            made, held = len(self.checker.calls[account.name]), rows.get(account.name, 0) + self.lost[account.name]
+            made, held = (
+                len(self.checker.calls[account.name]),
+                rows.get(account.name, 0) + self.lost[account.name],
+            )
             if made > held:
                 self.checker.bad.append(f"I1 {account.name}: {made} calls, {held} rows")
 
     def _conclude(self) -> None:
         self.checker.conclude(self.times.true)
         self.checker.unlucky = sum(host.checker.unlucky for host in self.hosts)
-        settled = "select appid, epoch, id, outcome from token_broker.calls where outcome is not null"
+        settled = (
+            "select appid, epoch, id, outcome from token_broker.calls where outcome is not null"
+        )
         for appid, epoch, call, said in self._sql(settled):
             named, is_deposed = (appid, epoch, call), said.startswith("deposed")
             if (named in self.late and not is_deposed) or (named in self.ours and is_deposed):
                 self.checker.bad.append(f"fence: {appid} {epoch}-{call} was settled as {said}")
 
-    def witness(self, host: Host, event: str, app: str, **facts: object) -> None:
-        self._witness(event, app, host=host.number, **facts)
+    def emit(self, host: Host, event: str, app: str, **facts: object) -> None:
+        self._emit(event, app, host=host.number, **facts)
 
     def _is_spent(self, account: Account) -> bool:
         day = f"appid = '{account.appid}' and at > {self.times.true - DAY}"
-        ((spent,),) = self._sql(f"select coalesce(sum(cost), 0) from token_broker.calls where {day}")
+        ((spent,),) = self._sql(
+            f"select coalesce(sum(cost), 0) from token_broker.calls where {day}"
+        )
         return bool(spent >= account.daily_quota)
 
-    # --- reservations -------------------------------------------------------------------------------------------------
+    # --- reservations -----------------------------------------------------------------------------
 
     def reserved(self, host: Host, account: Account, grant: Grant) -> None:
         """One at a time: a reservation is over when it is settled, or its lease is."""
         call, now = (grant.credential.epoch, grant.call), self.times.true
         if account.name in self.open and now < self.opened_at[account.name] + LEASE_S - 0.01:
-            self.checker.bad.append(f"I3 {account.name}: {call} while {self.open[account.name]} is open")
+            self.checker.bad.append(
+                f"I3 {account.name}: {call} while {self.open[account.name]} is open"
+            )
         self.open[account.name], self.opened_at[account.name] = call, now
         host.grants[account.name] = call
 
@@ -226,7 +272,10 @@ class Country(Town):
 
         Who settles when the lease is over, and nobody has reserved again, may be either.
         """
-        call, named = (grant.credential.epoch, grant.call), (account.appid, grant.credential.epoch, grant.call)
+        call, named = (
+            (grant.credential.epoch, grant.call),
+            (account.appid, grant.credential.epoch, grant.call),
+        )
         is_open = self.open.get(account.name) == call
         if named in self.ours or named in self.late:  # again, since the answer was lost
             return
@@ -237,7 +286,9 @@ class Country(Town):
         elif outcome != "given back":
             self.happened["late settlements"] += 1
             self.late.add(named)
-            if (previous := self.checker.lineage(account).previous) is not None and outcome == "minted":
+            if (
+                previous := self.checker.lineage(account).previous
+            ) is not None and outcome == "minted":
                 self.checker.pushed_out.setdefault(previous.value, self.times.true)
 
     def excuse(self, accounts: Iterable[Account], number: int) -> None:
@@ -245,7 +296,7 @@ class Country(Town):
         for account in accounts:
             self.checker.incidents[account.name].extend([self.times.true] * number)
 
-    # --- what happens -------------------------------------------------------------------------------------------------
+    # --- what happens -----------------------------------------------------------------------------
 
     def _draw_events(self) -> None:
         for name, rate in self.rates.items():
@@ -255,7 +306,7 @@ class Country(Town):
                 self._strew(name, rate, getattr(self, f"_{name}"), account)
 
     async def _bury(self, host: Host) -> None:
-        self.excuse([keeper.account for keeper in host.roster if keeper._flights.current], 1)
+        self.excuse([keeper.account for keeper in host.registry if keeper._refresher.current], 1)
         await host.die()
         self._at(self.times.true + self.luck.uniform(0.2, 600), "start", partial(self._raise, host))
 
@@ -277,11 +328,17 @@ class Country(Town):
         """It will be stopped in its next refresh, for less or more than a reservation's lease."""
         host, seconds = self.here, self.luck.uniform(1, 3 * LEASE_S)
         host.fate.awaits_left, host.fate.is_fatal = self.luck.randint(1, 6), False
-        host.fate.stopped = lambda: self._at(self.times.true + seconds, "go on", partial(self._go_on, host))
+        host.fate.stopped = lambda: self._at(
+            self.times.true + seconds, "go on", partial(self._go_on, host)
+        )
 
     async def _freeze(self) -> None:
         self.here.fate.goes_on.clear()
-        self._at(self.times.true + self.luck.choice([30.0, 600.0, 10_800.0]), "go on", partial(self._go_on, self.here))
+        self._at(
+            self.times.true + self.luck.choice([30.0, 600.0, 10_800.0]),
+            "go on",
+            partial(self._go_on, self.here),
+        )
 
     async def _go_on(self, host: Host) -> None:
         if host.is_up and not host.fate.is_dead:
@@ -306,7 +363,7 @@ class Country(Town):
         if host.link is link and host.is_up and link.is_cut:
             link.is_cut = host.checker.is_cut = False
             host.checker.clouded(self.times.true + SEES_AGAIN_S)
-            link.hear(None)
+            link.on_store_changed(None)
 
     async def _lose_answer(self) -> None:
         self.here.link.loses = self.luck.randint(1, 2)
@@ -315,7 +372,11 @@ class Country(Town):
     async def _set_wall(self) -> None:
         host = self.here
         host.clock.skew = self.luck.choice([86_400.0, -86_400.0, 3600.0, -3600.0])
-        self._at(self.times.true + self.luck.uniform(600, 43_200), "wall set right", partial(self._set_right, host))
+        self._at(
+            self.times.true + self.luck.uniform(600, 43_200),
+            "wall set right",
+            partial(self._set_right, host),
+        )
 
     async def _set_right(self, host: Host) -> None:
         host.clock.skew = 0.0
@@ -324,11 +385,15 @@ class Country(Town):
         """All connections break, also those in a transaction."""
         before = {host.number: host.link.connects for host in self.hosts if host.is_up}
         self._sql(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'token-broker%'"
-            " and datname = current_database()"
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name like"
+            " 'token-broker%' and datname = current_database()"
         )
         async with asyncio.timeout(REAL_S):
-            while any(host.link.connects == before[host.number] for host in self.hosts if host.number in before):
+            while any(
+                host.link.connects == before[host.number]
+                for host in self.hosts
+                if host.number in before
+            ):
                 await asyncio.sleep(0.005)
         self.changed = True
 
@@ -348,7 +413,8 @@ class Country(Town):
             self.happened["lost rows"] += number
         self._sql(
             "begin; delete from token_broker.calls; insert into token_broker.calls table old_calls;"
-            " delete from token_broker.accounts; insert into token_broker.accounts table old_accounts; commit"
+            " delete from token_broker.accounts; insert into token_broker.accounts table"
+            " old_accounts; commit"
         )
         self.times.timeline += 1
         self.open.clear()

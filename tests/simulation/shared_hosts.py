@@ -1,4 +1,4 @@
-"""The hosts of country.py: brokers that may be stopped or die at any await of a refresh, and whose link to the database fails."""
+"""The hosts of simulation.py: brokers that may be stopped or die at any await of a refresh, and whose link to the database fails."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,24 +9,43 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from broker.core.credential import Account, Credential
 from broker.core.errcodes import Failure
-from broker.core.ports import Change, Decide, Denied, Grant, Hear, Held, Minted, Node, StoreError, Verdict, Versions
+from broker.core.ports import (
+    Change,
+    Decide,
+    Denied,
+    Grant,
+    Held,
+    Minted,
+    Node,
+    OnStoreChanged,
+    StoreError,
+    Verdict,
+    Versions,
+)
 from broker.core.secret import Secret
 from broker.core.serving import Code, Unavailable
-from broker.tokens.dependencies import Tools
+from broker.tokens.dependencies import Dependencies
 from broker.tokens.refresher import LEASE_SLACK_S
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from broker.wechat import WeChat
 from tests.harness.manual_postgres import ToldStore
 from tests.simulation.one_host import APPS, CALL_TIMEOUT, TIMEOUT_S, Checker, Times
 
 if TYPE_CHECKING:
-    from tests.simulation.shared import Country
+    from tests.simulation.shared import SharedSimulation
 
 T = TypeVar("T")
 
 LEASE_S: Final = CALL_TIMEOUT + LEASE_SLACK_S
-SEES_AGAIN_S: Final = 60.0  # after its link was healed, or it went on, a host may be behind for this long
-UNSEEN: Final = ("whose death was known", "our own call pushed out", "two calls of ours pushed out", "longer than the overlap")
+SEES_AGAIN_S: Final = (
+    60.0  # after its link was healed, or it went on, a host may be behind for this long
+)
+UNSEEN: Final = (
+    "whose death was known",
+    "our own call pushed out",
+    "two calls of ours pushed out",
+    "longer than the overlap",
+)
 
 
 @dataclass
@@ -85,7 +104,10 @@ class Fate:
 
 
 class HostChecker(Checker):
-    """One host's answers. While it `is_cut`, and until `sees_at`, it cannot know what the others found out."""
+    """One host's answers.
+
+    While it `is_cut`, and until `sees_at`, it cannot know what the others found out.
+    """
 
     is_cut = False
     sees_at = 0.0
@@ -96,7 +118,9 @@ class HostChecker(Checker):
 
     def _without(self, account: Account, served: Unavailable, now: float) -> None:
         super()._without(account, served, now)
-        if served.code is Code.QUOTA_EXHAUSTED and self.is_spent(account):  # also by calls that were reserved and not made
+        if served.code is Code.QUOTA_EXHAUSTED and self.is_spent(
+            account
+        ):  # also by calls that were reserved and not made
             self._needless.pop(account.name, None)
 
     def _note(self, account: Account, what: str, now: float) -> None:
@@ -118,21 +142,21 @@ class Link:
     sole_owner: bool = False
 
     @property
-    def trouble(self) -> str | None:
-        return "cut" if self.is_cut else self.inner.trouble
+    def last_error(self) -> str | None:
+        return "cut" if self.is_cut else self.inner.last_error
 
     @property
     def nodes(self) -> Sequence[Node]:
         return self.inner.nodes
 
-    def watch(self, hear: Hear, versions: Versions) -> None:
-        self.hear = hear
+    def watch(self, on_store_changed: OnStoreChanged, versions: Versions) -> None:
+        self.on_store_changed = on_store_changed
         self.inner.watch(self._heard, versions)
 
     def _heard(self, account: str | None) -> None:
         self.connects += account is None
         if not self.is_cut:
-            self.hear(account)
+            self.on_store_changed(account)
 
     async def load(self, account: Account) -> Held:
         return await self._over(lambda: self.inner.load(account))
@@ -141,15 +165,17 @@ class Link:
         async def work() -> Grant | Denied:
             granted = await self.inner.reserve(account, decide)
             if isinstance(granted, Grant):
-                self.host.country.reserved(self.host, account, granted)
+                self.host.simulation.reserved(self.host, account, granted)
             return granted
 
         return await self._over(work)
 
-    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    async def settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change
+    ) -> Credential:
         async def work() -> Credential:
             held = await self.inner.settle(account, grant, outcome, change)
-            self.host.country.settled(account, grant, outcome)
+            self.host.simulation.settled(account, grant, outcome)
             return held
 
         return await self._over(work)
@@ -167,7 +193,7 @@ class Link:
         await self.host.fate.step()
         if self.is_cut:
             raise StoreError("cut")
-        self.host.country.changed = True
+        self.host.simulation.changed = True
         done = await transaction()
         if self.loses:
             self.loses -= 1
@@ -178,12 +204,19 @@ class Link:
 
 
 class CarelessLink(Link):
-    """What must not be: a call is settled whether or not its reservation is in force. The control of the whole."""
+    """What must not be: a call is settled whether or not its reservation is in force.
 
-    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    The control of the whole.
+    """
+
+    async def settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change
+    ) -> Credential:
         async def work() -> Credential:
-            held, _ = await self.inner.amend(account, lambda held, now: change(replace(held, reserved_call=grant.call), now))
-            self.host.country.settled(account, grant, outcome)
+            held, _ = await self.inner.amend(
+                account, lambda held, now: change(replace(held, reserved_call=grant.call), now)
+            )
+            self.host.simulation.settled(account, grant, outcome)
             return held
 
         return await self._over(work)
@@ -197,33 +230,35 @@ class HostClient:
     inner: WeChat
 
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
-        host, country = self.host, self.host.country
+        host, simulation = self.host, self.host.simulation
         await host.fate.step()
-        await country.take_time(country.luck.uniform(0, 1.5))
-        late = country.open.get(account.name) != host.grants.get(account.name)
-        async with country.wires[account.name]:
-            with country.checker.minting(account, country.times.true, ours=not late, force=force) as killed:
-                asked_at = country.times.true
+        await simulation.take_time(simulation.luck.uniform(0, 1.5))
+        late = simulation.open.get(account.name) != host.grants.get(account.name)
+        async with simulation.wires[account.name]:
+            with simulation.checker.minting(
+                account, simulation.times.true, ours=not late, force=force
+            ) as killed:
+                asked_at = simulation.times.true
                 answer = await self.inner.fetch(account, force=force)
-            await country.quiet(account)
+            await simulation.quiet(account)
         if late:
-            country.happened["late calls"] += 1
-            country.excuse([account], 2)
+            simulation.happened["late calls"] += 1
+            simulation.excuse([account], 2)
         if isinstance(answer, Minted):
-            country.checker.told(account, answer, asked_at)
+            simulation.checker.told(account, answer, asked_at)
         host.killed |= killed
         silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
-        await country.take_time(CALL_TIMEOUT if silent else country.luck.uniform(0, 1.5))
+        await simulation.take_time(CALL_TIMEOUT if silent else simulation.luck.uniform(0, 1.5))
         await host.fate.step()
         return answer
 
     async def check(self, account: Account, token: Secret) -> Verdict:
         await self.host.fate.step()
         verdict = await self.inner.check(account, token)
-        country = self.host.country
+        simulation = self.host.simulation
         if verdict is Verdict.DEAD:
             self.host.dying.add(token.reveal())
-        await country.take_time(country.luck.uniform(0, 1.5))
+        await simulation.take_time(simulation.luck.uniform(0, 1.5))
         await self.host.fate.step()
         return verdict
 
@@ -232,17 +267,21 @@ class HostClient:
 class Host:
     """One broker."""
 
-    country: "Country"
+    simulation: "SharedSimulation"
     number: int
     clock: HostClock
     checker: HostChecker
     fate: Fate = field(default_factory=Fate)
     grants: dict[str, tuple[str, int]] = field(default_factory=dict)
-    dying: set[str] = field(default_factory=set)  # of what its flights found out; known to all once they have come to their ends
+    dying: set[str] = field(
+        default_factory=set
+    )  # of what its flights found out; known to all once they have come to their ends
     killed: set[str] = field(default_factory=set)  # by its own forced calls
-    found: set[str] = field(default_factory=set)  # those that it knows to be dead, whether it could tell the others or not
+    found: set[str] = field(
+        default_factory=set
+    )  # those that it knows to be dead, whether it could tell the others or not
     is_up: bool = False
-    roster: Roster = field(init=False)
+    registry: Registry = field(init=False)
     link: Link = field(init=False)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -251,7 +290,7 @@ class Host:
         return self.is_up and not self.fate.hangs
 
     def flights(self) -> "list[asyncio.Task[Any]]":
-        current = (keeper._flights.current for keeper in self.roster)
+        current = (keeper._refresher.current for keeper in self.registry)
         return [flight for flight in current if flight is not None]
 
     def tell(self) -> set[str]:
@@ -264,25 +303,25 @@ class Host:
         return told
 
     async def start(self) -> None:
-        country = self.country
+        simulation = self.simulation
         self.fate, self.stack = Fate(), AsyncExitStack()
-        store = await ToldStore.open(country.url, self.clock, node=f"host{self.number}")
+        store = await ToldStore.open(simulation.url, self.clock, node=f"host{self.number}")
         assert isinstance(store, ToldStore)
-        self.link = country.link(self, store)
-        client = await self.stack.enter_async_context(WeChat.connect(country._base, TIMEOUT_S))
-        tools = Tools(
+        self.link = simulation.link(self, store)
+        client = await self.stack.enter_async_context(WeChat.connect(simulation._base, TIMEOUT_S))
+        tools = Dependencies(
             store=self.link,
             upstream=HostClient(self, client),
             clock=self.clock,
-            policy=country.policy,
+            policy=simulation.policy,
             slots=asyncio.Semaphore(1),
-            witness=partial(country.witness, self),
+            emit=partial(simulation.emit, self),
             call_timeout_s=CALL_TIMEOUT,
-            spread=country.luck.random,
+            jitter=simulation.luck.random,
         )
-        self.roster = Roster(APPS, tools)
-        await self.roster.start()
-        self.link.watch(self.roster.hear, self.roster.versions)
+        self.registry = Registry(APPS, tools)
+        await self.registry.start()
+        self.link.watch(self.registry.on_store_changed, self.registry.versions)
         self.is_up = True
 
     async def die(self) -> None:
@@ -290,7 +329,7 @@ class Host:
         self.is_up = False
         for known in (self.dying, self.killed, self.found):
             known.clear()
-        self.roster.halt()  # else a flight that is cancelled may begin another
+        self.registry.stop()  # else a flight that is cancelled may begin another
         flights = self.flights()
         for task in flights:
             task.cancel()

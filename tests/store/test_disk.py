@@ -1,4 +1,8 @@
-"""C. Disk and database: whatever breaks, memory serves, nothing is called without being counted, nothing is deleted."""
+"""C.
+
+Disk and database: whatever breaks, memory serves, nothing is called without being counted, nothing
+is deleted.
+"""
 
 import contextlib
 import os
@@ -14,7 +18,7 @@ from broker.core import epoch
 from broker.core.ports import StoreError, StoreRefused
 from broker.store.encryption import MARK, Plain, Sealed
 from broker.store.sqlite.file import inspect
-from broker.store.sqlite.lock import Ownership, network_file_system
+from broker.store.sqlite.lock import StoreLock, network_file_system
 from broker.store.sqlite.store import SqliteStore
 from broker.tokens.emergency_budget import BUDGET, EmergencyBudget
 from broker.tokens.keeper import Keeper
@@ -30,7 +34,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB, ours alone."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         if os.environ.get("CI"):
             pytest.fail(f"CI must be able to mount a tmpfs: {mounted.stderr.decode()}")
@@ -57,18 +65,20 @@ def fill(disk: Path) -> Path:
 
 async def in_need(bench: Bench, runtime: Path | None) -> Keeper:
     """A keeper with a token and an emergency budget."""
-    tools = await bench.tools()
-    tools.emergency = EmergencyBudget(runtime)
+    tools = await bench.dependencies()
+    tools.emergency_budget = EmergencyBudget(runtime)
     keeper = Keeper(ACCOUNT, tools)
     await keeper.start()
     await looked(keeper)
     return keeper
 
 
-# --- a disk that is full, read-only or locked -------------------------------------------------------------------------
+# --- a disk that is full, read-only or locked -----------------------------------------------------
 
 
-async def test_a_full_disk_before_a_refresh_means_no_call_until_there_is_room(tight: Bench, small_disk: Path) -> None:
+async def test_a_full_disk_before_a_refresh_means_no_call_until_there_is_room(
+    tight: Bench, small_disk: Path
+) -> None:
     keeper = await in_need(tight, None)
     ballast = fill(small_disk)
     for _ in range(20):
@@ -83,7 +93,9 @@ async def test_a_full_disk_before_a_refresh_means_no_call_until_there_is_room(ti
     assert (tight.wechat.calls, value_of(keeper), keeper.store_error) == (2, token(2), None)
 
 
-async def test_a_full_disk_after_the_call_means_serving_from_memory_and_storing_later(tight: Bench, small_disk: Path) -> None:
+async def test_a_full_disk_after_the_call_means_serving_from_memory_and_storing_later(
+    tight: Bench, small_disk: Path
+) -> None:
     keeper = await in_need(tight, None)
     tight.clock.pass_(4000)
     full: list[Path] = []
@@ -140,7 +152,11 @@ async def test_a_disk_that_breaks_after_a_call_and_stays_broken_does_not_keep_th
     full[0].unlink()
     tight.clock.pass_(6)
     await looked(keeper)
-    assert [row["outcome"] for row in await tight.rows()] == ["minted", "minted", "emergency minted"]
+    assert [row["outcome"] for row in await tight.rows()] == [
+        "minted",
+        "minted",
+        "emergency minted",
+    ]
     assert keeper.store_error is None
     assert value_of(await tight.restarted()) == token(3)
 
@@ -162,7 +178,9 @@ async def test_a_wall_that_is_set_while_the_disk_is_full_is_written_down_when_th
     assert keeper.store_error is None
     await tight.close()
     tight.clock.reboot(60)
-    assert (await tight.keeper()).credential.suspicion is None  # the wall it is known by did not jump
+    assert (
+        await tight.keeper()
+    ).credential.suspicion is None  # the wall it is known by did not jump
 
 
 @pytest.mark.parametrize("last", epoch.ALPHABET)
@@ -175,8 +193,8 @@ def test_no_epoch_that_is_drawn_is_taken_for_one_of_an_emergency(last: str) -> N
 async def test_the_emergency_budget_holds_for_a_whole_day_of_a_broken_disk_and_over_restarts(
     tight: Bench, small_disk: Path, tmp_path: Path
 ) -> None:
-    tools = await tight.tools()
-    tools.emergency = EmergencyBudget(tmp_path)
+    tools = await tight.dependencies()
+    tools.emergency_budget = EmergencyBudget(tmp_path)
     keeper = Keeper(ACCOUNT, tools)
     await keeper.start()
     await looked(keeper)
@@ -185,7 +203,7 @@ async def test_the_emergency_budget_holds_for_a_whole_day_of_a_broken_disk_and_o
     for _ in range(1700):
         tight.clock.pass_(50)
         await looked(keeper)
-        tools.emergency = EmergencyBudget(tmp_path)
+        tools.emergency_budget = EmergencyBudget(tmp_path)
     assert tight.wechat.calls == 1 + BUDGET
 
 
@@ -199,8 +217,8 @@ async def test_after_an_emergency_call_of_a_dead_process_the_stored_token_is_sus
     assert tight.wechat.calls == 2
     ballast.unlink()
     await tight.close()
-    tools = await tight.tools()
-    tools.emergency = EmergencyBudget(tmp_path)
+    tools = await tight.dependencies()
+    tools.emergency_budget = EmergencyBudget(tmp_path)
     restarted = Keeper(ACCOUNT, tools)
     await restarted.start()
     assert restarted.credential.suspicion is not None
@@ -217,11 +235,14 @@ def test_an_emergency_budget_that_cannot_be_read_or_written_is_spent(tmp_path: P
     assert not EmergencyBudget(tmp_path / "nowhere").spend("wx1", 0.0)
 
 
-async def test_a_file_system_remounted_read_only_is_like_a_full_one(tight: Bench, small_disk: Path) -> None:
+async def test_a_file_system_remounted_read_only_is_like_a_full_one(
+    tight: Bench, small_disk: Path
+) -> None:
     keeper = await in_need(tight, None)
     await tight.rows()
     remount = ["mount", "-o", "remount,ro", str(small_disk)]
-    # Files that are open for writing keep it busy, as they would in the world: then only a forced remount works.
+    # Files that are open for writing keep it busy, as they would in the world: then only a forced
+    # remount works.
     if subprocess.run(remount, capture_output=True, check=False).returncode:
         await tight.close()
         subprocess.run(remount, check=True)
@@ -233,7 +254,7 @@ async def test_a_file_system_remounted_read_only_is_like_a_full_one(tight: Bench
     assert (tight.wechat.calls, value_of(keeper)) == (1, token(1))
 
 
-# --- a database that is damaged ---------------------------------------------------------------------------------------
+# --- a database that is damaged -------------------------------------------------------------------
 
 
 def _flipped(path: Path) -> None:
@@ -262,7 +283,9 @@ def _header(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_flipped, _truncated, _emptied, _foreign, _header])
-async def test_a_damaged_store_is_set_aside_and_its_successor_is_careful(bench: Bench, damage: Callable[[Path], None]) -> None:
+async def test_a_damaged_store_is_set_aside_and_its_successor_is_careful(
+    bench: Bench, damage: Callable[[Path], None]
+) -> None:
     keeper = await bench.keeper()
     await looked(keeper)
     served_last = keeper.credential.version
@@ -279,10 +302,14 @@ async def test_a_damaged_store_is_set_aside_and_its_successor_is_careful(bench: 
         await looked(keeper)
     assert bench.wechat.calls == 2  # one refresh
     assert keeper.credential.epoch not in str(served_last)
-    assert keeper.usage().remaining == 500 - 1  # of 2000: the ledger is lost, so most of the day is taken as spent
+    assert (
+        keeper.usage().remaining == 500 - 1
+    )  # of 2000: the ledger is lost, so most of the day is taken as spent
 
 
-async def test_a_store_whose_wal_is_gone_is_recognised_and_its_token_not_served(bench: Bench) -> None:
+async def test_a_store_whose_wal_is_gone_is_recognised_and_its_token_not_served(
+    bench: Bench,
+) -> None:
     keeper = await bench.keeper()
     await looked(keeper)
     await bench.close()
@@ -322,7 +349,9 @@ async def test_damage_while_running_is_served_through_and_repaired(bench: Bench)
     assert value_of(await bench.restarted()) == token(2)
 
 
-async def test_a_store_replaced_by_an_empty_one_while_running_takes_over_what_memory_holds(bench: Bench) -> None:
+async def test_a_store_replaced_by_an_empty_one_while_running_takes_over_what_memory_holds(
+    bench: Bench,
+) -> None:
     keeper = await bench.keeper()
     await looked(keeper)
     store = await bench.open()
@@ -337,7 +366,7 @@ async def test_a_store_replaced_by_an_empty_one_while_running_takes_over_what_me
     assert store is bench.store
 
 
-# --- where it may be --------------------------------------------------------------------------------------------------
+# --- where it may be ------------------------------------------------------------------------------
 
 MOUNTS = """\
 22 28 0:21 / /proc rw - proc proc rw
@@ -361,7 +390,7 @@ async def test_a_store_on_a_network_file_system_is_refused(
     assert "network file system" in inspect(tmp_path / "broker.db")[0]
 
 
-# --- tokens at rest ---------------------------------------------------------------------------------------------------
+# --- tokens at rest -------------------------------------------------------------------------------
 
 
 async def reopened(bench: Bench, key: str | None) -> Keeper:
@@ -375,11 +404,15 @@ async def test_a_sealed_token_is_not_in_the_file_and_opens_with_its_key(bench: B
     await looked(keeper)
     assert value_of(await reopened(bench, "k" * 32)) == token(1)
     await bench.close()
-    assert token(1).encode() not in b"".join(path.read_bytes() for path in bench.path.parent.glob("broker.db*"))
+    assert token(1).encode() not in b"".join(
+        path.read_bytes() for path in bench.path.parent.glob("broker.db*")
+    )
 
 
 @pytest.mark.parametrize("other", ["another key, of length 32 or so.", None])
-async def test_a_wrong_key_reads_as_no_token_and_one_refresh_follows(bench: Bench, other: str | None) -> None:
+async def test_a_wrong_key_reads_as_no_token_and_one_refresh_follows(
+    bench: Bench, other: str | None
+) -> None:
     await looked(await reopened(bench, "k" * 32))
     keeper = await reopened(bench, other)
     assert keeper.credential.token is None
@@ -390,7 +423,7 @@ async def test_a_wrong_key_reads_as_no_token_and_one_refresh_follows(bench: Benc
 
 async def test_a_sealed_token_does_not_open_in_another_accounts_place() -> None:
     seal = Sealed("k" * 32)
-    kept = seal.close("token", "wx1/token/7")
+    kept = seal.seal("token", "wx1/token/7")
     assert kept.startswith(MARK)
     assert seal.open(kept, "wx1/token/7") == "token"
     for wrong in ("wx2/token/7", "wx1/stable_token/7", "wx1/token/8"):
@@ -400,7 +433,7 @@ async def test_a_sealed_token_does_not_open_in_another_accounts_place() -> None:
 
 
 async def test_a_first_start_that_was_cut_off_is_not_taken_for_a_loss(bench: Bench) -> None:
-    Ownership(bench.path).release()  # as far as a start comes before the first page is written
+    StoreLock(bench.path).release()  # as far as a start comes before the first page is written
     assert bench.path.stat().st_size == 0
     keeper = await bench.keeper()
     assert bench.store is not None

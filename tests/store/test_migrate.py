@@ -55,18 +55,31 @@ async def lived_in(bench: Bench, store: SqliteStore, *accounts: Account) -> list
 
 
 async def spent(store: Movable, account: Account) -> list[tuple[object, ...]]:
-    return [(row["lane"], row["forced"], row["cost"], row["outcome"]) for row in await store.history(0, account)]
+    return [
+        (row["lane"], row["forced"], row["cost"], row["outcome"])
+        for row in await store.history(0, account)
+    ]
 
 
-async def test_everything_goes_to_the_database_and_versions_go_on(bench: Bench, database: str) -> None:
+async def test_everything_goes_to_the_database_and_versions_go_on(
+    bench: Bench, database: str
+) -> None:
     async with file(bench, "a.db") as source, moved_into(bench, database) as target:
         keepers = await lived_in(bench, source, ACCOUNT, CRM, TICKET)
         accounts, calls = await move(source, target)
         assert accounts == 3
-        assert calls == sum([len(await source.history(0, account)) for account in (ACCOUNT, CRM, TICKET)]) >= 9
+        assert (
+            calls
+            == sum([len(await source.history(0, account)) for account in (ACCOUNT, CRM, TICKET)])
+            >= 9
+        )
         for account, keeper in zip((ACCOUNT, CRM, TICKET), keepers, strict=True):
             before, after = keeper.credential, (await target.load(account)).credential
-            assert (after.version, after.failures, after.fingerprint) == (before.version, before.failures, before.fingerprint)
+            assert (after.version, after.failures, after.fingerprint) == (
+                before.version,
+                before.failures,
+                before.fingerprint,
+            )
             assert after.token is not None and before.token is not None  # noqa: PT018
             assert after.token.value == before.token.value
             assert after.token.expires_at == pytest.approx(before.token.expires_at, abs=SECONDS)
@@ -75,8 +88,12 @@ async def test_everything_goes_to_the_database_and_versions_go_on(bench: Bench, 
 
 
 async def test_and_back_into_a_file_with_an_epoch_of_its_own(bench: Bench, database: str) -> None:
-    async with file(bench, "a.db") as source, moved_into(bench, database) as target, file(bench, "b.db") as home:
-        (keeper, _) = await lived_in(bench, source, ACCOUNT, CRM)
+    async with (
+        file(bench, "a.db") as source,
+        moved_into(bench, database) as target,
+        file(bench, "b.db") as home,
+    ):
+        keeper, _ = await lived_in(bench, source, ACCOUNT, CRM)
         await move(source, target)
         await move(target, home)
         held = await home.load(ACCOUNT)
@@ -95,7 +112,9 @@ async def test_and_back_into_a_file_with_an_epoch_of_its_own(bench: Bench, datab
     assert again.credential.token.call > max(ids)
 
 
-async def test_done_again_it_does_nothing_and_what_was_used_since_is_not_overwritten(bench: Bench, database: str) -> None:
+async def test_done_again_it_does_nothing_and_what_was_used_since_is_not_overwritten(
+    bench: Bench, database: str
+) -> None:
     async with file(bench, "a.db") as source, moved_into(bench, database) as target:
         await lived_in(bench, source, ACCOUNT)
         first = await move(source, target)
@@ -112,7 +131,11 @@ async def test_done_again_it_does_nothing_and_what_was_used_since_is_not_overwri
 
 
 async def test_where_it_fails_half_way_nothing_has_moved(bench: Bench, database: str) -> None:
-    async with file(bench, "a.db") as source, moved_into(bench, database) as target, file(bench, "b.db") as another:
+    async with (
+        file(bench, "a.db") as source,
+        moved_into(bench, database) as target,
+        file(bench, "b.db") as another,
+    ):
         await lived_in(bench, source, ACCOUNT, CRM)
 
         class Broken:
@@ -122,9 +145,13 @@ async def test_where_it_fails_half_way_nothing_has_moved(bench: Bench, database:
 
             async def history(self, since: float, account: Account) -> list[dict[str, object]]:
                 rows = await source.history(since, account)
-                return [*rows[:-1], {**rows[-1], "cost": "many"}] if account.endpoint is Endpoint.WECOM else rows
+                return (
+                    [*rows[:-1], {**rows[-1], "cost": "many"}]
+                    if account.endpoint is Endpoint.WECOM
+                    else rows
+                )
 
-            inherit = source.inherit
+            import_accounts = source.import_accounts
 
         for store in (target, another):
             with pytest.raises(StoreError):
@@ -154,7 +181,7 @@ async def test_a_spent_lane_stays_spent(bench: Bench, database: str) -> None:
         assert {entry.lane for entry in entries} == {Lane.SCHEDULED}
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -184,7 +211,10 @@ def test_a_daemon_goes_on_in_the_database_with_the_same_token_and_back(
         assert (code, "moved: 1 account(s), 1 call(s)" in said, CANARY in said) == (0, True, False)
         with house.serving(TOKEN_BROKER_STORE__URL=database) as daemon:
             there = house.get("/v1/tokens/main")[1]
-            assert (there["access_token"], there["version"]) == (first["access_token"], first["version"])
+            assert (there["access_token"], there["version"]) == (
+                first["access_token"],
+                first["version"],
+            )
             assert house.get("/v1/status")[1]["apps"][0]["quota"]["used_24h"] == 1
             code, said = migrate(database, url)
             assert code == 75

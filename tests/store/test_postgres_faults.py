@@ -19,8 +19,16 @@ from broker.core.quota import Lane
 from broker.store.postgres.check import inspect
 from broker.store.postgres.pool import LOCKS, RUNS
 from broker.store.postgres.store import PostgresStore
-from tests.harness.cluster import OWNER, Cluster, _user, cluster, free_port, home_of_cluster, standby_of
-from tests.harness.doubles import ACCOUNT, ToldClock
+from tests.harness.cluster import (
+    OWNER,
+    Cluster,
+    _user,
+    cluster,
+    free_port,
+    home_of_cluster,
+    standby_of,
+)
+from tests.harness.doubles import ACCOUNT, ManualClock
 from tests.harness.places import ROOT
 from tests.harness.relay import Relay, relay_to
 
@@ -30,7 +38,7 @@ FEW_SECONDS = 9.0
 
 @asynccontextmanager
 async def opened(url: str, node: str = "n") -> AsyncIterator[PostgresStore]:
-    store = await PostgresStore.open(url, ToldClock(), node=node)
+    store = await PostgresStore.open(url, ManualClock(), node=node)
     try:
         yield store
     finally:
@@ -50,7 +58,7 @@ async def until(true: Callable[[], bool], seconds: float) -> None:
         await asyncio.sleep(0.02)
 
 
-# --- a link that can be cut -------------------------------------------------------------------------------------------
+# --- a link that can be cut -----------------------------------------------------------------------
 
 
 def through(relay: Relay, database: str) -> str:
@@ -67,23 +75,33 @@ async def test_a_reservation_whose_commit_was_not_answered_is_an_error_and_no_se
             await reserved(store)
         relay.cut_after = b""
         third = await reserved(store)
-        rows = cluster.sql("select id, outcome from token_broker.calls order by id", database.rpartition("/")[2])
+        rows = cluster.sql(
+            "select id, outcome from token_broker.calls order by id", database.rpartition("/")[2]
+        )
         assert rows == [(first.call, None), (first.call + 1, None), (third.call, None)]
         assert third.call == first.call + 2
 
 
-async def test_a_settlement_whose_commit_was_not_answered_can_be_repeated(cluster: Cluster, database: str) -> None:
+async def test_a_settlement_whose_commit_was_not_answered_can_be_repeated(
+    cluster: Cluster, database: str
+) -> None:
     async with relay_to(cluster.port) as relay, opened(through(relay, database)) as store:
         grant, seen = await reserved(store), []
         relay.cut_after = b"commit\0"
         with pytest.raises(StoreError):
-            await store.settle(ACCOUNT, grant, "minted", lambda held, _: seen.append(held.reserved_call))
+            await store.settle(
+                ACCOUNT, grant, "minted", lambda held, _: seen.append(held.reserved_call)
+            )
         relay.cut_after = b""
-        await store.settle(ACCOUNT, grant, "minted", lambda held, _: seen.append(held.reserved_call))
+        await store.settle(
+            ACCOUNT, grant, "minted", lambda held, _: seen.append(held.reserved_call)
+        )
         assert seen == [grant.call]
 
 
-async def test_a_link_that_went_silent_is_given_up_within_seconds_and_found_again(cluster: Cluster, database: str) -> None:
+async def test_a_link_that_went_silent_is_given_up_within_seconds_and_found_again(
+    cluster: Cluster, database: str
+) -> None:
     async with relay_to(cluster.port) as relay, opened(through(relay, database)) as store:
         heard: list[str | None] = []
         store.watch(heard.append, dict)
@@ -93,14 +111,16 @@ async def test_a_link_that_went_silent_is_given_up_within_seconds_and_found_agai
         with pytest.raises(StoreError):
             await reserved(store)
         assert monotonic() - began < FEW_SECONDS
-        await until(lambda: store.trouble is not None, 2 * FEW_SECONDS)
+        await until(lambda: store.last_error is not None, 2 * FEW_SECONDS)
         relay.heal()
-        await until(lambda: store.trouble is None, 5)
+        await until(lambda: store.last_error is None, 5)
         assert heard[-1] is None
         await reserved(store)
 
 
-async def test_a_link_that_is_cut_in_the_middle_leaves_nothing_half_done(cluster: Cluster, database: str) -> None:
+async def test_a_link_that_is_cut_in_the_middle_leaves_nothing_half_done(
+    cluster: Cluster, database: str
+) -> None:
     async with relay_to(cluster.port) as relay, opened(through(relay, database)) as store:
         await reserved(store)
         relay.cut_after = b"insert into token_broker.calls"
@@ -108,13 +128,19 @@ async def test_a_link_that_is_cut_in_the_middle_leaves_nothing_half_done(cluster
             await reserved(store)
         relay.cut_after = b""
         assert (await reserved(store)).call == 2
-        assert cluster.sql("select count(*) from token_broker.calls", database.rpartition("/")[2]) == [(2,)]
+        assert cluster.sql(
+            "select count(*) from token_broker.calls", database.rpartition("/")[2]
+        ) == [(2,)]
 
 
-async def test_who_is_stopped_while_it_holds_the_row_does_not_stop_the_others(database: str) -> None:
+async def test_who_is_stopped_while_it_holds_the_row_does_not_stop_the_others(
+    database: str,
+) -> None:
     async with opened(database) as store:
         await store.load(ACCOUNT)
-        with psycopg.connect(database) as holder:  # as a broker that SIGSTOP met in a transaction: with a broker's settings
+        with psycopg.connect(
+            database
+        ) as holder:  # as a broker that SIGSTOP met in a transaction: with a broker's settings
             holder.execute("set idle_in_transaction_session_timeout = '2s'")
             holder.commit()
             holder.execute("select 1 from token_broker.accounts for update")
@@ -127,7 +153,9 @@ async def test_who_is_stopped_while_it_holds_the_row_does_not_stop_the_others(da
             holder.close()
 
 
-async def test_a_row_that_is_never_released_is_an_error_within_seconds(cluster: Cluster, database: str) -> None:
+async def test_a_row_that_is_never_released_is_an_error_within_seconds(
+    cluster: Cluster, database: str
+) -> None:
     async with opened(database) as store:
         await store.load(ACCOUNT)
         with psycopg.connect(database) as holder:
@@ -136,10 +164,12 @@ async def test_a_row_that_is_never_released_is_an_error_within_seconds(cluster: 
             with pytest.raises(StoreError, match="holds the account's row"):
                 await reserved(store)
             assert monotonic() - began < FEW_SECONDS
-        assert cluster.sql("select count(*) from token_broker.calls", database.rpartition("/")[2]) == [(0,)]
+        assert cluster.sql(
+            "select count(*) from token_broker.calls", database.rpartition("/")[2]
+        ) == [(0,)]
 
 
-# --- durability -------------------------------------------------------------------------------------------------------
+# --- durability -----------------------------------------------------------------------------------
 
 
 async def test_what_a_synchronous_standby_did_not_confirm_is_not_taken_for_durable() -> None:
@@ -157,10 +187,16 @@ async def test_what_a_synchronous_standby_did_not_confirm_is_not_taken_for_durab
                 with pytest.raises(StoreError, match="in time"):
                     await reserved(store)
                 assert monotonic() - began < FEW_SECONDS
-                other = asyncio.create_task(store.amend(replace(ACCOUNT, appid="wx2"), lambda held, _: replace(held, failures=1)))
+                other = asyncio.create_task(
+                    store.amend(
+                        replace(ACCOUNT, appid="wx2"), lambda held, _: replace(held, failures=1)
+                    )
+                )
                 waiting = "wait_event = 'SyncRep' and application_name = 'token-broker n'"
                 while not other.done():  # an administrator who wants the commits to go on
-                    primary.sql(f"select pg_cancel_backend(pid) from pg_stat_activity where {waiting}")
+                    primary.sql(
+                        f"select pg_cancel_backend(pid) from pg_stat_activity where {waiting}"
+                    )
                     await asyncio.sleep(0.02)
                 with pytest.raises(StoreError, match="not confirm"):
                     await other
@@ -178,7 +214,7 @@ async def test_a_database_that_may_lose_commits_is_not_let(cluster: Cluster, dat
         async def look(session: object) -> None:
             modes.extend(await session.run("show synchronous_commit"))  # type: ignore[attr-defined]
 
-        await store._link.transaction("n", look)
+        await store._pool.transaction("n", look)
         assert modes == [{"synchronous_commit": "on"}]
 
 
@@ -186,7 +222,9 @@ async def test_a_standby_is_not_written_to_and_among_several_hosts_the_primary_i
     with cluster() as primary, standby_of(primary) as standby:
         name = primary.database()
         with pytest.raises(StoreError, match="takes no writes"):
-            await PostgresStore.open(f"postgresql://token_broker@127.0.0.1:{standby.port}/{OWNER}", ToldClock())
+            await PostgresStore.open(
+                f"postgresql://token_broker@127.0.0.1:{standby.port}/{OWNER}", ManualClock()
+            )
         both = f"postgresql://token_broker@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/{name}"
         async with opened(both) as store:
             assert (await reserved(store)).call == 1
@@ -197,31 +235,47 @@ async def test_a_standby_is_not_written_to_and_among_several_hosts_the_primary_i
             assert (await reserved(store)).call in {2, 3}
 
 
-async def test_after_a_promotion_nobody_hands_out_a_number_again_that_was_lost_without_his_knowing() -> None:
+async def test_after_a_promotion_nobody_hands_out_a_number_again_that_was_lost_without_his_knowing() -> (
+    None
+):
     with cluster() as primary, standby_of(primary) as standby:
         both = f"postgresql://token_broker@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/{primary.database()}"
         async with opened(both) as one, opened(both, "m") as other:
-            await one.settle(ACCOUNT, await reserved(one), "minted", lambda held, _: replace(held, reserved_call=None))
+            await one.settle(
+                ACCOUNT,
+                await reserved(one),
+                "minted",
+                lambda held, _: replace(held, reserved_call=None),
+            )
             await other.load(ACCOUNT)
             standby.reload(primary_conninfo="")
-            await until(lambda: standby.sql("select 1 from pg_stat_wal_receiver") == [], FEW_SECONDS)
+            await until(
+                lambda: standby.sql("select 1 from pg_stat_wal_receiver") == [], FEW_SECONDS
+            )
             lost = await reserved(one)
             primary.stop(signal.SIGKILL)
             standby.promote()
             again = await reserved(other)
             assert again.credential.epoch != lost.credential.epoch
             seen: list[int | None] = []
-            await one.settle(ACCOUNT, lost, "minted", lambda held, _: seen.append(held.reserved_call))
+            await one.settle(
+                ACCOUNT, lost, "minted", lambda held, _: seen.append(held.reserved_call)
+            )
             assert lost.call not in seen
             third = await reserved(one)
-            assert (third.credential.epoch, third.call > again.call) == (again.credential.epoch, True)
+            assert (third.credential.epoch, third.call > again.call) == (
+                again.credential.epoch,
+                True,
+            )
             assert sum(entry.cost for entry in third.entries) >= 4  # the lost one, too
 
 
-# --- who runs, and through what ---------------------------------------------------------------------------------------
+# --- who runs, and through what -------------------------------------------------------------------
 
 
-async def test_that_nobody_runs_can_be_proven_and_who_moves_the_store_keeps_brokers_out(database: str) -> None:
+async def test_that_nobody_runs_can_be_proven_and_who_moves_the_store_keeps_brokers_out(
+    database: str,
+) -> None:
     alone = f"select pg_try_advisory_lock({LOCKS}, {RUNS})"
     with psycopg.connect(database, autocommit=True) as mover:
         async with opened(database) as store:
@@ -232,11 +286,13 @@ async def test_that_nobody_runs_can_be_proven_and_who_moves_the_store_keeps_brok
         while mover.execute(alone.encode()).fetchone() != (True,):
             assert monotonic() < deadline
         with pytest.raises(StoreBusy):
-            await PostgresStore.open(database, ToldClock())
+            await PostgresStore.open(database, ManualClock())
 
 
 async def test_ten_brokers_that_make_the_tables_at_once_make_them_once(database: str) -> None:
-    stores = await asyncio.gather(*(PostgresStore.open(database, ToldClock(), node=f"n{n}") for n in range(10)))
+    stores = await asyncio.gather(
+        *(PostgresStore.open(database, ManualClock(), node=f"n{n}") for n in range(10))
+    )
     calls = [(await reserved(store)).call for store in stores]
     assert calls == list(range(1, 11))
     for store in stores:
@@ -256,10 +312,13 @@ def pgbouncer(cluster: Cluster, mode: str) -> Iterator[int]:
     with home_of_cluster() as home:
         (home / "users.txt").write_text('"token_broker" ""\n')
         (home / "pgbouncer.ini").write_text(
-            f"[databases]\n* = host=127.0.0.1 port={cluster.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-            f"auth_type = trust\nauth_file = {home}/users.txt\npool_mode = {mode}\nunix_socket_dir =\nlogfile = {home}/log\n"
+            f"[databases]\n* = host=127.0.0.1 port={cluster.port}\n[pgbouncer]\nlisten_addr ="
+            f" 127.0.0.1\nlisten_port = {port}\nauth_type = trust\nauth_file ="
+            f" {home}/users.txt\npool_mode = {mode}\nunix_socket_dir =\nlogfile = {home}/log\n"
         )
-        with subprocess.Popen([tool, "-q", str(home / "pgbouncer.ini")], cwd="/", **_user()) as bouncer:
+        with subprocess.Popen(
+            [tool, "-q", str(home / "pgbouncer.ini")], cwd="/", **_user()
+        ) as bouncer:
             try:
                 _answers(port)
                 yield port
@@ -276,19 +335,23 @@ def _answers(port: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
-async def test_a_pooler_that_takes_the_session_away_is_refused_with_the_cure(cluster: Cluster, database: str, mode: str) -> None:
+async def test_a_pooler_that_takes_the_session_away_is_refused_with_the_cure(
+    cluster: Cluster, database: str, mode: str
+) -> None:
     async with opened(database):
         pass
     with pgbouncer(cluster, mode) as port:
         url = f"postgresql://token_broker@127.0.0.1:{port}/{database.rpartition('/')[2]}"
         for _ in range(3):
             with pytest.raises(StoreRefused, match="pool_mode = session"):
-                await PostgresStore.open(url, ToldClock())
+                await PostgresStore.open(url, ManualClock())
         (why,) = await inspect(url)
         assert "pool_mode = session" in why
 
 
-async def test_a_pooler_in_session_mode_is_as_good_as_the_server(cluster: Cluster, database: str) -> None:
+async def test_a_pooler_in_session_mode_is_as_good_as_the_server(
+    cluster: Cluster, database: str
+) -> None:
     with pgbouncer(cluster, "session") as port:
         url = f"postgresql://token_broker@127.0.0.1:{port}/{database.rpartition('/')[2]}"
         async with opened(url) as one, opened(url, "m") as other:

@@ -58,7 +58,9 @@ async def test_after_a_reboot_ages_go_by_the_wall(bench: Bench) -> None:
     assert keeper.usage().last_24h == 1
 
 
-async def test_after_a_reboot_with_the_wall_set_back_the_token_is_suspect_and_replaced_once(bench: Bench) -> None:
+async def test_after_a_reboot_with_the_wall_set_back_the_token_is_suspect_and_replaced_once(
+    bench: Bench,
+) -> None:
     await looked(await bench.keeper())
     bench.clock.reboot(off_for=1000, wall_error=-bench.clock.unix)  # 1970: no battery
     keeper = await bench.restarted()
@@ -72,7 +74,9 @@ async def test_after_a_reboot_with_the_wall_set_back_the_token_is_suspect_and_re
     assert value_of(keeper) is not None
 
 
-async def test_a_token_written_under_a_wrong_wall_has_its_true_age_after_a_reboot(bench: Bench) -> None:
+async def test_a_token_written_under_a_wrong_wall_has_its_true_age_after_a_reboot(
+    bench: Bench,
+) -> None:
     bench.clock.unix += 3600
     keeper = await bench.keeper()
     await looked(keeper)
@@ -89,7 +93,9 @@ async def test_a_token_written_under_a_wrong_wall_has_its_true_age_after_a_reboo
 
 async def test_a_token_from_before_the_boot_is_in_doubt_once_the_wall_is_set(bench: Bench) -> None:
     await looked(await bench.keeper())
-    bench.clock.reboot(off_for=3000, wall_error=-2900)  # no battery: the wall goes on from the last time saved on disk
+    bench.clock.reboot(
+        off_for=3000, wall_error=-2900
+    )  # no battery: the wall goes on from the last time saved on disk
     keeper = await bench.restarted()
     assert bench.wechat.calls == 1
     bench.clock.unix += 2900  # the network's time
@@ -111,7 +117,9 @@ async def test_a_wall_that_was_set_while_we_were_down_is_noticed_as_well(bench: 
     assert (await bench.keeper()).serve() is None
 
 
-async def test_calls_made_under_a_slow_wall_still_count_their_full_day_after_a_reboot(bench: Bench) -> None:
+async def test_calls_made_under_a_slow_wall_still_count_their_full_day_after_a_reboot(
+    bench: Bench,
+) -> None:
     keeper = await bench.keeper()
     bench.clock.unix -= 3600
     await looked(keeper)
@@ -139,7 +147,9 @@ async def test_two_boots_in_1970_do_not_add_up_to_a_known_age(bench: Bench) -> N
     assert value_of(keeper) is not None
 
 
-async def test_a_token_of_unknown_age_stays_so_though_an_answer_is_lost_and_wechat_accepts_it(bench: Bench) -> None:
+async def test_a_token_of_unknown_age_stays_so_though_an_answer_is_lost_and_wechat_accepts_it(
+    bench: Bench,
+) -> None:
     await looked(await bench.keeper())
     bench.clock.reboot(off_for=3000, wall_error=-bench.clock.unix)
     keeper = await bench.restarted()
@@ -163,7 +173,8 @@ async def test_in_a_boot_that_believes_in_1970_yesterdays_calls_still_age(bench:
         await looked(keeper)
         bench.clock.pass_(60)
         without += keeper.serve() is None
-    # The wall is no help here: for all we know yesterday ended at this boot. 30 calls a day serve 24 hours at most.
+    # The wall is no help here: for all we know yesterday ended at this boot. 30 calls a day serve
+    # 24 hours at most.
     assert without < 60 * 24
     await looked(keeper)
     assert value_of(keeper) is not None
@@ -219,7 +230,7 @@ async def test_a_restored_backup_begins_a_new_epoch(bench: Bench) -> None:
     assert keeper.credential.version != served_last
 
 
-# --- ownership --------------------------------------------------------------------------------------------------------
+# --- ownership ------------------------------------------------------------------------------------
 
 
 async def test_a_second_owner_is_refused_also_after_the_lock_file_was_deleted(bench: Bench) -> None:
@@ -263,9 +274,16 @@ def _planted_lock(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
-    [(_newer, "newer"), (_readable, "chmod 600"), (_planted, "symbolic link"), (_planted_lock, "symbolic link")],
+    [
+        (_newer, "newer"),
+        (_readable, "chmod 600"),
+        (_planted, "symbolic link"),
+        (_planted_lock, "symbolic link"),
+    ],
 )
-async def test_a_store_that_must_not_be_opened_is_left_untouched(bench: Bench, spoil: Callable[[Path], None], says: str) -> None:
+async def test_a_store_that_must_not_be_opened_is_left_untouched(
+    bench: Bench, spoil: Callable[[Path], None], says: str
+) -> None:
     spoil(bench.path)
     before = bench.path.lstat() if bench.path.is_symlink() or bench.path.exists() else None
     content = bench.path.read_bytes() if bench.path.exists() else None
@@ -278,7 +296,9 @@ async def test_a_store_that_must_not_be_opened_is_left_untouched(bench: Bench, s
 async def test_the_files_are_for_the_owner_only(bench: Bench) -> None:
     keeper = await bench.keeper()
     await looked(keeper)
-    modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(bench.path.parent)}
+    modes = {
+        entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(bench.path.parent)
+    }
     assert modes
     assert all(mode == 0o600 for mode in modes.values()), modes
 
@@ -301,6 +321,6 @@ async def test_the_event_loop_does_not_wait_for_a_locked_database(bench: Bench) 
     assert bench.wechat.calls == 0
     other.close()
     bench.clock.pass_(6)
-    await keeper.landed()
+    await keeper.drain()
     await looked(keeper)
     assert bench.wechat.calls == 1

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import invariants
 from tests.harness.doubles import Bench, looked, value_of
-from tests.processes.crashpoints import Cradle, Nursery, nursery
+from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
 from tests.processes.test_crashpoints import served
 
 ZONES = [
@@ -24,13 +24,13 @@ ZONES = [
 
 
 @pytest.fixture
-def forks() -> Iterator[Nursery]:
-    with nursery() as it:
+def forks() -> Iterator[ForkServer]:
+    with fork_server() as it:
         yield it
 
 
-def test_daemons_of_all_time_zones_agree_on_one_store(tmp_path: Path, forks: Nursery) -> None:
-    house, answers, today = Cradle(tmp_path, nursery=forks), [], []
+def test_daemons_of_all_time_zones_agree_on_one_store(tmp_path: Path, forks: ForkServer) -> None:
+    house, answers, today = ForkedDaemon(tmp_path, fork_server=forks), [], []
     with house.simulating():
         house.configure()
         for zone in ZONES:
@@ -39,8 +39,13 @@ def test_daemons_of_all_time_zones_agree_on_one_store(tmp_path: Path, forks: Nur
                 today.append(house.get("/v1/status")[1]["apps"][0]["quota"]["used_today"])
         assert {answer["version"] for answer in answers} == {answers[0]["version"]}
         assert {answer["state"] for answer in answers} == {"fresh"}
-        assert [answer["expires_in"] for answer in answers] == sorted((it["expires_in"] for it in answers), reverse=True)
-        assert all(abs(ends_at(answer) - answer["asked_at"] - answer["expires_in"]) < 2 for answer in answers)
+        assert [answer["expires_in"] for answer in answers] == sorted(
+            (it["expires_in"] for it in answers), reverse=True
+        )
+        assert all(
+            abs(ends_at(answer) - answer["asked_at"] - answer["expires_in"]) < 2
+            for answer in answers
+        )
         assert set(today) == {1}
         assert len(house.calls()) == 1
         invariants.check(house, answers)

@@ -37,7 +37,9 @@ def first(bench: Bench) -> Path:
     return bench.path
 
 
-async def test_a_store_of_the_first_version_opens_and_its_token_is_served(bench: Bench, first: Path) -> None:
+async def test_a_store_of_the_first_version_opens_and_its_token_is_served(
+    bench: Bench, first: Path
+) -> None:
     keeper = await bench.keeper()
     await looked(keeper)
     assert (value_of(keeper), keeper.credential.version) == (f"{CANARY}-old", "e7zp-1")
@@ -48,7 +50,9 @@ async def test_a_store_of_the_first_version_opens_and_its_token_is_served(bench:
         assert db.execute("pragma user_version").fetchone() == (len(MIGRATIONS),)
 
 
-async def test_a_migration_is_whole_or_not_at_all(bench: Bench, first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_migration_is_whole_or_not_at_all(
+    bench: Bench, first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def half(db: Database) -> None:
         db.execute("alter table calls add column note text")
         raise sqlite3.OperationalError("the power went")
@@ -65,7 +69,9 @@ async def test_a_migration_is_whole_or_not_at_all(bench: Bench, first: Path, mon
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
-async def test_a_migration_that_is_done_is_remembered(bench: Bench, first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_migration_that_is_done_is_remembered(
+    bench: Bench, first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = []
 
     def add(db: Database) -> None:

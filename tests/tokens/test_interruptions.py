@@ -14,44 +14,49 @@ import pytest
 from tests.harness import invariants
 from tests.harness.doubles import APPID
 from tests.harness.processes import ME, PATIENCE_S, until
-from tests.processes.crashpoints import Cradle, Nursery, nursery
+from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
 
 QUICK = "min_gap = 0.3\nmax_backoff = 1\nverify_gap = 0.1\nmin_serve = 2\noverlap = 5\n"
 BRIEF = {"TOKEN_BROKER_WECHAT__TIMEOUT": "0.5"}
-EAGER = {"TOKEN_BROKER_POLICY__REFRESH_FRACTION": "0.05", "TOKEN_BROKER_POLICY__TICK": "0.05"}  # due after 0.3 s
+EAGER = {
+    "TOKEN_BROKER_POLICY__REFRESH_FRACTION": "0.05",
+    "TOKEN_BROKER_POLICY__TICK": "0.05",
+}  # due after 0.3 s
 LIFETIME = 5
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Nursery]:
-    with nursery() as it:
+def forks() -> Iterator[ForkServer]:
+    with fork_server() as it:
         yield it
 
 
 @pytest.fixture
-def house(tmp_path: Path, forks: Nursery) -> Iterator[Cradle]:
-    house = Cradle(tmp_path, nursery=forks)
+def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
     with house.simulating("--expires-in", str(LIFETIME), "--overlap", "5"):
         house.configure(policy=QUICK)
         yield house
 
 
-def served(house: Cradle) -> dict[str, Any]:
+def served(house: ForkedDaemon) -> dict[str, Any]:
     asked_at = time.time()
     status, token = house.get("/v1/tokens/main")
     assert status == 200, token
     return {**token, "asked_at": asked_at, "received_at": time.time()}
 
 
-def in_flight(house: Cradle) -> bool:
+def in_flight(house: ForkedDaemon) -> bool:
     return bool(house.control("")["accounts"][APPID]["in_flight"])
 
 
-def outcomes(house: Cradle) -> list[str | None]:
+def outcomes(house: ForkedDaemon) -> list[str | None]:
     return [row["outcome"] for row in house.ledger()]
 
 
-def test_an_answer_that_never_comes_is_awaited_no_longer_than_a_call_may_take(house: Cradle) -> None:
+def test_an_answer_that_never_comes_is_awaited_no_longer_than_a_call_may_take(
+    house: ForkedDaemon,
+) -> None:
     with house.living(environ=BRIEF | EAGER) as daemon:
         first = served(house)
         house.control("/hold", {"appid": APPID})
@@ -67,7 +72,9 @@ def test_an_answer_that_never_comes_is_awaited_no_longer_than_a_call_may_take(ho
     invariants.check(house, [first, again])
 
 
-def test_after_a_stop_that_outlasted_the_token_one_refresh_follows_and_the_dead_token_is_not_served(house: Cradle) -> None:
+def test_after_a_stop_that_outlasted_the_token_one_refresh_follows_and_the_dead_token_is_not_served(
+    house: ForkedDaemon,
+) -> None:
     answers: list[dict[str, Any]] = []
     with house.living() as daemon:
         answers.append(served(house))
@@ -84,26 +91,38 @@ def test_after_a_stop_that_outlasted_the_token_one_refresh_follows_and_the_dead_
     invariants.check(house, answers)
 
 
-def test_a_call_under_way_while_the_process_was_stopped_is_judged_by_its_own_deadline(house: Cradle) -> None:
+def test_a_call_under_way_while_the_process_was_stopped_is_judged_by_its_own_deadline(
+    house: ForkedDaemon,
+) -> None:
     with house.living(environ=BRIEF | EAGER) as daemon:
         first = served(house)
         house.control("/hold", {"appid": APPID})
         until(lambda: in_flight(house), "a call is held")
         called_at = time.monotonic()
         daemon.send(signal.SIGSTOP)
-        house.control("/release", {"appid": APPID})  # its answer waits in the socket, and is too late
+        house.control(
+            "/release", {"appid": APPID}
+        )  # its answer waits in the socket, and is too late
         until(lambda: time.monotonic() > called_at + 0.6, "the deadline is over")
         daemon.send(signal.SIGCONT)
-        last = until(lambda: (it := served(house))["version"] != first["version"] and it, "another token")
+        last = until(
+            lambda: (it := served(house))["version"] != first["version"] and it, "another token"
+        )
         assert daemon.end() == 0
     assert outcomes(house)[:3] == ["minted", "lost", "minted"]
     invariants.check(house, [first, last])
 
 
-def test_the_caller_that_started_a_call_hangs_up_and_the_others_get_its_token(house: Cradle) -> None:
+def test_the_caller_that_started_a_call_hangs_up_and_the_others_get_its_token(
+    house: ForkedDaemon,
+) -> None:
     house.control("/faults", {"kind": "status", "status": 503})
-    with house.living(environ={"TOKEN_BROKER_POLICY__TICK": "300"}) as daemon:  # so that it is a caller who starts the next
-        until(lambda: house.ledger() and outcomes(house) == ["transient"], "the first call has failed")
+    with house.living(
+        environ={"TOKEN_BROKER_POLICY__TICK": "300"}
+    ) as daemon:  # so that it is a caller who starts the next
+        until(
+            lambda: house.ledger() and outcomes(house) == ["transient"], "the first call has failed"
+        )
         house.control("/hold", {"appid": APPID})
         hasty = HTTPConnection(house.daemon.removeprefix("http://"), timeout=PATIENCE_S)
         until(lambda: asks(hasty, house), "a call that a caller started")
@@ -121,7 +140,7 @@ def test_the_caller_that_started_a_call_hangs_up_and_the_others_get_its_token(ho
     invariants.check(house, answers)
 
 
-def asks(caller: HTTPConnection, house: Cradle) -> bool:
+def asks(caller: HTTPConnection, house: ForkedDaemon) -> bool:
     """Whether this request has started a call; until one is due, it is answered at once."""
     caller.request("GET", "/v1/tokens/main", headers=ME)
     assert caller.sock is not None
@@ -131,10 +150,17 @@ def asks(caller: HTTPConnection, house: Cradle) -> bool:
     return in_flight(house)
 
 
-def test_a_bug_in_every_look_is_told_once_and_http_goes_on_answering(house: Cradle) -> None:
+def test_a_bug_in_every_look_is_told_once_and_http_goes_on_answering(house: ForkedDaemon) -> None:
     with house.living(wiring="stumbling", environ=EAGER) as daemon:
-        until(lambda: (house.home / "daemon.log").read_text().count("executed successfully") > 5, "several looks")
-        assert [house.get(path)[0] for path in ("/livez", "/readyz", "/v1/status")] == [200, 503, 200]
+        until(
+            lambda: (house.home / "daemon.log").read_text().count("executed successfully") > 5,
+            "several looks",
+        )
+        assert [house.get(path)[0] for path in ("/livez", "/readyz", "/v1/status")] == [
+            200,
+            503,
+            200,
+        ]
         assert daemon.end() == 0
     (line,) = house.said("crashed")
     assert (line["app"], line["level"]) == ("main", "error")

@@ -9,9 +9,9 @@ from broker.core.errcodes import Failure, Kind, rule_for
 from broker.core.ports import Claim, Grant, Minted, StoreError, Verdict
 from broker.core.quota import Lane
 from broker.core.secret import Secret
-from broker.core.serving import Code, Outcome, Served, State, Unavailable
+from broker.core.serving import Code, ReportOutcome, Served, TokenState, Unavailable
 from broker.tokens.keeper import Keeper
-from broker.tokens.live import Published
+from broker.tokens.live import LiveCredential
 from tests.harness.doubles import ACCOUNT, CANARY, DOWN, LOST, Bench, looked, stable, value_of
 
 
@@ -32,10 +32,12 @@ async def kept(bench: Bench) -> Keeper:
     return keeper
 
 
-# --- cold start and single flight -------------------------------------------------------------------------------------
+# --- cold start and single flight -----------------------------------------------------------------
 
 
-async def test_fifty_callers_at_a_cold_start_cause_one_call_and_all_get_its_token(bench: Bench) -> None:
+async def test_fifty_callers_at_a_cold_start_cause_one_call_and_all_get_its_token(
+    bench: Bench,
+) -> None:
     keeper = await bench.keeper()
     bench.wechat.gate.clear()
     callers = [asyncio.create_task(keeper.get(patience_s=5)) for _ in range(50)]
@@ -44,7 +46,9 @@ async def test_fifty_callers_at_a_cold_start_cause_one_call_and_all_get_its_toke
     answers = await asyncio.gather(*callers)
     assert bench.wechat.calls == 1
     assert {
-        answer.credential.token.value.reveal() for answer in answers if isinstance(answer, Served) and answer.credential.token
+        answer.credential.token.value.reveal()
+        for answer in answers
+        if isinstance(answer, Served) and answer.credential.token
     } == {token(1)}
     assert all(isinstance(answer, Served) for answer in answers)
 
@@ -72,7 +76,9 @@ async def test_each_waiter_has_its_own_deadline_and_the_call_goes_on(bench: Benc
     assert bench.wechat.calls == 1
 
 
-async def test_a_second_keeper_on_the_same_store_takes_the_token_of_the_first_instead_of_calling(bench: Bench) -> None:
+async def test_a_second_keeper_on_the_same_store_takes_the_token_of_the_first_instead_of_calling(
+    bench: Bench,
+) -> None:
     # The second look: both found it due, one was faster. This is what keeps ten nodes at one call.
     first, second = await bench.keeper(), await bench.keeper()
     await looked(first)
@@ -93,7 +99,7 @@ async def test_while_a_call_is_open_nobody_else_makes_one(bench: Bench) -> None:
         await looked(second)
     assert bench.wechat.calls == 1
     bench.wechat.gate.set()
-    await first.landed()
+    await first.drain()
 
 
 async def test_a_late_answer_never_overwrites_a_newer_one(bench: Bench) -> None:
@@ -110,7 +116,7 @@ async def test_a_late_answer_never_overwrites_a_newer_one(bench: Bench) -> None:
     await looked(quick)
     assert value_of(quick) == token(2)
     held.set()
-    await late.landed()
+    await late.drain()
     assert value_of(late) == token(2)
     stored = await bench.restarted()
     assert value_of(stored) == token(2)
@@ -121,16 +127,18 @@ async def test_what_is_published_never_goes_back_to_an_older_call(bench: Bench) 
     older = keeper.credential
     bench.clock.pass_(4000)
     await looked(keeper)
-    published = Published(ACCOUNT, bench.clock, bench.policy, lambda: None)
+    published = LiveCredential(ACCOUNT, bench.clock, bench.policy, lambda: None)
     assert published.adopt(keeper.credential)
     assert not published.adopt(older)
     assert not published.adopt(replace(older, token=None))
     assert published.credential == keeper.credential
-    assert not published.adopt(replace(older, epoch="another"))  # across epochs the time of the call counts
+    assert not published.adopt(
+        replace(older, epoch="another")
+    )  # across epochs the time of the call counts
     assert published.adopt(replace(keeper.credential, epoch="another"))
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
 
 
 async def test_a_token_is_replaced_at_half_life_and_served_until_then(bench: Bench) -> None:
@@ -141,7 +149,7 @@ async def test_a_token_is_replaced_at_half_life_and_served_until_then(bench: Ben
     bench.clock.pass_(800)
     served = keeper.serve()
     assert served is not None
-    assert served.state is State.STALE
+    assert served.state is TokenState.STALE
     await looked(keeper)
     assert (bench.wechat.calls, value_of(keeper)) == (2, token(2))
 
@@ -157,7 +165,9 @@ async def test_a_stable_token_is_replaced_inside_its_last_300_seconds(bench: Ben
     assert bench.wechat.calls == 2
 
 
-async def test_the_same_token_again_keeps_its_version_and_takes_the_new_expiry(bench: Bench) -> None:
+async def test_the_same_token_again_keeps_its_version_and_takes_the_new_expiry(
+    bench: Bench,
+) -> None:
     keeper = await bench.keeper(stable())
     bench.wechat.answers.extend([Minted(Secret("same"), 300), Minted(Secret("same"), 7000)])
     await looked(keeper)
@@ -188,7 +198,9 @@ async def test_an_expired_token_is_never_served(bench: Bench) -> None:
     assert keeper.serve() is None
 
 
-async def test_min_ttl_waits_for_the_refresh_that_is_due_but_does_not_cause_one_early(bench: Bench) -> None:
+async def test_min_ttl_waits_for_the_refresh_that_is_due_but_does_not_cause_one_early(
+    bench: Bench,
+) -> None:
     keeper = await kept(bench)
     bench.clock.pass_(1000)
     assert code_of(await keeper.get(min_ttl=7000, patience_s=1)) is Code.UPSTREAM_UNAVAILABLE
@@ -199,7 +211,7 @@ async def test_min_ttl_waits_for_the_refresh_that_is_due_but_does_not_cause_one_
     assert (answer.expires_in, bench.wechat.calls) == (7200, 2)
 
 
-# --- failures ---------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 async def test_a_failed_refresh_leaves_a_valid_token_as_it_was(bench: Bench) -> None:
@@ -209,10 +221,12 @@ async def test_a_failed_refresh_leaves_a_valid_token_as_it_was(bench: Bench) -> 
     await looked(keeper)
     served = keeper.serve()
     assert served is not None
-    assert (value_of(keeper), served.state, served.expires_in) == (token(1), State.STALE, 3200)
+    assert (value_of(keeper), served.state, served.expires_in) == (token(1), TokenState.STALE, 3200)
 
 
-async def test_backoff_doubles_between_min_gap_and_max_backoff_and_survives_restarts(bench: Bench) -> None:
+async def test_backoff_doubles_between_min_gap_and_max_backoff_and_survives_restarts(
+    bench: Bench,
+) -> None:
     keeper = await bench.keeper()
     bench.wechat.answers.extend([DOWN] * 50)
     called_at = []
@@ -244,14 +258,18 @@ async def test_alternating_success_and_failure_keeps_min_gap(bench: Bench) -> No
     assert min(gaps) >= 30
 
 
-async def test_an_outage_of_three_hours_is_served_through_until_expiry_then_503_then_one_call(bench: Bench) -> None:
+async def test_an_outage_of_three_hours_is_served_through_until_expiry_then_503_then_one_call(
+    bench: Bench,
+) -> None:
     keeper = await kept(bench)
     bench.wechat.answers.extend([DOWN] * 1000)
     seen = set()
     for _ in range(2160):
         bench.clock.pass_(5)
         await looked(keeper)
-        left = keeper.credential.token.expires_at - bench.clock.now() if keeper.credential.token else 0
+        left = (
+            keeper.credential.token.expires_at - bench.clock.now() if keeper.credential.token else 0
+        )
         assert (value_of(keeper) is not None) == (left >= 15)
         seen.add(value_of(keeper))
     assert seen == {token(1), None}
@@ -278,9 +296,13 @@ async def test_an_outage_of_three_hours_is_served_through_until_expiry_then_503_
         (89506, 86400, Code.UPSTREAM_REFUSED),
     ],
 )
-async def test_each_class_of_errcode_has_its_pause(bench: Bench, errcode: int, pause: int, code: Code) -> None:
+async def test_each_class_of_errcode_has_its_pause(
+    bench: Bench, errcode: int, pause: int, code: Code
+) -> None:
     keeper = await bench.keeper()
-    bench.wechat.answers.append(Failure(rule_for(errcode).kind, f"errcode {errcode}", errcode=errcode))
+    bench.wechat.answers.append(
+        Failure(rule_for(errcode).kind, f"errcode {errcode}", errcode=errcode)
+    )
     await looked(keeper)
     keeper = await bench.restarted()  # the reason is persisted with the pause
     answer = await keeper.get()
@@ -313,28 +335,32 @@ async def test_a_spent_quota_at_wechat_is_believed_until_the_next_beijing_day(be
     assert isinstance(answer, Unavailable)
     assert answer.code is Code.QUOTA_EXHAUSTED
     assert (bench.clock.wall() + answer.retry_after + 8 * 3600) % 86400 <= 1
-    assert code_of(await keeper.refresh(1)) is Code.REFRESH_THROTTLED  # WeChat's own word binds people too
+    assert (
+        code_of(await keeper.refresh(1)) is Code.REFRESH_THROTTLED
+    )  # WeChat's own word binds people too
     assert bench.wechat.calls == 1
 
 
-# --- the lost answer --------------------------------------------------------------------------------------------------
+# --- the lost answer ------------------------------------------------------------------------------
 
 
-async def test_a_lost_answer_makes_the_token_suspect_until_the_overlap_ends_and_a_new_one_comes_inside_it(bench: Bench) -> None:
+async def test_a_lost_answer_makes_the_token_suspect_until_the_overlap_ends_and_a_new_one_comes_inside_it(
+    bench: Bench,
+) -> None:
     keeper = await kept(bench)
     bench.clock.pass_(4000)
     bench.wechat.answers.append(LOST)
     await looked(keeper)
     served = keeper.serve()
     assert served is not None
-    assert (served.state, served.expires_in) == (State.SUSPECT, 300)
+    assert (served.state, served.expires_in) == (TokenState.SUSPECT, 300)
     for _ in range(60):
         bench.clock.pass_(5)
         await looked(keeper)
     assert value_of(keeper) == token(3)
     served = keeper.serve()
     assert served is not None
-    assert served.state is State.FRESH
+    assert served.state is TokenState.FRESH
     assert bench.wechat.calls == 3
 
 
@@ -352,7 +378,9 @@ async def test_a_suspect_token_is_not_served_beyond_its_safe_end(bench: Bench) -
     assert keeper.serve() is None
 
 
-async def test_a_suspect_token_that_lives_after_the_overlap_was_never_pushed_out(bench: Bench) -> None:
+async def test_a_suspect_token_that_lives_after_the_overlap_was_never_pushed_out(
+    bench: Bench,
+) -> None:
     keeper = await kept(bench)
     bench.clock.pass_(4000)
     bench.wechat.answers.extend([LOST, *[DOWN] * 10])
@@ -366,7 +394,9 @@ async def test_a_suspect_token_that_lives_after_the_overlap_was_never_pushed_out
     assert keeper.credential.suspicion is None
 
 
-async def test_a_forced_call_without_an_answer_may_have_killed_the_token_at_once(bench: Bench) -> None:
+async def test_a_forced_call_without_an_answer_may_have_killed_the_token_at_once(
+    bench: Bench,
+) -> None:
     keeper = await bench.keeper(stable())
     await looked(keeper)
     bench.clock.pass_(60)
@@ -399,10 +429,12 @@ async def test_a_lost_answer_of_the_stable_endpoint_means_nothing(bench: Bench) 
     assert keeper.credential.suspicion is None
 
 
-# --- crashes ----------------------------------------------------------------------------------------------------------
+# --- crashes --------------------------------------------------------------------------------------
 
 
-async def test_a_crash_during_a_call_counts_as_spent_and_suspect_and_is_not_repeated_at_once(bench: Bench) -> None:
+async def test_a_crash_during_a_call_counts_as_spent_and_suspect_and_is_not_repeated_at_once(
+    bench: Bench,
+) -> None:
     keeper = await kept(bench)
     bench.clock.pass_(4000)
     store = await bench.open()
@@ -410,9 +442,16 @@ async def test_a_crash_during_a_call_counts_as_spent_and_suspect_and_is_not_repe
     keeper = await bench.restarted()
     served = keeper.serve()
     assert served is not None
-    assert (value_of(keeper), served.state, served.expires_in) == (token(1), State.SUSPECT, 300)
+    assert (value_of(keeper), served.state, served.expires_in) == (
+        token(1),
+        TokenState.SUSPECT,
+        300,
+    )
     await looked(keeper)
-    assert (bench.wechat.calls, bench.wechat.checks) == (1, 1)  # verified, not refreshed: the pause holds
+    assert (bench.wechat.calls, bench.wechat.checks) == (
+        1,
+        1,
+    )  # verified, not refreshed: the pause holds
     bench.clock.pass_(30)
     await looked(keeper)
     assert value_of(keeper) == token(2)
@@ -446,7 +485,7 @@ async def test_a_bug_in_a_flight_is_told_once_and_backs_off(bench: Bench) -> Non
     assert len(bench.told("crashed")) == bench.wechat.calls
 
 
-# --- reports ----------------------------------------------------------------------------------------------------------
+# --- reports --------------------------------------------------------------------------------------
 
 
 async def test_ten_thousand_reports_of_an_old_token_cost_nothing(bench: Bench) -> None:
@@ -458,11 +497,13 @@ async def test_ten_thousand_reports_of_an_old_token_cost_nothing(bench: Bench) -
         named = {"version": old} if number % 2 else {"token": token(1)}
         answer = await keeper.report(1, **named)
         assert not isinstance(answer, Unavailable)
-        assert answer[0] is Outcome.SUPERSEDED
+        assert answer[0] is ReportOutcome.SUPERSEDED
     assert (bench.wechat.calls, bench.wechat.checks) == (2, 0)
 
 
-async def test_ten_thousand_reports_of_a_dead_token_cause_one_verification_and_one_refresh(bench: Bench) -> None:
+async def test_ten_thousand_reports_of_a_dead_token_cause_one_verification_and_one_refresh(
+    bench: Bench,
+) -> None:
     keeper = await kept(bench)
     bench.clock.pass_(60)
     bench.wechat.verdicts.append(Verdict.DEAD)
@@ -472,7 +513,9 @@ async def test_ten_thousand_reports_of_a_dead_token_cause_one_verification_and_o
     await bench.wechat.arrived.wait()
     bench.wechat.gate.set()
     answers = await asyncio.gather(*reports)
-    assert {answer[0] for answer in answers if not isinstance(answer, Unavailable)} == {Outcome.REFRESHED}
+    assert {answer[0] for answer in answers if not isinstance(answer, Unavailable)} == {
+        ReportOutcome.REFRESHED
+    }
     assert not any(isinstance(answer, Unavailable) for answer in answers)
     assert (bench.wechat.calls, bench.wechat.checks) == (2, 1)
     assert [row["lane"] for row in await bench.rows()] == ["scheduled", "report"]
@@ -482,7 +525,7 @@ async def test_a_false_report_costs_no_quota_and_is_throttled_when_repeated(benc
     keeper = await kept(bench)
     answer = await keeper.report(1, token=token(1))
     assert not isinstance(answer, Unavailable)
-    assert answer[0] is Outcome.VERIFIED
+    assert answer[0] is ReportOutcome.VERIFIED
     bench.clock.pass_(4)
     again = await keeper.report(1, token=token(1))
     assert isinstance(again, Unavailable)
@@ -499,7 +542,9 @@ async def test_a_report_that_wechat_does_not_answer_changes_nothing(bench: Bench
     assert value_of(keeper) == token(1)
 
 
-async def test_a_refused_token_is_not_served_while_min_gap_forbids_its_replacement(bench: Bench) -> None:
+async def test_a_refused_token_is_not_served_while_min_gap_forbids_its_replacement(
+    bench: Bench,
+) -> None:
     keeper = await kept(bench)
     bench.wechat.verdicts.append(Verdict.DEAD)
     bench.clock.pass_(12)
@@ -525,10 +570,18 @@ async def test_reports_spend_their_own_lane_and_the_schedule_goes_on(bench: Benc
     bench.clock.pass_(4000)
     await looked(keeper)
     assert value_of(keeper) is not None
-    assert [row["lane"] for row in await bench.rows()] == ["scheduled", "report", "report", "report", "scheduled"]
+    assert [row["lane"] for row in await bench.rows()] == [
+        "scheduled",
+        "report",
+        "report",
+        "report",
+        "scheduled",
+    ]
 
 
-async def test_a_refused_stable_token_is_forced_out_at_most_twenty_times_a_day(bench: Bench) -> None:
+async def test_a_refused_stable_token_is_forced_out_at_most_twenty_times_a_day(
+    bench: Bench,
+) -> None:
     keeper = await bench.keeper(stable())
     await looked(keeper)
     bench.wechat.verdicts.extend([Verdict.DEAD] * 60)
@@ -539,19 +592,21 @@ async def test_a_refused_stable_token_is_forced_out_at_most_twenty_times_a_day(b
     assert sum(bench.wechat.forced) == 20
 
 
-async def test_the_third_token_that_dies_before_its_time_means_a_second_issuer(bench: Bench) -> None:
+async def test_the_third_token_that_dies_before_its_time_means_a_second_issuer(
+    bench: Bench,
+) -> None:
     keeper = await kept(bench)
     bench.wechat.verdicts.extend([Verdict.DEAD] * 3)
     for number in range(1, 4):
         bench.clock.pass_(600)
         await keeper.report(1, version=keeper.credential.version)
         keeper = await bench.restarted()
-        assert keeper.credential.rivalry.count == number
-        assert keeper.credential.rivalry.suspected == (number == 3)
+        assert keeper.credential.second_issuer.count == number
+        assert keeper.credential.second_issuer.suspected == (number == 3)
     assert [facts["count"] for facts in bench.told("second-issuer")] == [1, 2, 3]
 
 
-# --- people -----------------------------------------------------------------------------------------------------------
+# --- people ---------------------------------------------------------------------------------------
 
 
 async def test_an_administrator_spends_a_call_within_min_gap_and_quota(bench: Bench) -> None:
@@ -565,7 +620,9 @@ async def test_an_administrator_spends_a_call_within_min_gap_and_quota(bench: Be
 
 async def test_an_administrator_need_not_sit_out_a_backoff(bench: Bench) -> None:
     keeper = await bench.keeper()
-    bench.wechat.answers.append(Failure(Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7"))
+    bench.wechat.answers.append(
+        Failure(Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7")
+    )
     await looked(keeper)
     bench.clock.pass_(31)
     assert isinstance(await keeper.refresh(1), Served)
@@ -588,7 +645,7 @@ async def test_the_daily_quota_holds_whatever_asks(bench: Bench) -> None:
     assert isinstance(await keeper.refresh(1), Served)
 
 
-# --- watching ---------------------------------------------------------------------------------------------------------
+# --- watching -------------------------------------------------------------------------------------
 
 
 async def test_watchers_wake_on_the_next_version_only(bench: Bench) -> None:
@@ -600,7 +657,9 @@ async def test_watchers_wake_on_the_next_version_only(bench: Bench) -> None:
     bench.clock.pass_(4000)
     await looked(keeper)
     answers = await asyncio.gather(*watchers)
-    assert {answer.credential.version for answer in answers if isinstance(answer, Served)} == {keeper.credential.version}
+    assert {answer.credential.version for answer in answers if isinstance(answer, Served)} == {
+        keeper.credential.version
+    }
     assert keeper.credential.version != version
 
 
@@ -613,15 +672,15 @@ async def test_stopping_wakes_watchers_and_stores_the_call_under_way(bench: Benc
     bench.wechat.arrived.clear()
     keeper.tick()
     await bench.wechat.arrived.wait()
-    keeper.halt()
+    keeper.stop()
     assert await watcher is None
     assert value_of(keeper) == token(1)
     bench.wechat.gate.set()
-    await keeper.landed()
+    await keeper.drain()
     assert value_of(await bench.restarted()) == token(2)
 
 
-# --- a disk that fails ------------------------------------------------------------------------------------------------
+# --- a disk that fails ----------------------------------------------------------------------------
 
 
 async def test_without_a_reservation_there_is_no_call_and_memory_goes_on_serving(

@@ -64,7 +64,10 @@ print(json.dumps(done))
 
 @dataclass
 class Callbacks:
-    """How long each ran that ran for long through a fault of its own: it computed, or it waited. Not: it was preempted."""
+    """How long each ran that ran for long through a fault of its own: it computed, or it waited.
+
+    Not: it was preempted.
+    """
 
     count: int = 0
     slow: list[str] = field(default_factory=list)
@@ -81,7 +84,9 @@ class Callbacks:
                 computed = time.thread_time() - computed
                 if computed > SLOW_S or _waits() > waits:
                     took = time.perf_counter() - wall
-                    self.slow.append(f"{took * 1000:.0f} ms (computed {computed * 1000:.0f}): {handle!r}")
+                    self.slow.append(
+                        f"{took * 1000:.0f} ms (computed {computed * 1000:.0f}): {handle!r}"
+                    )
 
         with monkeypatch.context() as patched:
             patched.setattr(asyncio.Handle, "_run", run)
@@ -106,10 +111,16 @@ async def test_while_everything_is_asked_at_once_no_callback_holds_the_loop(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gc.collect()
-    gc.freeze()  # what a thousand tests left behind is no daemon's: going over it would take longer than all it does
+    # What a thousand tests left behind is no daemon's: going over it would take longer than all it
+    # does
+    gc.freeze()
     rounds = []
     async with daemon(load(house.config)) as addresses:
-        for _ in range(3):  # a fault of ours shows each time; the machine's (a thread that holds the GIL is preempted) does not
+        for _ in range(
+            3
+            # A fault of ours shows each time; the machine's (a thread that holds the GIL is preempted)
+            # does not
+        ):
             rounds.append(await _busy(addresses, monkeypatch))
             if not rounds[-1].slow:
                 break
@@ -120,17 +131,28 @@ async def test_while_everything_is_asked_at_once_no_callback_holds_the_loop(
 async def _busy(addresses: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Callbacks:
     """What a crowd that asks for everything did to the loop."""
     callbacks = Callbacks()
-    host, port = next(address for address in addresses if address.startswith("http")).removeprefix("http://").split(":")
-    crowd = await asyncio.create_subprocess_exec(sys.executable, "-c", CROWD, host, port, str(BUSY_S), stdout=subprocess.PIPE)
+    host, port = (
+        next(address for address in addresses if address.startswith("http"))
+        .removeprefix("http://")
+        .split(":")
+    )
+    crowd = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CROWD, host, port, str(BUSY_S), stdout=subprocess.PIPE
+    )
     with callbacks.watched(monkeypatch):
         said, _ = await crowd.communicate()
     done = json.loads(said)
-    print(f"{BUSY_S:g} s: {callbacks.count} callbacks, {len(callbacks.slow)} over {SLOW_S * 1000:g} ms; asked {done}")
+    print(
+        f"{BUSY_S:g} s: {callbacks.count} callbacks, {len(callbacks.slow)} over {SLOW_S * 1000:g}"
+        f" ms; asked {done}"
+    )
     assert min(done.values()) > BUSY_S
     return callbacks
 
 
-async def test_a_callback_that_computes_or_waits_would_be_found_and_a_preempted_one_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_callback_that_computes_or_waits_would_be_found_and_a_preempted_one_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     callbacks, loop = Callbacks(), asyncio.get_running_loop()
 
     def compute() -> None:

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from broker.core.serving import Served
 from broker.web.connection.connections import Connections
-from broker.web.connection.fast_path import Lane
+from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import FAREWELL_S, accepting, answering
 from tests.harness import invariants
 from tests.harness.doubles import APPID, Bench
@@ -91,7 +91,7 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield house
 
 
-# --- clients that never try twice -------------------------------------------------------------------------------------
+# --- clients that never try twice -----------------------------------------------------------------
 
 
 @dataclass
@@ -107,7 +107,11 @@ class Load:
 
     async def connect(self, number: int) -> Peer:
         name = self.daemon.sockets[number % 2].getsockname()
-        return await (asyncio.open_unix_connection(name) if number % 2 == 0 else asyncio.open_connection(*name))
+        return await (
+            asyncio.open_unix_connection(name)
+            if number % 2 == 0
+            else asyncio.open_connection(*name)
+        )
 
     async def ask_anew(self, number: int, pause: Callable[[], "asyncio.Future[None]"]) -> None:
         """A client that connects for each request."""
@@ -135,12 +139,18 @@ class Load:
         while not self.over.is_set():
             (version,) = self.versions or {"none"}
             reader, writer = await self.connect(number)
-            head = GET.replace(b"main", b"main?wait=1") + b'If-None-Match: "%s"\r\n' % version.encode()
+            head = (
+                GET.replace(b"main", b"main?wait=1") + b'If-None-Match: "%s"\r\n' % version.encode()
+            )
             await self.request(reader, writer, head + ONCE + b"\r\n", expected=(200, 304))
             writer.close()
 
     async def request(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes, expected: tuple[int, ...] = (200,)
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        head: bytes,
+        expected: tuple[int, ...] = (200,),
     ) -> bool:
         """One request and its answer; whether the connection may be used again."""
         began = time.monotonic()
@@ -194,13 +204,18 @@ async def test_two_restarts_under_load_fail_no_request(house: House) -> None:
                 tasks.create_task(load.ask_anew(number, beats(RATE / clients)))
                 tasks.create_task(load.keep_asking(number, beats(RATE / clients)))
                 tasks.create_task(load.watch(number))
-            tasks.create_task(load.keep_asking(0, beats(1.3)))  # rarely enough to find its connection closed
+            tasks.create_task(
+                load.keep_asking(0, beats(1.3))
+            )  # rarely enough to find its connection closed
             for _ in range(2):
                 await served_more(load, RATE * 3 // 2)
                 await asyncio.to_thread(daemon.restart)
             await served_more(load, RATE * 3 // 2)
             load.over.set()
-    print(f"{load.answered} answered, {len(load.failures)} failed, the slowest took {load.slowest:.2f} s")
+    print(
+        f"{load.answered} answered, {len(load.failures)} failed, the slowest took"
+        f" {load.slowest:.2f} s"
+    )
     assert load.failures == []
     assert len(load.versions) == 1
     assert len(house.calls()) == 1
@@ -218,10 +233,15 @@ async def served_more(load: Load, requests: int) -> None:
 
 def test_who_waits_for_a_call_under_way_is_answered_by_its_end(house: House) -> None:
     house.control("/hold", {"appid": APPID})
-    with supervised(house) as daemon, socket.create_connection(daemon.sockets[1].getsockname(), PATIENCE_S) as peer:
+    with (
+        supervised(house) as daemon,
+        socket.create_connection(daemon.sockets[1].getsockname(), PATIENCE_S) as peer,
+    ):
         until(lambda: house.control("")["accounts"][APPID]["in_flight"], "the first call is held")
         peer.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert peer.recv(4096).startswith(b"HTTP/1.1 200 ")  # so it is not in the backlog, waiting for the next daemon
+        assert peer.recv(4096).startswith(
+            b"HTTP/1.1 200 "
+        )  # so it is not in the backlog, waiting for the next daemon
         peer.sendall(GET + b"\r\n")
         daemon.popen.send_signal(signal.SIGTERM)
         daemon.ear.until("STOPPING")
@@ -258,7 +278,10 @@ def test_requests_wait_while_nobody_runs_and_the_next_daemon_answers_them(house:
         daemon.popen.wait()
         began = time.monotonic()
         answers = list[int]()
-        waiting = [threading.Thread(target=lambda: answers.append(house.get("/v1/tokens/main")[0])) for _ in range(20)]
+        waiting = [
+            threading.Thread(target=lambda: answers.append(house.get("/v1/tokens/main")[0]))
+            for _ in range(20)
+        ]
         for thread in waiting:
             thread.start()
         daemon.start()
@@ -270,7 +293,7 @@ def test_requests_wait_while_nobody_runs_and_the_next_daemon_answers_them(house:
     invariants.check(house)
 
 
-# --- the same, step by step -------------------------------------------------------------------------------------------
+# --- the same, step by step -----------------------------------------------------------------------
 
 
 async def test_who_asks_a_stopping_daemon_still_waits_for_the_call_under_way(bench: Bench) -> None:
@@ -278,20 +301,25 @@ async def test_who_asks_a_stopping_daemon_still_waits_for_the_call_under_way(ben
     bench.wechat.gate.clear()
     keeper.tick()
     await bench.wechat.arrived.wait()
-    keeper.halt()
+    keeper.stop()
     asking = asyncio.create_task(keeper.get(patience_s=PATIENCE_S))
     bench.wechat.gate.set()
-    await keeper.landed()
+    await keeper.drain()
     assert isinstance(await asking, Served)
 
 
 @asynccontextmanager
-async def connected(handler: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[Peer]:
+async def connected(
+    handler: Callable[[web.Request], Awaitable[web.Response]],
+) -> AsyncIterator[Peer]:
     """A connection to a daemon's door that has been answered once; the door closes while the connection is open."""
     app = web.Application()
     app.add_routes([web.get("/", handler), web.get("/first", hello)])
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        async with answering(app) as runner, accepting(runner, [sock], Lane(Connections(10))):
+        async with (
+            answering(app) as runner,
+            accepting(runner, [sock], ResponseCache(Connections(10))),
+        ):
             reader, writer = await asyncio.open_connection(*sock.getsockname())
             writer.write(b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")
@@ -302,9 +330,13 @@ async def hello(_request: web.Request) -> web.Response:
     return web.Response(text="hello")
 
 
-async def test_a_request_that_arrives_on_a_kept_connection_while_the_door_closes_is_answered() -> None:
+async def test_a_request_that_arrives_on_a_kept_connection_while_the_door_closes_is_answered() -> (
+    None
+):
     async with connected(hello) as (reader, writer):
-        asyncio.get_running_loop().call_later(FAREWELL_S / 5, writer.write, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        asyncio.get_running_loop().call_later(
+            FAREWELL_S / 5, writer.write, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
     assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
     writer.close()
 

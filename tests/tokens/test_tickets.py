@@ -39,36 +39,59 @@ async def ticket(daemon: Daemon, kind: str = "jsapi", **headers: str) -> dict[st
 
 
 def test_the_official_vector_of_a_page() -> None:
-    held = Secret("sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg")
-    for url in ("http://mp.weixin.qq.com?params=value", "http://mp.weixin.qq.com?params=value#there"):
-        assert signature.jsapi(held, "Wm3WZYTPz0wzccnW", 1414587457, url) == "0f9de62fce790f9a083d5c99e95740ceb90c27ed"
+    held = Secret(
+        "sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg"
+    )
+    for url in (
+        "http://mp.weixin.qq.com?params=value",
+        "http://mp.weixin.qq.com?params=value#there",
+    ):
+        assert (
+            signature.jsapi(held, "Wm3WZYTPz0wzccnW", 1414587457, url)
+            == "0f9de62fce790f9a083d5c99e95740ceb90c27ed"
+        )
 
 
 def test_the_official_vector_of_a_card() -> None:
     values = ("1434008071", "1404896688", "pjZ8Yt1XGILfi-FUsewpnnolGgZk", "123")
     for said in (values, values[::-1]):
-        assert signature.card(Secret("ojZ8YtyVyr30HheH3CM73y7h4jJE"), *said) == "f137ab68b7f8112d20ee528ab6074564e2796250"
+        assert (
+            signature.card(Secret("ojZ8YtyVyr30HheH3CM73y7h4jJE"), *said)
+            == "f137ab68b7f8112d20ee528ab6074564e2796250"
+        )
 
 
 async def test_a_ticket_is_fetched_when_first_asked_for_and_then_served(daemon: Daemon) -> None:
     assert daemon.bench.wechat.tickets == []
     first = await ticket(daemon)
     assert first["ticket"] == f"{CANARY}-jsapi-k1"
-    assert (first["app"], first["appid"], first["type"], first["expires_in"]) == ("main", APPID, "jsapi", 7200)
+    assert (first["app"], first["appid"], first["type"], first["expires_in"]) == (
+        "main",
+        APPID,
+        "jsapi",
+        7200,
+    )
     assert await ticket(daemon) == first
     assert (await ticket(daemon, "wx_card"))["ticket"] == f"{CANARY}-wx_card-k2"
-    assert daemon.bench.wechat.tickets == [("jsapi", f"{CANARY}-main-t1"), ("wx_card", f"{CANARY}-main-t1")]
+    assert daemon.bench.wechat.tickets == [
+        ("jsapi", f"{CANARY}-main-t1"),
+        ("wx_card", f"{CANARY}-main-t1"),
+    ]
 
 
 async def test_a_ticket_is_counted_in_a_ledger_of_its_own(daemon: Daemon) -> None:
     await ticket(daemon)
     store = await daemon.bench.open()
     assert len(await store.history(0, ACCOUNT)) == 1
-    assert [row["outcome"] for row in await store.history(0, replace(ACCOUNT, endpoint=Endpoint.JSAPI))] == ["minted"]
-    assert next(iter(daemon.roster)).usage().last_24h == 1
+    assert [
+        row["outcome"] for row in await store.history(0, replace(ACCOUNT, endpoint=Endpoint.JSAPI))
+    ] == ["minted"]
+    assert next(iter(daemon.registry)).usage().last_24h == 1
 
 
-async def test_a_ticket_is_replaced_ahead_of_its_end_and_outlives_tokens_and_restarts(daemon: Daemon, bench: Bench) -> None:
+async def test_a_ticket_is_replaced_ahead_of_its_end_and_outlives_tokens_and_restarts(
+    daemon: Daemon, bench: Bench
+) -> None:
     first = await ticket(daemon)
     for _ in range(100):
         bench.clock.pass_(50)
@@ -91,7 +114,7 @@ async def test_a_ticket_is_replaced_ahead_of_its_end_and_outlives_tokens_and_res
 async def look(daemon: Daemon) -> None:
     await daemon.look()
     daemon.tickets.tick()
-    await daemon.tickets.landed()
+    await daemon.tickets.drain()
 
 
 async def test_a_ticket_nobody_asks_for_any_more_is_let_go_of(daemon: Daemon, bench: Bench) -> None:
@@ -109,7 +132,9 @@ async def test_a_ticket_nobody_asks_for_any_more_is_let_go_of(daemon: Daemon, be
     assert (await ticket(daemon))["ticket"] == f"{CANARY}-jsapi-k{spent + 1}"
 
 
-async def test_a_refused_token_is_reported_and_the_ticket_asked_for_once_more(daemon: Daemon, bench: Bench) -> None:
+async def test_a_refused_token_is_reported_and_the_ticket_asked_for_once_more(
+    daemon: Daemon, bench: Bench
+) -> None:
     bench.clock.pass_(60)
     bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, "errcode 40001", 40001))
     bench.wechat.verdicts.append(Verdict.DEAD)
@@ -118,13 +143,18 @@ async def test_a_refused_token_is_reported_and_the_ticket_asked_for_once_more(da
     assert (bench.wechat.checks, bench.wechat.calls) == (1, 2)
 
 
-async def test_a_token_that_lives_but_is_refused_costs_nothing_and_the_ticket_backs_off(daemon: Daemon, bench: Bench) -> None:
+async def test_a_token_that_lives_but_is_refused_costs_nothing_and_the_ticket_backs_off(
+    daemon: Daemon, bench: Bench
+) -> None:
     bench.clock.pass_(60)
     bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, "errcode 40001", 40001))
     answer = await daemon.get("/v1/tickets/main/jsapi")
     said = await answer.json()
     assert (answer.status, said["code"]) == (503, "upstream-unavailable")
-    assert "token that the ticket was asked for" in said["detail"] or "ticket that the ticket" in said["detail"]
+    assert (
+        "token that the ticket was asked for" in said["detail"]
+        or "ticket that the ticket" in said["detail"]
+    )
     assert int(answer.headers["Retry-After"]) == said["retry_after"] >= 1
     assert (bench.wechat.calls, len(bench.wechat.tickets)) == (1, 1)
 
@@ -139,7 +169,9 @@ async def test_fifty_callers_cause_one_fetch(daemon: Daemon, bench: Bench) -> No
     assert len(bench.wechat.tickets) == 1
 
 
-async def test_the_same_ticket_again_costs_a_few_calls_not_a_storm(daemon: Daemon, bench: Bench) -> None:
+async def test_the_same_ticket_again_costs_a_few_calls_not_a_storm(
+    daemon: Daemon, bench: Bench
+) -> None:
     """Whether WeChat repeats a ticket until its end, nobody says: where it does, its end is what counts."""
     await ticket(daemon)
     same = Secret(f"{CANARY}-jsapi-k1")
@@ -163,7 +195,12 @@ async def test_who_has_the_ticket_hears_so_and_may_wait_for_the_next(daemon: Dae
 
 
 @pytest.mark.parametrize(
-    ("path", "code"), [("main/other", "unknown-ticket"), ("main/token", "unknown-ticket"), ("no/jsapi", "unknown-app")]
+    ("path", "code"),
+    [
+        ("main/other", "unknown-ticket"),
+        ("main/token", "unknown-ticket"),
+        ("no/jsapi", "unknown-app"),
+    ],
 )
 async def test_what_there_is_none_of_is_not_found(daemon: Daemon, path: str, code: str) -> None:
     answer = await daemon.get(f"/v1/tickets/{path}")
@@ -178,23 +215,28 @@ async def test_wecom_has_none(bench: Bench) -> None:
 
 
 async def test_a_page_is_signed(daemon: Daemon, bench: Bench) -> None:
-    answer = await daemon.post("/v1/tickets/main/jsapi/signature", {"url": "https://shop.example/?a=1#top"})
+    answer = await daemon.post(
+        "/v1/tickets/main/jsapi/signature", {"url": "https://shop.example/?a=1#top"}
+    )
     said = await answer.json()
     assert answer.headers["Cache-Control"] == "no-store"
     assert said.keys() == {"appId", "timestamp", "nonceStr", "signature"}
     assert (said["appId"], said["timestamp"]) == (APPID, int(bench.clock.wall()))
-    page = (
-        f"jsapi_ticket={CANARY}-jsapi-k1&noncestr={said['nonceStr']}&timestamp={said['timestamp']}&url=https://shop.example/?a=1"
-    )
+    page = f"jsapi_ticket={CANARY}-jsapi-k1&noncestr={said['nonceStr']}&timestamp={said['timestamp']}&url=https://shop.example/?a=1"
     assert said["signature"] == hashlib.sha1(page.encode(), usedforsecurity=False).hexdigest()
     assert CANARY not in str(said)
 
 
 async def test_a_card_is_signed(daemon: Daemon) -> None:
-    answer = await daemon.post("/v1/tickets/main/wx_card/signature", {"card_id": "pjZ8Yt", "code": "14"})
+    answer = await daemon.post(
+        "/v1/tickets/main/wx_card/signature", {"card_id": "pjZ8Yt", "code": "14"}
+    )
     said = await answer.json()
     values = sorted([f"{CANARY}-wx_card-k1", said["timestamp"], said["nonce_str"], "pjZ8Yt", "14"])
-    assert said["signature"] == hashlib.sha1("".join(values).encode(), usedforsecurity=False).hexdigest()
+    assert (
+        said["signature"]
+        == hashlib.sha1("".join(values).encode(), usedforsecurity=False).hexdigest()
+    )
     assert CANARY not in str(said)
 
 
@@ -212,12 +254,16 @@ async def test_a_card_is_signed(daemon: Daemon) -> None:
         ("wx_card", {"card_id": "x", "more": "y"}),
     ],
 )
-async def test_what_cannot_be_signed_is_refused_with_a_sentence(daemon: Daemon, path: str, body: object) -> None:
+async def test_what_cannot_be_signed_is_refused_with_a_sentence(
+    daemon: Daemon, path: str, body: object
+) -> None:
     answer = await daemon.post(f"/v1/tickets/main/{path}/signature", body)
     assert (answer.status, (await answer.json())["code"]) == (422, "invalid-body")
 
 
-async def test_a_ticket_that_cannot_be_had_is_a_503_for_signatures_too(daemon: Daemon, bench: Bench) -> None:
+async def test_a_ticket_that_cannot_be_had_is_a_503_for_signatures_too(
+    daemon: Daemon, bench: Bench
+) -> None:
     bench.wechat.ticket_answers.append(DOWN)
     answer = await daemon.post("/v1/tickets/main/jsapi/signature", {"url": "https://shop.example/"})
     assert (answer.status, (await answer.json())["code"]) == (503, "upstream-unavailable")
@@ -230,7 +276,9 @@ async def test_status_shows_tickets_without_their_value(daemon: Daemon) -> None:
     assert CANARY not in str(said)
 
 
-async def test_metrics_show_tickets_by_app_and_type_without_their_value(daemon: Daemon, bench: Bench) -> None:
+async def test_metrics_show_tickets_by_app_and_type_without_their_value(
+    daemon: Daemon, bench: Bench
+) -> None:
     assert "token_broker_ticket_usable{" not in await (await daemon.get("/metrics")).text()
     await ticket(daemon)
     bench.clock.pass_(100)
@@ -248,14 +296,19 @@ async def test_metrics_show_tickets_by_app_and_type_without_their_value(daemon: 
 async def test_a_client_gets_tickets_of_its_own_apps_only(bench: Bench) -> None:
     daemon = Daemon(bench)
     clients = {KEY: Client("shop", frozenset({"read"}), frozenset({"other"}))}
-    await daemon.start(Gate({hashlib.sha256(key.encode()).hexdigest(): client for key, client in clients.items()}, []))
+    await daemon.start(
+        Gate(
+            {hashlib.sha256(key.encode()).hexdigest(): client for key, client in clients.items()},
+            [],
+        )
+    )
     answer = await daemon.get("/v1/tickets/main/jsapi", **BEARER)
     assert (answer.status, (await answer.json())["code"]) == (403, "insufficient-scope")
     assert bench.wechat.tickets == []
     await daemon.http.close()
 
 
-# --- WeChat's own path ------------------------------------------------------------------------------------------------
+# --- WeChat's own path ----------------------------------------------------------------------------
 
 
 async def getticket(daemon: Daemon, **said: str) -> dict[str, Any]:
@@ -265,15 +318,26 @@ async def getticket(daemon: Daemon, **said: str) -> dict[str, Any]:
     return read
 
 
-async def test_who_has_the_token_gets_a_ticket_as_wechat_gives_it(daemon: Daemon, bench: Bench) -> None:
+async def test_who_has_the_token_gets_a_ticket_as_wechat_gives_it(
+    daemon: Daemon, bench: Bench
+) -> None:
     said = await getticket(daemon, access_token=f"{CANARY}-main-t1", type="jsapi")
-    assert said == {"errcode": 0, "errmsg": "ok", "ticket": f"{CANARY}-jsapi-k1", "expires_in": 7200}
+    assert said == {
+        "errcode": 0,
+        "errmsg": "ok",
+        "ticket": f"{CANARY}-jsapi-k1",
+        "expires_in": 7200,
+    }
     bench.clock.pass_(4000)
     await look(daemon)
     for token in ("t1", "t2"):  # the one before is good for the overlap
-        assert (await getticket(daemon, access_token=f"{CANARY}-main-{token}", type="jsapi"))["errcode"] == 0
+        assert (await getticket(daemon, access_token=f"{CANARY}-main-{token}", type="jsapi"))[
+            "errcode"
+        ] == 0
     bench.clock.pass_(301)
-    assert (await getticket(daemon, access_token=f"{CANARY}-main-t1", type="jsapi"))["errcode"] == 40001
+    assert (await getticket(daemon, access_token=f"{CANARY}-main-t1", type="jsapi"))[
+        "errcode"
+    ] == 40001
     assert len(bench.wechat.tickets) == 1
 
 
@@ -286,7 +350,9 @@ async def test_who_has_the_token_gets_a_ticket_as_wechat_gives_it(daemon: Daemon
         ({"access_token": f"{CANARY}-main-t1", "type": "token"}, 47001),
     ],
 )
-async def test_others_hear_wechats_numbers(daemon: Daemon, said: dict[str, str], errcode: int) -> None:
+async def test_others_hear_wechats_numbers(
+    daemon: Daemon, said: dict[str, str], errcode: int
+) -> None:
     answer = await getticket(daemon, **said)
     assert answer["errcode"] == errcode
     assert not re.search(CANARY, str(answer))

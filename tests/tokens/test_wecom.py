@@ -11,7 +11,7 @@ import pytest
 
 from broker.config.load import ConfigError, load
 from broker.core.answer import token_answer
-from broker.core.credential import Credential, Endpoint, Policy, Token
+from broker.core.credential import Credential, Endpoint, HeldToken, Policy
 from broker.core.decision import refresh_at, scheduled_at
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Minted, Verdict
@@ -30,17 +30,21 @@ KEY, CRM_KEY = f"{CANARY}-key", f"{CANARY}-key-of-crm"
 POLICY = Policy()
 
 
-# --- the rule ---------------------------------------------------------------------------------------------------------
+# --- the rule -------------------------------------------------------------------------------------
 
 
 def test_the_next_token_is_asked_for_when_this_one_has_expired() -> None:
-    held = Credential("e", Token(Secret("t"), 1, 100.0, 7300.0))
-    assert scheduled_at(held, Endpoint.WECOM, POLICY) == refresh_at(held, Endpoint.WECOM, POLICY) == 7302.0
+    held = Credential("e", HeldToken(Secret("t"), 1, 100.0, 7300.0))
+    assert (
+        scheduled_at(held, Endpoint.WECOM, POLICY)
+        == refresh_at(held, Endpoint.WECOM, POLICY)
+        == 7302.0
+    )
     assert calls_per_day(Endpoint.WECOM, POLICY) == 13
 
 
 def test_a_repeated_token_is_not_prolonged_before_its_end_and_is_after_it() -> None:
-    held = Credential("e", Token(Secret("t"), 1, 100.0, 7300.0))
+    held = Credential("e", HeldToken(Secret("t"), 1, 100.0, 7300.0))
     again = minted(held, 2, 5000.0, (Secret("t"), 7200.0), Endpoint.WECOM)
     assert (again.version, again.token and again.token.expires_at) == ("e-1", 7300.0)
     sooner = minted(held, 2, 5000.0, (Secret("t"), 100.0), Endpoint.WECOM)
@@ -52,11 +56,11 @@ def test_a_repeated_token_is_not_prolonged_before_its_end_and_is_after_it() -> N
 
 
 def test_a_token_that_died_early_is_no_sign_of_a_second_issuer() -> None:
-    held = Credential("e", Token(Secret("t"), 1, 100.0, 7300.0))
+    held = Credential("e", HeldToken(Secret("t"), 1, 100.0, 7300.0))
     dead = found_dead(held, "e-1", 200.0, 1e9, Endpoint.WECOM)
     assert dead is not None
     assert dead.refused
-    assert dead.rivalry.count == 0
+    assert dead.second_issuer.count == 0
 
 
 async def test_a_day_costs_a_dozen_calls_and_a_lost_answer_nothing(bench: Bench) -> None:
@@ -70,10 +74,12 @@ async def test_a_day_costs_a_dozen_calls_and_a_lost_answer_nothing(bench: Bench)
         lost += value_of(keeper) is None
         assert keeper.credential.suspicion is None
     assert bench.wechat.calls <= 14
-    assert lost * 5 < 12 * 25 + 60  # the last seconds of each, which policy.min_serve keeps back, and one failure
+    assert (
+        lost * 5 < 12 * 25 + 60
+    )  # the last seconds of each, which policy.min_serve keeps back, and one failure
 
 
-# --- errcodes ---------------------------------------------------------------------------------------------------------
+# --- errcodes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -87,16 +93,24 @@ async def test_a_day_costs_a_dozen_calls_and_a_lost_answer_nothing(bench: Bench)
     ],
 )
 def test_wecoms_numbers_are_its_own(errcode: int, kind: Kind) -> None:
-    text = "not allow to access from your ip, hint: [1655882], from ip: 203.0.113.7, more info at https://open.work.weixin.qq.com"
+    text = (
+        "not allow to access from your ip, hint: [1655882], from ip: 203.0.113.7, more info at"
+        " https://open.work.weixin.qq.com"
+    )
     answer = token_answer(json.dumps({"errcode": errcode, "errmsg": text}).encode(), wecom=True)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.ip) == (kind, "203.0.113.7" if kind is Kind.ADMISSION else None)
     if kind is not Kind.TRANSIENT:
         assert "WeCom" in answer.advice or kind is Kind.SLOW_DOWN
-    assert isinstance(token_answer(b'{"errcode":0,"errmsg":"ok","access_token":"T","expires_in":7200}', wecom=True), Minted)
+    assert isinstance(
+        token_answer(
+            b'{"errcode":0,"errmsg":"ok","access_token":"T","expires_in":7200}', wecom=True
+        ),
+        Minted,
+    )
 
 
-# --- its own path -----------------------------------------------------------------------------------------------------
+# --- its own path ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -121,11 +135,18 @@ async def gettoken(daemon: Daemon, **said: str) -> dict[str, Any]:
 async def test_the_key_says_which_app_of_the_corpid_is_meant(daemon: Daemon) -> None:
     said = await gettoken(daemon, corpid=CORP, corpsecret=CRM_KEY)
     assert said["access_token"].startswith(f"{CANARY}-crm-")
-    assert {**said, "access_token": ""} == {"errcode": 0, "errmsg": "ok", "access_token": "", "expires_in": 7200}
+    assert {**said, "access_token": ""} == {
+        "errcode": 0,
+        "errmsg": "ok",
+        "access_token": "",
+        "expires_in": 7200,
+    }
     several = await gettoken(daemon, corpid=CORP, corpsecret=KEY)
     assert several["errcode"] == 40013
     assert "client of its own" in several["errmsg"]
-    assert (await gettoken(daemon, corpid="main", corpsecret=KEY))["access_token"].startswith(f"{CANARY}-main-")
+    assert (await gettoken(daemon, corpid="main", corpsecret=KEY))["access_token"].startswith(
+        f"{CANARY}-main-"
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,13 +159,17 @@ async def test_the_key_says_which_app_of_the_corpid_is_meant(daemon: Daemon) -> 
         ({"corpid": "shop", "corpsecret": KEY}, 40013, "invalid corpid"),
     ],
 )
-async def test_others_hear_wecoms_numbers(daemon: Daemon, said: dict[str, str], errcode: int, errmsg: str) -> None:
+async def test_others_hear_wecoms_numbers(
+    daemon: Daemon, said: dict[str, str], errcode: int, errmsg: str
+) -> None:
     assert await gettoken(daemon, **said) == {"errcode": errcode, "errmsg": errmsg}
 
 
 async def test_wechats_path_gives_no_token_of_wecoms(daemon: Daemon) -> None:
     asked = {"grant_type": "client_credential", "appid": CORP, "secret": CRM_KEY}
-    assert (await (await daemon.http.get("/cgi-bin/token", params=asked)).json())["errcode"] == 40013
+    assert (await (await daemon.http.get("/cgi-bin/token", params=asked)).json())[
+        "errcode"
+    ] == 40013
 
 
 async def test_asking_again_is_a_report_there_too(daemon: Daemon, bench: Bench) -> None:
@@ -156,7 +181,7 @@ async def test_asking_again_is_a_report_there_too(daemon: Daemon, bench: Bench) 
     assert bench.wechat.checks == 1
 
 
-# --- configuration, and for real --------------------------------------------------------------------------------------
+# --- configuration, and for real ------------------------------------------------------------------
 
 
 def configuration(tmp_path: Path, apps: str) -> Path:
@@ -170,7 +195,9 @@ APP = '[apps.{}]\nappid = "{}"\nsecret = "{}"\n{}\n'
 
 
 def test_apps_of_one_corpid_are_configured_side_by_side(tmp_path: Path) -> None:
-    both = [APP.format(name, CORP, f"secret-of-{name}", 'endpoint = "wecom"') for name in ("hr", "crm")]
+    both = [
+        APP.format(name, CORP, f"secret-of-{name}", 'endpoint = "wecom"') for name in ("hr", "crm")
+    ]
     accounts = load(configuration(tmp_path, "".join(both)), {}).apps
     assert {account.endpoint for account in accounts.values()} == {Endpoint.WECOM}
     assert len({account.id for account in accounts.values()}) == 2
@@ -179,7 +206,10 @@ def test_apps_of_one_corpid_are_configured_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("apps", "complaint"),
     [
-        (APP.format("hr", CORP, "s", ""), 'apps.hr.appid: is a corpid: an app of WeCom\'s has endpoint = "wecom"'),
+        (
+            APP.format("hr", CORP, "s", ""),
+            'apps.hr.appid: is a corpid: an app of WeCom\'s has endpoint = "wecom"',
+        ),
         (APP.format("hr", CORP, "s", 'endpoint = "jsapi"'), "apps.hr.endpoint"),
         (
             APP.format("a", "wx01", "s", 'endpoint = "wecom"') + APP.format("b", "wx01", "t", ""),
@@ -196,7 +226,9 @@ def test_what_cannot_be_is_refused(tmp_path: Path, apps: str, complaint: str) ->
 def test_a_daemon_serves_apps_of_both_platforms(tmp_path: Path) -> None:
     house = House(tmp_path)
     with house.sandboxed():
-        more = f'[wecom]\napi_base = "{house.sandbox}"\n' + APP.format("crm", CORP, f"{CANARY}-crm", 'endpoint = "wecom"')
+        more = f'[wecom]\napi_base = "{house.sandbox}"\n' + APP.format(
+            "crm", CORP, f"{CANARY}-crm", 'endpoint = "wecom"'
+        )
         house.configure(more=more).chmod(0o600)
         with house.serving() as first:
             _, main = house.get("/v1/tokens/main")

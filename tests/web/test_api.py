@@ -13,14 +13,14 @@ from aiohttp.test_utils import TestClient, TestServer
 from broker.core.credential import Account
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
-from broker.web.api.compat import DropIn
+from broker.web.api.compat import Compat
 from broker.web.api.metrics import Metrics
 from broker.web.api.tickets import TicketDesk
-from broker.web.client_stats import Visitors
+from broker.web.client_stats import ClientStats
 from broker.web.connection.connections import Connections
-from broker.web.connection.fast_path import Lane
+from broker.web.connection.fast_path import ResponseCache
 from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.server import application
@@ -37,28 +37,36 @@ class Daemon:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.crashes: list[tuple[str, Exception]] = []
-        self.roster: Roster
+        self.registry: Registry
         self.tickets: Tickets
         self.http: TestClient[Any, Any]
 
-    async def start(self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False) -> None:
-        tools = await self.bench.tools()
+    async def start(
+        self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False
+    ) -> None:
+        tools = await self.bench.dependencies()
         metrics = Metrics()
-        self.roster = Roster(list(accounts), tools)
-        await self.roster.start()
+        self.registry = Registry(list(accounts), tools)
+        await self.registry.start()
         clock, store = self.bench.clock, await self.bench.open()
-        lane = Lane(Connections(100, clock.now))
-        self.tickets = Tickets(self.roster, tools, self.bench.wechat)
-        visitors = Visitors(clock.now)
-        self.edge = metrics.edge = edge = Edge(self.roster, 5.0, lane, clock.wall, visitors, store.history, self.tickets.of)
-        more = TicketDesk(self.tickets).routes() + (DropIn(gate, self.tickets).routes() if drop_in else [])
-        app = application(edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more)
+        lane = ResponseCache(Connections(100, clock.now))
+        self.tickets = Tickets(self.registry, tools, self.bench.wechat)
+        client_stats = ClientStats(clock.now)
+        self.edge = metrics.edge = edge = Edge(
+            self.registry, 5.0, lane, clock.wall, client_stats, store.history, self.tickets.of
+        )
+        more = TicketDesk(self.tickets).routes() + (
+            Compat(gate, self.tickets).routes() if drop_in else []
+        )
+        app = application(
+            edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more
+        )
         self.http = TestClient(TestServer(app))
         await self.http.start_server()
 
     async def look(self) -> None:
-        self.roster.tick()
-        await self.roster.landed()
+        self.registry.tick()
+        await self.registry.drain()
 
     async def get(self, path: str, **headers: str) -> ClientResponse:
         return await self.http.get(path, headers={**ME, **headers})
@@ -102,7 +110,7 @@ async def problem(response: ClientResponse) -> tuple[int, str]:
     return response.status, body["code"]
 
 
-# --- GET --------------------------------------------------------------------------------------------------------------
+# --- GET ------------------------------------------------------------------------------------------
 
 
 async def test_a_token_comes_with_all_that_the_contract_promises(daemon: Daemon) -> None:
@@ -137,9 +145,15 @@ async def test_if_none_match_answers_304_at_once_and_waits_with_wait(daemon: Dae
     etag = (await daemon.get("/v1/tokens/main")).headers["ETag"]
     for tags in (etag, f'"x", {etag}', f"W/{etag}", "*"):
         response = await daemon.get("/v1/tokens/main", **{"If-None-Match": tags})
-        assert (response.status, response.headers["ETag"], await response.read()) == (304, etag, b"")
+        assert (response.status, response.headers["ETag"], await response.read()) == (
+            304,
+            etag,
+            b"",
+        )
     assert (await daemon.get("/v1/tokens/main?wait=0.01", **{"If-None-Match": etag})).status == 304
-    assert (await daemon.get("/v1/tokens/main?wait=300", **{"If-None-Match": '"older"'})).status == 200
+    assert (
+        await daemon.get("/v1/tokens/main?wait=300", **{"If-None-Match": '"older"'})
+    ).status == 200
     assert (await daemon.get("/v1/tokens/main?wait=300")).status == 200
 
 
@@ -161,11 +175,25 @@ async def test_min_ttl_asks_for_a_token_with_that_much_left(daemon: Daemon) -> N
     daemon.bench.clock.pass_(4000)
     body = await (await daemon.get("/v1/tokens/main?min_ttl=7000")).json()
     assert body["expires_in"] == 7200
-    assert await problem(await daemon.get("/v1/tokens/main?min_ttl=86400")) == (503, "upstream-unavailable")
+    assert await problem(await daemon.get("/v1/tokens/main?min_ttl=86400")) == (
+        503,
+        "upstream-unavailable",
+    )
 
 
 @pytest.mark.parametrize(
-    "query", ["wait=301", "wait=-1", "wait=x", "wait=nan", "wait=1&wait=2", "min_ttl=1e9", "mint_ttl=3", "wait=", "wait=1.2.3"]
+    "query",
+    [
+        "wait=301",
+        "wait=-1",
+        "wait=x",
+        "wait=nan",
+        "wait=1&wait=2",
+        "min_ttl=1e9",
+        "mint_ttl=3",
+        "wait=",
+        "wait=1.2.3",
+    ],
 )
 async def test_a_bad_parameter_is_named(daemon: Daemon, query: str) -> None:
     response = await daemon.get(f"/v1/tokens/main?{query}")
@@ -184,10 +212,15 @@ async def test_an_unknown_app_and_an_unknown_route_are_404(daemon: Daemon) -> No
         (DOWN, "upstream-unavailable"),
         (Failure(Kind.QUOTA, "errcode 45009", errcode=45009), "quota-exhausted"),
         (Failure(Kind.CONFIGURATION, "errcode 40125", errcode=40125), "upstream-refused"),
-        (Failure(Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7"), "upstream-refused"),
+        (
+            Failure(Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7"),
+            "upstream-refused",
+        ),
     ],
 )
-async def test_no_token_is_503_with_the_reason_and_a_true_retry_after(daemon: Daemon, failure: Failure, code: str) -> None:
+async def test_no_token_is_503_with_the_reason_and_a_true_retry_after(
+    daemon: Daemon, failure: Failure, code: str
+) -> None:
     daemon.bench.wechat.answers.append(failure)
     response = await daemon.get("/v1/tokens/main")
     assert await problem(response) == (503, code)
@@ -196,17 +229,21 @@ async def test_no_token_is_503_with_the_reason_and_a_true_retry_after(daemon: Da
     assert (await daemon.get("/v1/tokens/main")).status == 200
 
 
-# --- reports and refreshes --------------------------------------------------------------------------------------------
+# --- reports and refreshes ------------------------------------------------------------------------
 
 
 async def test_the_three_outcomes_of_a_report(daemon: Daemon) -> None:
     await daemon.look()
     version = (await (await daemon.get("/v1/tokens/main")).json())["version"]
-    verified = await (await daemon.post("/v1/tokens/main/report", {"version": version, "errcode": 40001})).json()
+    verified = await (
+        await daemon.post("/v1/tokens/main/report", {"version": version, "errcode": 40001})
+    ).json()
     assert (verified["outcome"], verified["version"]) == ("verified", version)
     daemon.bench.clock.pass_(60)
     daemon.bench.wechat.verdicts.append(Verdict.DEAD)
-    refreshed = await (await daemon.post("/v1/tokens/main/report", {"access_token": f"{CANARY}-main-t1"})).json()
+    refreshed = await (
+        await daemon.post("/v1/tokens/main/report", {"access_token": f"{CANARY}-main-t1"})
+    ).json()
     assert (refreshed["outcome"], refreshed["access_token"]) == ("refreshed", f"{CANARY}-main-t2")
     late = await (await daemon.post("/v1/tokens/main/report", {"version": version})).json()
     assert (late["outcome"], late["access_token"]) == ("superseded", f"{CANARY}-main-t2")
@@ -216,7 +253,9 @@ async def test_the_three_outcomes_of_a_report(daemon: Daemon) -> None:
 async def test_a_repeated_report_of_a_good_token_is_throttled(daemon: Daemon) -> None:
     await daemon.look()
     await daemon.post("/v1/tokens/main/report", {"access_token": f"{CANARY}-main-t1"})
-    assert await problem(await daemon.post("/v1/tokens/main/report", {"access_token": f"{CANARY}-main-t1"})) == (
+    assert await problem(
+        await daemon.post("/v1/tokens/main/report", {"access_token": f"{CANARY}-main-t1"})
+    ) == (
         429,
         "report-throttled",
     )
@@ -236,7 +275,9 @@ async def test_a_repeated_report_of_a_good_token_is_throttled(daemon: Daemon) ->
         ("text", (422, "invalid-body")),
     ],
 )
-async def test_a_bad_report_says_where_it_is_wrong(daemon: Daemon, body: object, answer: tuple[int, str]) -> None:
+async def test_a_bad_report_says_where_it_is_wrong(
+    daemon: Daemon, body: object, answer: tuple[int, str]
+) -> None:
     assert await problem(await daemon.post("/v1/tokens/main/report", body)) == answer
     assert daemon.bench.wechat.checks == 0
 
@@ -244,8 +285,14 @@ async def test_a_bad_report_says_where_it_is_wrong(daemon: Daemon, body: object,
 async def test_bodies_that_are_no_json_too_large_or_of_another_type(daemon: Daemon) -> None:
     url, as_json = "/v1/tokens/main/report", {**ME, "Content-Type": "application/json"}
     for body in (b"{", b"\xff", b"[" * 10_000):
-        assert await problem(await daemon.http.post(url, data=body, headers=as_json)) == (400, "invalid-json")
-    assert await problem(await daemon.http.post(url, data=b" " * 70_000, headers=as_json)) == (413, "body-too-large")
+        assert await problem(await daemon.http.post(url, data=body, headers=as_json)) == (
+            400,
+            "invalid-json",
+        )
+    assert await problem(await daemon.http.post(url, data=b" " * 70_000, headers=as_json)) == (
+        413,
+        "body-too-large",
+    )
     form = await daemon.http.post(url, data={"version": "a"}, headers=ME)
     assert await problem(form) == (415, "unsupported-media-type")
     assert daemon.crashes == []
@@ -253,21 +300,45 @@ async def test_bodies_that_are_no_json_too_large_or_of_another_type(daemon: Daem
 
 async def test_a_refresh_spends_a_call_within_min_gap(daemon: Daemon) -> None:
     await daemon.look()
-    assert await problem(await daemon.http.post("/v1/tokens/main/refresh", headers=ME)) == (429, "refresh-throttled")
+    assert await problem(await daemon.http.post("/v1/tokens/main/refresh", headers=ME)) == (
+        429,
+        "refresh-throttled",
+    )
     daemon.bench.clock.pass_(30)
     body = await (await daemon.http.post("/v1/tokens/main/refresh", headers=ME)).json()
     assert body["access_token"] == f"{CANARY}-main-t2"
-    assert await problem(await daemon.post("/v1/tokens/main/refresh", {"force": "yes"})) == (422, "invalid-body")
+    assert await problem(await daemon.post("/v1/tokens/main/refresh", {"force": "yes"})) == (
+        422,
+        "invalid-body",
+    )
 
 
-# --- who gets in ------------------------------------------------------------------------------------------------------
+# --- who gets in ----------------------------------------------------------------------------------
 
-EVERY_ROUTE = ["/v1/tokens/main", "/v1/status", "/livez", "/readyz", "/health", "/metrics", "/openapi.json", "/nothing"]
+EVERY_ROUTE = [
+    "/v1/tokens/main",
+    "/v1/status",
+    "/livez",
+    "/readyz",
+    "/health",
+    "/metrics",
+    "/openapi.json",
+    "/nothing",
+]
 
 
 @pytest.mark.parametrize("path", EVERY_ROUTE)
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "localhost.", "[::1", "10.0.0.5"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "",
+        "localhost.",
+        "[::1",
+        "10.0.0.5",
+    ],
 )
 async def test_every_route_refuses_a_foreign_host(daemon: Daemon, path: str, host: str) -> None:
     response = await daemon.get(path, Host=host)
@@ -275,7 +346,9 @@ async def test_every_route_refuses_a_foreign_host(daemon: Daemon, path: str, hos
     assert CANARY not in await response.text()
 
 
-@pytest.mark.parametrize("host", ["localhost", "LocalHost:8765", "127.0.0.1:1", "[::1]:8765", "127.9.9.9"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost:8765", "127.0.0.1:1", "[::1]:8765", "127.9.9.9"]
+)
 async def test_loopback_names_are_ours_whatever_the_port(daemon: Daemon, host: str) -> None:
     assert (await daemon.get("/livez", Host=host)).status in {200, 503}
 
@@ -305,7 +378,10 @@ async def test_browsers_and_proxies_get_no_token_but_may_see_the_status(
     daemon: Daemon, header: str, value: str, code: str
 ) -> None:
     await daemon.look()
-    for send in (daemon.get("/v1/tokens/main", **{header: value}), daemon.post("/v1/tokens/main/report", {}, **{header: value})):
+    for send in (
+        daemon.get("/v1/tokens/main", **{header: value}),
+        daemon.post("/v1/tokens/main/report", {}, **{header: value}),
+    ):
         response = await send
         assert await problem(response) == (403, code)
         assert CANARY not in await response.text()
@@ -313,54 +389,95 @@ async def test_browsers_and_proxies_get_no_token_but_may_see_the_status(
 
 
 async def test_without_clients_a_program_shows_its_intent_by_a_header(daemon: Daemon) -> None:
-    for headers in ({}, {"X-Token-Broker": "0"}, {"X-Token-Broker": ""}, {"Authorization": "Bearer x"}):
-        assert await problem(await daemon.http.get("/v1/tokens/main", headers=headers)) == (403, "missing-request-header")
+    for headers in (
+        {},
+        {"X-Token-Broker": "0"},
+        {"X-Token-Broker": ""},
+        {"Authorization": "Bearer x"},
+    ):
+        assert await problem(await daemon.http.get("/v1/tokens/main", headers=headers)) == (
+            403,
+            "missing-request-header",
+        )
 
 
 async def test_with_clients_only_a_key_counts(guarded: Daemon) -> None:
     path = "/v1/tokens/main"
     assert await problem(await guarded.get(path)) == (401, "missing-key")
-    for wrong in ("Bearer x", "Bearer ", "Basic b3JkZXJz", "x", "Bearer " + "y" * 7000, f"Bearer {KEYS['orders']}x"):
+    for wrong in (
+        "Bearer x",
+        "Bearer ",
+        "Basic b3JkZXJz",
+        "x",
+        "Bearer " + "y" * 7000,
+        f"Bearer {KEYS['orders']}x",
+    ):
         response = await guarded.get(path, Authorization=wrong)
         assert await problem(response) == (401, "invalid-key")
         assert "WWW-Authenticate" in response.headers
     good = f"Bearer {KEYS['orders']}"
     assert (await guarded.http.get(path, headers={"Authorization": good})).status == 200
-    doubled = await guarded.http.get(path, headers=[("Authorization", good), ("Authorization", good)])
+    doubled = await guarded.http.get(
+        path, headers=[("Authorization", good), ("Authorization", good)]
+    )
     assert await problem(doubled) == (401, "invalid-key")
 
 
 async def test_scopes_and_apps_are_kept_apart(guarded: Daemon) -> None:
-    orders, ops, other = ({"Authorization": f"Bearer {KEYS[name]}"} for name in ("orders", "ops", "other"))
+    orders, ops, other = (
+        {"Authorization": f"Bearer {KEYS[name]}"} for name in ("orders", "ops", "other")
+    )
     refresh = "/v1/tokens/main/refresh"
-    assert await problem(await guarded.http.post(refresh, headers=orders)) == (403, "insufficient-scope")
+    assert await problem(await guarded.http.post(refresh, headers=orders)) == (
+        403,
+        "insufficient-scope",
+    )
     assert (await guarded.http.post(refresh, headers=ops)).status == 200
     for app in ("main", APPID, "nobody"):
-        assert await problem(await guarded.http.get(f"/v1/tokens/{app}", headers=other)) == (403, "insufficient-scope")
-    assert await problem(await guarded.http.get("/v1/tokens/nobody", headers=ops)) == (404, "unknown-app")
+        assert await problem(await guarded.http.get(f"/v1/tokens/{app}", headers=other)) == (
+            403,
+            "insufficient-scope",
+        )
+    assert await problem(await guarded.http.get("/v1/tokens/nobody", headers=ops)) == (
+        404,
+        "unknown-app",
+    )
 
 
 @pytest.mark.parametrize(
-    "path", ["//v1/tokens/main", "/v1//tokens/main", "/v1/tokens/main;x", "/v1/tokens/%2e%2e/main", "/v1/tokens/main/"]
+    "path",
+    [
+        "//v1/tokens/main",
+        "/v1//tokens/main",
+        "/v1/tokens/main;x",
+        "/v1/tokens/%2e%2e/main",
+        "/v1/tokens/main/",
+    ],
 )
-async def test_paths_that_are_not_quite_ours_are_404_behind_the_gate(daemon: Daemon, path: str) -> None:
+async def test_paths_that_are_not_quite_ours_are_404_behind_the_gate(
+    daemon: Daemon, path: str
+) -> None:
     await daemon.look()
     reader, writer = await asyncio.open_connection(daemon.http.host, daemon.http.port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nConnection: close\r\n\r\n".encode())
+    writer.write(
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nConnection: close\r\n\r\n".encode()
+    )
     answer = await reader.read()
     writer.close()
     assert b" 404 " in answer.splitlines()[0]
     assert CANARY.encode() not in answer
 
 
-# --- status and probes ------------------------------------------------------------------------------------------------
+# --- status and probes ----------------------------------------------------------------------------
 
 
 async def test_status_tells_everything_but_the_token(daemon: Daemon) -> None:
     await daemon.look()
     daemon.bench.clock.pass_(4000)
     daemon.bench.wechat.answers.append(
-        Failure(Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7", rid="65ecc868-1-2")
+        Failure(
+            Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7", rid="65ecc868-1-2"
+        )
     )
     await daemon.look()
     text = await (await daemon.get("/v1/status")).text()
@@ -381,7 +498,11 @@ async def test_probes_follow_the_state_and_never_call_wechat(daemon: Daemon) -> 
     assert ((await daemon.get("/livez")).status, (await daemon.get("/health")).status) == (200, 503)
     daemon.bench.clock.pass_(30)
     await daemon.look()
-    assert [(await daemon.get(path)).status for path in ("/livez", "/readyz", "/health")] == [200, 200, 200]
+    assert [(await daemon.get(path)).status for path in ("/livez", "/readyz", "/health")] == [
+        200,
+        200,
+        200,
+    ]
     daemon.bench.clock.pass_(4000)
     daemon.bench.wechat.answers.append(LOST)
     await daemon.look()
@@ -408,16 +529,18 @@ async def test_metrics_count_calls_and_requests_and_hold_no_token(daemon: Daemon
     assert CANARY not in text
 
 
-async def test_a_stopping_daemon_is_not_ready_but_answers_from_memory_and_lets_go_of_the_connection(daemon: Daemon) -> None:
+async def test_a_stopping_daemon_is_not_ready_but_answers_from_memory_and_lets_go_of_the_connection(
+    daemon: Daemon,
+) -> None:
     await daemon.look()
-    daemon.roster.halt()
+    daemon.registry.stop()
     assert (await daemon.get("/readyz")).status == 503
     response = await daemon.get("/v1/tokens/main")
     assert (response.status, response.headers["Connection"]) == (200, "close")
 
 
 async def test_a_stopping_daemon_without_a_token_says_so(daemon: Daemon) -> None:
-    daemon.roster.halt()
+    daemon.registry.stop()
     assert await problem(await daemon.get("/v1/tokens/main")) == (503, "stopping")
 
 
@@ -426,19 +549,26 @@ async def test_a_stopping_daemon_tells_a_watcher_that_nothing_is_new(daemon: Dae
     tag = (await daemon.get("/v1/tokens/main")).headers["ETag"]
     watcher = asyncio.create_task(daemon.get("/v1/tokens/main?wait=300", **{"If-None-Match": tag}))
     await daemon.get("/livez")
-    daemon.roster.halt()
+    daemon.registry.stop()
     assert (await watcher).status == 304
 
 
-async def test_a_report_that_a_stopping_daemon_cannot_verify_is_not_called_refreshed(daemon: Daemon) -> None:
+async def test_a_report_that_a_stopping_daemon_cannot_verify_is_not_called_refreshed(
+    daemon: Daemon,
+) -> None:
     await daemon.look()
-    version = daemon.roster.find("main").credential.version  # type: ignore[union-attr]
-    daemon.roster.halt()
-    assert await problem(await daemon.post("/v1/tokens/main/report", {"version": version})) == (503, "stopping")
+    version = daemon.registry.find("main").credential.version  # type: ignore[union-attr]
+    daemon.registry.stop()
+    assert await problem(await daemon.post("/v1/tokens/main/report", {"version": version})) == (
+        503,
+        "stopping",
+    )
 
 
-async def test_a_bug_in_a_handler_is_a_problem_without_its_text(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon.roster, "find", lambda _: 1 / 0)
+async def test_a_bug_in_a_handler_is_a_problem_without_its_text(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon.registry, "find", lambda _: 1 / 0)
     response = await daemon.get("/v1/tokens/main")
     assert await problem(response) == (500, "internal-error")
     assert "division" not in await response.text()
@@ -447,7 +577,9 @@ async def test_a_bug_in_a_handler_is_a_problem_without_its_text(daemon: Daemon, 
 
 async def test_openapi_describes_every_route_that_exists(daemon: Daemon) -> None:
     document = json.loads(await (await daemon.get("/openapi.json")).text())
-    described = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
+    described = {
+        (path, method.upper()) for path, methods in document["paths"].items() for method in methods
+    }
     served = {
         (resource.canonical, route.method)
         for resource in daemon.http.app.router.resources()
@@ -460,13 +592,21 @@ async def test_openapi_describes_every_route_that_exists(daemon: Daemon) -> None
 
 def test_the_document_is_valid_enough_to_be_found_by_name() -> None:
     text = (ROOT / "broker/web/api/openapi.py").read_text()
-    for code in ("host-not-allowed", "browser-request", "forwarded-request", "missing-request-header", "insufficient-scope"):
+    for code in (
+        "host-not-allowed",
+        "browser-request",
+        "forwarded-request",
+        "missing-request-header",
+        "insufficient-scope",
+    ):
         assert code in text
 
 
 async def test_a_report_of_what_is_no_unicode_is_of_no_token_of_ours(daemon: Daemon) -> None:
     await daemon.look()
     headers = {**ME, "Content-Type": "application/json"}
-    answer = await daemon.http.post("/v1/tokens/main/report", data='{"access_token": "\\ud800"}', headers=headers)
+    answer = await daemon.http.post(
+        "/v1/tokens/main/report", data='{"access_token": "\\ud800"}', headers=headers
+    )
     assert (answer.status, (await answer.json())["outcome"]) == (200, "superseded")
     assert daemon.crashes == []

@@ -60,8 +60,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterat
     with house.sandboxed():
         key = f'[clients.{"y" * 64}]\nkey_sha256 = "{hashlib.sha256(b"key").hexdigest()}"\n'
         house.configure(more=key)
-        with house.serving(TOKEN_BROKER_STORE__URL=cluster.dsn(name), TOKEN_BROKER_STORE__NODE="broker-1"):
-            until(lambda: house.get("/v1/tokens/main", Authorization="Bearer key")[0] == 200, "a token")
+        with house.serving(
+            TOKEN_BROKER_STORE__URL=cluster.dsn(name), TOKEN_BROKER_STORE__NODE="broker-1"
+        ):
+            until(
+                lambda: house.get("/v1/tokens/main", Authorization="Bearer key")[0] == 200,
+                "a token",
+            )
             cluster.sql(PEERS, name)
             until(lambda: len(house.get("/v1/status")[1]["nodes"]) == 4, "the others are known")
             yield house
@@ -71,7 +76,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterat
 def _companion(house: House, stack: ExitStack, proxied: bool) -> str:  # noqa: FBT001 -- one of two
     config = house.home / f"gallery-{proxied}.toml"
     plain = house.config.read_text()
-    told = f'[avatars]\nlisten = "127.0.0.1:0"\nbroker = "{house.daemon}"\nproxy_images = {str(proxied).lower()}\n'
+    told = (
+        f'[avatars]\nlisten = "127.0.0.1:0"\nbroker = "{house.daemon}"\nproxy_images ='
+        f" {str(proxied).lower()}\n"
+    )
     config.write_text(plain + told)
     log = house.home / f"gallery-{proxied}.log"
     companion = stack.enter_context(process(log, "avatars", "--config", str(config)))
@@ -97,13 +105,19 @@ def hosts(browser: Browser) -> set[str]:
 
 def show_every_picture(browser: Browser) -> list[int]:
     """Scroll as a reader does, until every picture has come or failed; how wide each is."""
-    browser.run(f"for (const one of {PICTURES}) {{ one.loading = 'eager'; }} scrollTo(0, document.body.scrollHeight)")
-    until(lambda: browser.run(f"return {PICTURES}.every(one => one.complete)"), "every picture has come, or failed")
+    browser.run(
+        f"for (const one of {PICTURES}) {{ one.loading = 'eager'; }} scrollTo(0,"
+        " document.body.scrollHeight)"
+    )
+    until(
+        lambda: browser.run(f"return {PICTURES}.every(one => one.complete)"),
+        "every picture has come, or failed",
+    )
     widths: list[int] = browser.run(f"return {PICTURES}.map(one => one.naturalWidth)")
     return widths
 
 
-# --- the gallery ------------------------------------------------------------------------------------------------------
+# --- the gallery ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
@@ -116,17 +130,23 @@ def test_the_gallery_shows_every_picture_and_asks_nobody_else(
     widths = show_every_picture(browser)
     assert len(widths) == sum(one["status"] == "available" for one in listed(town))
     assert min(widths) > 0
-    assert hosts(browser) == {urlsplit(base).netloc} | (set() if proxied else {urlsplit(town.house.sandbox).netloc})
+    assert hosts(browser) == {urlsplit(base).netloc} | (
+        set() if proxied else {urlsplit(town.house.sandbox).netloc}
+    )
     assert browser.complaints() == []
 
 
 def listed(town: Town) -> list[dict[str, str]]:
     """The first screen, as programs see it."""
-    avatars: list[dict[str, str]] = ask("GET", f"{town.gallery}/v1/avatars?limit={SCREEN}")[1]["avatars"]
+    avatars: list[dict[str, str]] = ask("GET", f"{town.gallery}/v1/avatars?limit={SCREEN}")[1][
+        "avatars"
+    ]
     return avatars
 
 
-def test_a_withheld_avatar_is_a_silhouette_with_one_sentence_why(browser: Browser, town: Town) -> None:
+def test_a_withheld_avatar_is_a_silhouette_with_one_sentence_why(
+    browser: Browser, town: Town
+) -> None:
     browser.look(town.gallery)
     withheld = [n for n, one in enumerate(listed(town)) if one["status"] == "withheld"]
     without = f"{TILES}.flatMap((tile, n) => tile.querySelector('img') ? [] : [n])"
@@ -134,10 +154,17 @@ def test_a_withheld_avatar_is_a_silhouette_with_one_sentence_why(browser: Browse
     assert browser.text().count("27 December 2021") == 1
     assert f"{len(withheld)} of these avatars are withheld." in browser.text()
     for number in withheld:
-        said = browser.run(f"return {TILES}[arguments[0]].textContent.replace(/\\s+/g, ' ')", number)
+        said = browser.run(
+            f"return {TILES}[arguments[0]].textContent.replace(/\\s+/g, ' ')", number
+        )
         assert said.strip() == f"Follower {number + 1} , avatar withheld"
-    drawn = f"{without}.map(n => {TILES}[n].querySelector('use').getBoundingClientRect()).map(box => box.width * box.height)"
-    assert min(browser.run(f"return {drawn}")) > 500, "the silhouette is in a file of its own, and it has come"
+    drawn = (
+        f"{without}.map(n => {TILES}[n].querySelector('use').getBoundingClientRect()).map(box =>"
+        " box.width * box.height)"
+    )
+    assert min(browser.run(f"return {drawn}")) > 500, (
+        "the silhouette is in a file of its own, and it has come"
+    )
 
 
 def test_where_a_picture_does_not_come_the_silhouette_stays(browser: Browser, town: Town) -> None:
@@ -169,7 +196,10 @@ def tab_to(browser: Browser, rel: str) -> None:
     for _ in range(4):
         browser.press(Keys.TAB)
         if browser.run("return document.activeElement.rel") == rel:
-            assert browser.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+            assert (
+                browser.run("return getComputedStyle(document.activeElement).outlineStyle")
+                == "solid"
+            )
             return browser.press(Keys.ENTER)
     pytest.fail(f"no link {rel} among the first stops of the keyboard")
 
@@ -187,16 +217,21 @@ def _is_at(browser: Browser, target: str) -> bool:
     return browser.driver.current_url.endswith(f"#{target}")
 
 
-# --- the status page --------------------------------------------------------------------------------------------------
+# --- the status page ------------------------------------------------------------------------------
 
 
 def shown(browser: Browser, name: str) -> str:
-    script = "const e = document.querySelector(`[data-value=${arguments[0]}]`); return e.dataset.number ?? e.textContent"
+    script = (
+        "const e = document.querySelector(`[data-value=${arguments[0]}]`); return e.dataset.number"
+        " ?? e.textContent"
+    )
     return str(browser.run(script, name))
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
-def test_the_status_page_shows_what_v1_status_says(browser: Browser, town: Town, *, scripts: bool) -> None:
+def test_the_status_page_shows_what_v1_status_says(
+    browser: Browser, town: Town, *, scripts: bool
+) -> None:
     browser.look(town.house.daemon, scripts=scripts)
     (app,) = town.house.get("/v1/status")[1]["apps"]
     assert shown(browser, "version") == app["version"]
@@ -206,7 +241,10 @@ def test_the_status_page_shows_what_v1_status_says(browser: Browser, town: Town,
     quota, said = app["quota"], browser.text()
     assert f"{quota['used_today']} of {quota['limit']}" in said
     assert f"{quota['used_24h']} in 24 h, {quota['remaining']} left now." in said
-    assert (app["state"], browser.driver.find_element(By.CSS_SELECTOR, ".card .state").text) == ("fresh", "Valid")
+    assert (app["state"], browser.driver.find_element(By.CSS_SELECTOR, ".card .state").text) == (
+        "fresh",
+        "Valid",
+    )
     assert app["appid"] in said
     bar = browser.run("const p = document.querySelector('progress'); return [p.value, p.max]")
     assert bar == [int(shown(browser, "expires_in")), 7200]
@@ -216,13 +254,19 @@ def test_the_status_page_shows_what_v1_status_says(browser: Browser, town: Town,
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
-def test_the_browser_is_told_to_come_again_only_where_no_script_does(browser: Browser, town: Town, *, scripts: bool) -> None:
+def test_the_browser_is_told_to_come_again_only_where_no_script_does(
+    browser: Browser, town: Town, *, scripts: bool
+) -> None:
     browser.look(town.house.daemon, scripts=scripts)
-    told = browser.run("return [...document.querySelectorAll('meta[http-equiv=refresh]')].map(one => one.content)")
+    told = browser.run(
+        "return [...document.querySelectorAll('meta[http-equiv=refresh]')].map(one => one.content)"
+    )
     assert told == ([] if scripts else ["15"])
 
 
-def test_a_refresh_shows_within_three_seconds_without_reloading(browser: Browser, town: Town) -> None:
+def test_a_refresh_shows_within_three_seconds_without_reloading(
+    browser: Browser, town: Town
+) -> None:
     browser.look(town.house.daemon)
     browser.run("window.untouched = true")
     until(lambda: town.house.post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over")
@@ -242,7 +286,9 @@ def test_a_refresh_shows_within_three_seconds_without_reloading(browser: Browser
     print(f"a refresh showed after {took / 1000:.1f} s")
 
 
-def test_what_was_opened_stays_open_while_the_page_updates_itself(browser: Browser, town: Town) -> None:
+def test_what_was_opened_stays_open_while_the_page_updates_itself(
+    browser: Browser, town: Town
+) -> None:
     browser.look(town.house.daemon)
     browser.driver.find_element(By.CSS_SELECTOR, "summary").send_keys(Keys.ENTER)
     before = shown(browser, "expires_in")
@@ -251,14 +297,18 @@ def test_what_was_opened_stays_open_while_the_page_updates_itself(browser: Brows
     assert browser.run("return document.activeElement.tagName") == "SUMMARY"
 
 
-def test_a_daemon_that_goes_away_is_said_to_be_away_and_back_again(browser: Browser, tmp_path: Path) -> None:
+def test_a_daemon_that_goes_away_is_said_to_be_away_and_back_again(
+    browser: Browser, tmp_path: Path
+) -> None:
     house = House(tmp_path, log_level="info")
     with house.sandboxed():
         config = house.configure()
         with house.serving() as daemon:
             browser.look(house.daemon)
             assert not is_away(browser)
-            config.write_text(config.read_text().replace("127.0.0.1:0", urlsplit(house.daemon).netloc))
+            config.write_text(
+                config.read_text().replace("127.0.0.1:0", urlsplit(house.daemon).netloc)
+            )
             daemon.kill()
             until(lambda: is_away(browser), "it says so")
             assert "what it said last" in browser.text()
@@ -273,12 +323,18 @@ def is_away(browser: Browser) -> bool:
 def test_trouble_is_said_with_what_to_do(browser: Browser, town: Town) -> None:
     house = town.house
     house.control("/faults", {"appid": APPID, "kind": "errcode", "errcode": 40164})
-    until(lambda: house.post("/v1/tokens/main/refresh")[1].get("code") == "upstream-refused", "the order is refused")
+    until(
+        lambda: house.post("/v1/tokens/main/refresh")[1].get("code") == "upstream-refused",
+        "the order is refused",
+    )
     error = house.get("/v1/status")[1]["apps"][0]["last_error"]
     browser.look(house.daemon)
     for said in ("IP whitelist", f"errcode {error['errcode']}", error["ip"], error["rid"]):
         assert said in browser.text()
-    assert browser.driver.find_element(By.CSS_SELECTOR, "time").get_attribute("datetime") == error["at"]
+    assert (
+        browser.driver.find_element(By.CSS_SELECTOR, "time").get_attribute("datetime")
+        == error["at"]
+    )
     assert browser.barriers() == []
     browser.shot("status-trouble-1280-light")
     browser.look(house.daemon, width=390, dark=True, language="zh-CN")
@@ -304,20 +360,18 @@ def test_the_tables_fit_into_their_cards_whatever_names_are_in_them(
     browser.look(shared.daemon, width=width, language=language)
     assert "broker-3.shanghai.internal" in browser.text()
     browser.shot(f"status-nodes-{width}-{language}")
-    beyond = browser.run(
-        """
+    beyond = browser.run("""
         return [...document.querySelectorAll(".card > table")].map(table => {
           const card = table.closest(".card"), beside = parseFloat(getComputedStyle(card).paddingRight) + card.clientLeft;
           return table.getBoundingClientRect().right + beside - card.getBoundingClientRect().right;
         })
-        """
-    )
+        """)
     assert len(beyond) == 2  # of brokers, and of clients
     assert max(beyond) <= 0
     assert browser.overflow() == 0
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+# --- both -----------------------------------------------------------------------------------------
 
 
 def page(town: Town, which: str) -> str:
@@ -345,7 +399,11 @@ def test_the_first_visit_is_light(browser: Browser, town: Town, which: str, limi
 
 
 @pytest.mark.parametrize("language", ["en", "zh-CN,zh;q=0.9"], ids=["en", "zh"])
-@pytest.mark.parametrize(("width", "dark"), LOOKS, ids=[f"{width}-{'dark' if dark else 'light'}" for width, dark in LOOKS])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    LOOKS,
+    ids=[f"{width}-{'dark' if dark else 'light'}" for width, dark in LOOKS],
+)
 @pytest.mark.parametrize("which", ["gallery", "status"])
 def test_it_fits_and_nobody_is_kept_out(
     browser: Browser, town: Town, which: str, width: int, *, dark: bool, language: str
@@ -363,8 +421,12 @@ def test_it_fits_and_nobody_is_kept_out(
     assert browser.complaints() == []
 
 
-@pytest.mark.parametrize(("which", "said"), [("gallery", "关注者"), ("status", "所有应用都有可用的令牌")])
-def test_it_speaks_chinese_to_who_reads_it(browser: Browser, town: Town, which: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("which", "said"), [("gallery", "关注者"), ("status", "所有应用都有可用的令牌")]
+)
+def test_it_speaks_chinese_to_who_reads_it(
+    browser: Browser, town: Town, which: str, said: str
+) -> None:
     browser.look(page(town, which), language="zh-CN,zh;q=0.9")
     assert said in browser.text()
     browser.look(page(town, which), language="de,en;q=0.5,zh;q=0.2")
@@ -373,7 +435,12 @@ def test_it_speaks_chinese_to_who_reads_it(browser: Browser, town: Town, which: 
 
 def test_the_demo_opens_what_it_says(browser: Browser, tmp_path: Path) -> None:
     with process(tmp_path / "demo.log", "demo") as demo:
-        said = "".join([demo.first_line(), *takewhile(lambda line: "Ctrl-C" not in line, demo.popen.stdout or ())])
+        said = "".join(
+            [
+                demo.first_line(),
+                *takewhile(lambda line: "Ctrl-C" not in line, demo.popen.stdout or ()),
+            ]
+        )
         pages = dict(re.findall(r"^  (status page|gallery) +(http\S+)$", said, re.MULTILINE))
         browser.look(pages["status page"])
         assert "Every app has a token." in browser.text()
@@ -385,7 +452,9 @@ def test_the_demo_opens_what_it_says(browser: Browser, tmp_path: Path) -> None:
         assert browser.complaints() == []
         browser.shot("demo-gallery")
         commands = re.findall(r"^  curl .*?(http[^'\s]+)'?$", said, re.MULTILINE)
-        assert [ask("GET", command, headers={"X-Token-Broker": "1"})[0] for command in commands] == [200] * 3
+        assert [
+            ask("GET", command, headers={"X-Token-Broker": "1"})[0] for command in commands
+        ] == [200] * 3
         assert demo.end() == 0
     with pytest.raises(OSError, match="refused"):
         ask("GET", pages["status page"])

@@ -23,7 +23,9 @@ async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
     scopes = frozenset({"read"})
     keys = {KEY: Client("orders", scopes), OTHER: Client("shop", scopes, frozenset({"another"}))}
     daemon = Daemon(bench)
-    gate = Gate({hashlib.sha256(key.encode()).hexdigest(): client for key, client in keys.items()}, [])
+    gate = Gate(
+        {hashlib.sha256(key.encode()).hexdigest(): client for key, client in keys.items()}, []
+    )
     await daemon.start(gate, drop_in=True)
     await daemon.look()
     yield daemon
@@ -44,12 +46,14 @@ def value(number: int) -> str:
     return f"{CANARY}-main-t{number}"
 
 
-# --- as WeChat answers ------------------------------------------------------------------------------------------------
+# --- as WeChat answers ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slashes", ["/", "//", "///"])
 @pytest.mark.parametrize("path", ["cgi-bin/token", "cgi-bin/stable_token"])
-async def test_both_paths_answer_like_wechat_without_an_errcode(daemon: Daemon, slashes: str, path: str) -> None:
+async def test_both_paths_answer_like_wechat_without_an_errcode(
+    daemon: Daemon, slashes: str, path: str
+) -> None:
     url = str(daemon.http.make_url("/")).rstrip("/") + slashes + path
     async with daemon.http.session.get(url, params=GRANT) as answer:
         assert await answer.json() == {"access_token": value(1), "expires_in": 7200}
@@ -78,9 +82,19 @@ async def test_expires_in_is_never_more_than_the_truth(daemon: Daemon) -> None:
         ({"secret": ACCOUNT.secret.reveal()}, 40125, "invalid appsecret"),
         ({"secret": OTHER}, 40013, "invalid appid"),
     ],
-    ids=["grant_type", "no appid", "no secret", "unknown app", "wrong key", "the AppSecret is no key", "another's app"],
+    ids=[
+        "grant_type",
+        "no appid",
+        "no secret",
+        "unknown app",
+        "wrong key",
+        "the AppSecret is no key",
+        "another's app",
+    ],
 )
-async def test_refusals_are_wechats_numbers_and_words(daemon: Daemon, said: dict[str, str], errcode: int, words: str) -> None:
+async def test_refusals_are_wechats_numbers_and_words(
+    daemon: Daemon, said: dict[str, str], errcode: int, words: str
+) -> None:
     answer = await ask(daemon, **said)
     assert answer["errcode"] == errcode
     assert words in answer["errmsg"]
@@ -105,9 +119,19 @@ async def test_without_a_token_it_is_an_errcode_and_no_503(daemon: Daemon) -> No
 
 
 async def test_the_gate_stands_before_it(daemon: Daemon) -> None:
-    assert (await daemon.http.get("/cgi-bin/token", params=GRANT, headers={"Host": "evil.example"})).status == 403
-    assert (await daemon.http.get("/cgi-bin/token", params=GRANT, headers={"Origin": "https://evil.example"})).status == 403
-    assert (await daemon.http.get("/cgi-bin/token", params=GRANT, headers={"X-Forwarded-For": "1.2.3.4"})).status == 403
+    assert (
+        await daemon.http.get("/cgi-bin/token", params=GRANT, headers={"Host": "evil.example"})
+    ).status == 403
+    assert (
+        await daemon.http.get(
+            "/cgi-bin/token", params=GRANT, headers={"Origin": "https://evil.example"}
+        )
+    ).status == 403
+    assert (
+        await daemon.http.get(
+            "/cgi-bin/token", params=GRANT, headers={"X-Forwarded-For": "1.2.3.4"}
+        )
+    ).status == 403
 
 
 async def test_it_is_off_unless_asked_for(bench: Bench) -> None:
@@ -117,7 +141,9 @@ async def test_it_is_off_unless_asked_for(bench: Bench) -> None:
     await daemon.http.close()
 
 
-async def test_on_a_machine_without_clients_any_key_will_do_but_there_must_be_one(bench: Bench) -> None:
+async def test_on_a_machine_without_clients_any_key_will_do_but_there_must_be_one(
+    bench: Bench,
+) -> None:
     daemon = Daemon(bench)
     await daemon.start(Gate({}, []), drop_in=True)
     await daemon.look()
@@ -126,7 +152,7 @@ async def test_on_a_machine_without_clients_any_key_will_do_but_there_must_be_on
     await daemon.http.close()
 
 
-# --- asking again -----------------------------------------------------------------------------------------------------
+# --- asking again ---------------------------------------------------------------------------------
 
 
 async def test_fifty_at_a_cold_start_are_one_call_and_no_suspicion(bench: Bench) -> None:
@@ -138,7 +164,9 @@ async def test_fifty_at_a_cold_start_are_one_call_and_no_suspicion(bench: Bench)
     await daemon.http.close()
 
 
-async def test_who_asks_again_reports_and_a_dead_token_is_replaced_on_wechats_word(daemon: Daemon) -> None:
+async def test_who_asks_again_reports_and_a_dead_token_is_replaced_on_wechats_word(
+    daemon: Daemon,
+) -> None:
     assert (await ask(daemon))["access_token"] == value(1)
     daemon.bench.clock.pass_(3000)
     daemon.bench.wechat.verdicts.append(Verdict.DEAD)
@@ -146,7 +174,9 @@ async def test_who_asks_again_reports_and_a_dead_token_is_replaced_on_wechats_wo
     assert (daemon.bench.wechat.calls, daemon.bench.wechat.checks) == (2, 1)
 
 
-async def test_who_asks_again_for_a_good_token_gets_it_and_costs_one_check_in_verify_gap(daemon: Daemon) -> None:
+async def test_who_asks_again_for_a_good_token_gets_it_and_costs_one_check_in_verify_gap(
+    daemon: Daemon,
+) -> None:
     for _ in range(20):
         daemon.bench.clock.pass_(0.4)
         assert (await ask(daemon))["access_token"] == value(1)
@@ -162,8 +192,14 @@ async def test_force_refresh_is_a_report_and_nothing_more(daemon: Daemon) -> Non
 
 
 async def test_another_client_is_not_taken_to_ask_again(bench: Bench) -> None:
-    daemon, keys = Daemon(bench), {name: Client(name, frozenset({"read"})) for name in ("a", "b", "c")}
-    await daemon.start(Gate({hashlib.sha256(key.encode()).hexdigest(): one for key, one in keys.items()}, []), drop_in=True)
+    daemon, keys = (
+        Daemon(bench),
+        {name: Client(name, frozenset({"read"})) for name in ("a", "b", "c")},
+    )
+    await daemon.start(
+        Gate({hashlib.sha256(key.encode()).hexdigest(): one for key, one in keys.items()}, []),
+        drop_in=True,
+    )
     await daemon.look()
     for key in keys:
         daemon.bench.clock.pass_(30)
@@ -172,7 +208,9 @@ async def test_another_client_is_not_taken_to_ask_again(bench: Bench) -> None:
     await daemon.http.close()
 
 
-async def test_a_client_that_loops_gets_a_bounded_number_of_answers_then_45011_and_later_again(daemon: Daemon) -> None:
+async def test_a_client_that_loops_gets_a_bounded_number_of_answers_then_45011_and_later_again(
+    daemon: Daemon,
+) -> None:
     said = [await ask(daemon) for _ in range(MOST_IN_WINDOW + 20)]
     assert [answer.get("errcode") for answer in said] == [None] * MOST_IN_WINDOW + [45011] * 20
     daemon.bench.clock.pass_(WINDOW_S + 1)
@@ -192,10 +230,18 @@ async def test_clients_of_the_drop_in_paths_are_counted_too(daemon: Daemon) -> N
     assert "orders" in await (await daemon.http.get("/")).text()
 
 
-@pytest.mark.parametrize("path", ["/cgi-bin/token", "/cgi-bin/gettoken", "/cgi-bin/ticket/getticket"])
-async def test_a_word_that_is_no_unicode_is_a_wrong_one_and_no_bug(daemon: Daemon, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/cgi-bin/token", "/cgi-bin/gettoken", "/cgi-bin/ticket/getticket"]
+)
+async def test_a_word_that_is_no_unicode_is_a_wrong_one_and_no_bug(
+    daemon: Daemon, path: str
+) -> None:
     names = ("appid", "secret", "corpid", "corpsecret", "access_token", "type")
-    body = '{"grant_type": "client_credential"' + "".join(f', "{name}": "\\ud800"' for name in names) + "}"
+    body = (
+        '{"grant_type": "client_credential"'
+        + "".join(f', "{name}": "\\ud800"' for name in names)
+        + "}"
+    )
     answer = await daemon.http.post(path, data=body)
     assert (answer.status, (await answer.json())["errcode"]) in {(200, 40125), (200, 40001)}
     assert daemon.crashes == []

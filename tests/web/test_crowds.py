@@ -1,6 +1,9 @@
-"""F. Crowds, at a real daemon: ten thousand at once cost one call, and nobody is left without an answer.
+"""F.
 
-Figures are printed (`-s`), never judged; `python -m tests.bench --only crowds` measures them properly.
+Crowds, at a real daemon: ten thousand at once cost one call, and nobody is left without an answer.
+
+Figures are printed (`-s`), never judged; `python -m tests.bench --only crowds` measures them
+properly.
 """
 
 import asyncio
@@ -55,7 +58,9 @@ def house(tmp_path: Path) -> Iterator[House]:
 def configure(house: House, *, timeout_s: float, min_gap: float) -> None:
     """So long may a token call take, and so far apart are two; a token is verified once in a test."""
     house.configure(policy=f"min_gap = {min_gap}\nverify_gap = 60\n")
-    house.config.write_text(house.config.read_text().replace("timeout = 5", f"timeout = {timeout_s}"))
+    house.config.write_text(
+        house.config.read_text().replace("timeout = 5", f"timeout = {timeout_s}")
+    )
 
 
 def ready(house: House) -> dict[str, Any]:
@@ -73,10 +78,13 @@ def rotate(house: House) -> None:
 def said(answers: list[Answer]) -> Counter[str]:
     """What was answered, by status and outcome or code."""
     bodies = ((answer.status, json.loads(answer.body or b"{}")) for answer in answers)
-    return Counter(f"{status} {body.get('outcome') or body.get('code') or body.get('version')}" for status, body in bodies)
+    return Counter(
+        f"{status} {body.get('outcome') or body.get('code') or body.get('version')}"
+        for status, body in bodies
+    )
 
 
-# --- 39: a cold start -------------------------------------------------------------------------------------------------
+# --- 39: a cold start -----------------------------------------------------------------------------
 
 
 async def _all_wait_then(base: str, count: int, then: Callable[[], object]) -> list[Answer]:
@@ -86,11 +94,15 @@ async def _all_wait_then(base: str, count: int, then: Callable[[], object]) -> l
         return await answers
 
 
-def test_ten_thousand_at_a_cold_start_cost_one_call_and_all_are_answered(house: House, files: int) -> None:
+def test_ten_thousand_at_a_cold_start_cost_one_call_and_all_are_answered(
+    house: House, files: int
+) -> None:
     house.control("/hold", {"appid": APPID})
     with house.serving():
         until(house.calls, "the first call is under way")
-        answers = asyncio.run(_all_wait_then(house.daemon, min(MANY, files - 1000), lambda: let_go(house)))
+        answers = asyncio.run(
+            _all_wait_then(house.daemon, min(MANY, files - 1000), lambda: let_go(house))
+        )
         assert len(answers) == MANY
         assert said(answers) == {f"200 {house.get('/v1/tokens/main')[1]['version']}": MANY}
         assert len(house.calls()) == len(house.ledger()) == 1
@@ -116,7 +128,7 @@ def test_a_thousand_who_wait_hear_of_it_when_wechat_never_answers(house: House) 
         invariants.check(house)
 
 
-# --- 40 and 41: reports -----------------------------------------------------------------------------------------------
+# --- 40 and 41: reports ---------------------------------------------------------------------------
 
 
 async def _ask(base: str, count: int, *requests: bytes) -> list[Answer]:
@@ -139,7 +151,11 @@ def test_ten_thousand_reports_of_an_old_token_cost_nothing(house: House) -> None
     with house.serving(), checks_counted(house) as checks:
         old = ready(house)
         rotate(house)
-        named = report(version=old["version"]), report(access_token=old["access_token"]), report(version="k3f9-42")
+        named = (
+            report(version=old["version"]),
+            report(access_token=old["access_token"]),
+            report(version="k3f9-42"),
+        )
         assert said(asyncio.run(_ask(house.daemon, MANY, *named))) == {"200 superseded": MANY}
         assert (len(house.calls()), checks()) == (2, 0)
         invariants.check(house)
@@ -168,15 +184,22 @@ def test_ten_thousand_reports_of_a_token_that_is_dead_cost_one_call(house: House
         invariants.check(house)
 
 
-def test_whoever_reports_every_new_version_at_once_spends_what_reports_may_and_no_more(tmp_path: Path) -> None:
+def test_whoever_reports_every_new_version_at_once_spends_what_reports_may_and_no_more(
+    tmp_path: Path,
+) -> None:
     house, answers = House(tmp_path), Counter[str]()
     with house.sandboxed("--expires-in", "4", "--overlap", "1"):
-        house.configure(policy=f"min_gap = 0.1\nverify_gap = 0.1\nmin_serve = 0\nreport_quota = {REPORTS}\n")
+        house.configure(
+            policy=f"min_gap = 0.1\nverify_gap = 0.1\nmin_serve = 0\nreport_quota = {REPORTS}\n"
+        )
 
         def scheduled_after_the_last_report() -> bool:
             """The reporter's turn; then whether the schedule has gone on without reports."""
             house.control("/kill", {"appid": APPID})
-            status, answer = house.post("/v1/tokens/main/report", {"version": house.get("/v1/status")[1]["apps"][0]["version"]})
+            status, answer = house.post(
+                "/v1/tokens/main/report",
+                {"version": house.get("/v1/status")[1]["apps"][0]["version"]},
+            )
             answers[f"{status} {answer.get('outcome') or answer.get('code')}"] += 1
             lanes = [row["lane"] for row in house.ledger()]
             return lanes.count("report") == REPORTS and len(lanes) - 1 - _last(lanes, "report") >= 3
@@ -186,7 +209,10 @@ def test_whoever_reports_every_new_version_at_once_spends_what_reports_may_and_n
             until(scheduled_after_the_last_report, "the schedule goes on")
             assert [row["lane"] for row in house.ledger()].count("report") == REPORTS
             assert answers["429 report-throttled"] + answers["503 quota-exhausted"] > 0
-            until(lambda: house.get("/v1/tokens/main")[0] == 200, "nobody kills it any more, and the next is good")
+            until(
+                lambda: house.get("/v1/tokens/main")[0] == 200,
+                "nobody kills it any more, and the next is good",
+            )
             invariants.check(house)
     print("\nreports of every version at once:", dict(answers))
 
@@ -195,10 +221,12 @@ def _last(lanes: list[str], lane: str) -> int:
     return len(lanes) - 1 - lanes[::-1].index(lane)
 
 
-# --- 42: watchers -----------------------------------------------------------------------------------------------------
+# --- 42: watchers ---------------------------------------------------------------------------------
 
 
-def test_five_thousand_watchers_hear_of_a_rotation_once_each_and_leave_nothing_behind(house: House, files: int) -> None:
+def test_five_thousand_watchers_hear_of_a_rotation_once_each_and_leave_nothing_behind(
+    house: House, files: int
+) -> None:
     count, figures = min(WATCHERS, files - 1000), []
     with house.serving() as daemon:
         held = ready(house)["version"]
@@ -212,14 +240,23 @@ def test_five_thousand_watchers_hear_of_a_rotation_once_each_and_leave_nothing_b
             assert heard.said == {f'HTTP/1.1 200 OK "{held}"': count}
             assert heard.surplus == 0, "the next answer is that of the next question"
             figures.append((during, resident_kb(daemon)))
-        print(f"\n{count} watchers, KB resident: {before} before; during and after each rotation {figures}")
-        assert figures[0][0] - before < count * MOST_KB, "who waits in the lane costs aiohttp nothing"
-        assert all(after < figures[0][0] * 1.1 for _, after in figures), "what the first crowd took is enough for the next"
+        print(
+            f"\n{count} watchers, KB resident: {before} before; during and after each rotation"
+            f" {figures}"
+        )
+        assert figures[0][0] - before < count * MOST_KB, (
+            "who waits in the lane costs aiohttp nothing"
+        )
+        assert all(after < figures[0][0] * 1.1 for _, after in figures), (
+            "what the first crowd took is enough for the next"
+        )
         assert len(house.calls()) == 3
         invariants.check(house)
 
 
-def test_five_thousand_watchers_of_a_daemon_that_stops_are_answered(house: House, files: int) -> None:
+def test_five_thousand_watchers_of_a_daemon_that_stops_are_answered(
+    house: House, files: int
+) -> None:
     count = min(WATCHERS, files - 1000)
     with house.serving() as daemon:
         held = ready(house)["version"]
@@ -229,7 +266,7 @@ def test_five_thousand_watchers_of_a_daemon_that_stops_are_answered(house: House
     invariants.check(house)
 
 
-# --- 43: bad connections, and no descriptors left ---------------------------------------------------------------------
+# --- 43: bad connections, and no descriptors left -------------------------------------------------
 
 
 @dataclass
@@ -261,7 +298,9 @@ async def _bad(base: str, count: int, honest: Honest) -> None:
         await others
 
 
-def test_a_thousand_silent_or_dripping_peers_are_hung_up_on_and_others_are_served(house: House) -> None:
+def test_a_thousand_silent_or_dripping_peers_are_hung_up_on_and_others_are_served(
+    house: House,
+) -> None:
     with house.serving():
         ready(house)
         honest = Honest(house.daemon)

@@ -12,18 +12,25 @@ import pytest
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from broker.core.credential import Credential, Doubt, Endpoint, Token
+from broker.core.credential import Credential, Doubt, Endpoint, HeldToken
 from broker.core.decision import scheduled_at
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.core.secret import Secret
-from broker.tokens.live import Published
-from broker.tokens.registry import Roster
+from broker.tokens.live import LiveCredential
+from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
-from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S, DropIn
+from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S, Compat
 from broker.web.api.metrics import Metrics
 from broker.web.connection.connections import Connections, Guarded
-from broker.web.connection.fast_path import AWAKE_S, MOST_KEPT, SOON_S, Lane, Rider, is_one_request
+from broker.web.connection.fast_path import (
+    AWAKE_S,
+    MOST_KEPT,
+    SOON_S,
+    CachedConnection,
+    ResponseCache,
+    is_one_request,
+)
 from broker.web.connection.lifecycle import accepting, answering
 from broker.web.context import Edge
 from broker.web.gate import Client, Gate
@@ -55,15 +62,17 @@ class Peer:
         async with asyncio.timeout(10):
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"Content-Length: (\d+)", head)
-            return head + await self.reader.readexactly(int(length[1]) if length and b" 304 " not in head else 0)
+            return head + await self.reader.readexactly(
+                int(length[1]) if length and b" 304 " not in head else 0
+            )
 
 
 @dataclass
 class Daemon:
     """The application behind its door, on TCP and a Unix socket, and the number of answers that the lane gave."""
 
-    roster: Roster
-    lane: Lane
+    registry: Registry
+    lane: ResponseCache
     gate: Gate
     metrics: Metrics
     port: int
@@ -71,15 +80,23 @@ class Daemon:
     peers: list[Peer] = field(default_factory=list)
 
     async def peer(self, *, unix: bool = False) -> Peer:
-        opening = asyncio.open_unix_connection(self.path) if unix else asyncio.open_connection("127.0.0.1", self.port)
+        opening = (
+            asyncio.open_unix_connection(self.path)
+            if unix
+            else asyncio.open_connection("127.0.0.1", self.port)
+        )
         self.peers.append(Peer(*await opening))
         return self.peers[-1]
 
-    async def arrived(self, peer: Peer, how: Callable[[Rider], bool]) -> None:
+    async def arrived(self, peer: Peer, how: Callable[[CachedConnection], bool]) -> None:
         """Until the daemon has read what a peer wrote, as its connection shows."""
         name = peer.writer.get_extra_info("sockname")
         async with asyncio.timeout(10):
-            while not any(how(one) for one in self.lane.connections._open if isinstance(one, Rider) and _peer_of(one) == name):
+            while not any(
+                how(one)
+                for one in self.lane.connections._open
+                if isinstance(one, CachedConnection) and _peer_of(one) == name
+            ):
                 await asyncio.sleep(0)
 
     @property
@@ -90,43 +107,51 @@ class Daemon:
     told: list[int] = field(default_factory=list)
 
 
-def _peer_of(rider: Rider) -> object:
+def _peer_of(rider: CachedConnection) -> object:
     return rider.transport.get_extra_info("peername") if rider.transport else None
 
 
 @asynccontextmanager
-async def daemon_on(bench: Bench, keys: dict[str, Client] | None = None, *, enabled: bool = True) -> AsyncIterator[Daemon]:
+async def daemon_on(
+    bench: Bench, keys: dict[str, Client] | None = None, *, enabled: bool = True
+) -> AsyncIterator[Daemon]:
     told: list[int] = []
     metrics = Metrics()
 
-    def tell(resource: web.AbstractResource | None, _client: Client | None, status: int, number: int, _last: float) -> None:
+    def tell(
+        resource: web.AbstractResource | None,
+        _client: Client | None,
+        status: int,
+        number: int,
+        _last: float,
+    ) -> None:
         told.append(number)
         metrics.request(resource, status, number)
 
-    lane = Lane(Connections(100, bench.clock.now), tell, enabled=enabled)
-    tools = await bench.tools()
+    lane = ResponseCache(Connections(100, bench.clock.now), tell, enabled=enabled)
+    tools = await bench.dependencies()
     tools.on_change = lane.drop
-    roster = Roster([ACCOUNT], tools)
-    await roster.start()
-    roster.tick()
-    await roster.landed()
+    registry = Registry([ACCOUNT], tools)
+    await registry.start()
+    registry.tick()
+    await registry.drain()
     bench.clock.pass_(0.3)
     gate = Gate(keys or {}, [])
-    metrics.edge = edge = Edge(roster, 5.0, lane, bench.clock.wall)
-    drop_in = DropIn(gate, Tickets(roster, tools, bench.wechat))
+    metrics.edge = edge = Edge(registry, 5.0, lane, bench.clock.wall)
+    drop_in = Compat(gate, Tickets(registry, tools, bench.wechat))
     app = application(edge, gate, metrics, lambda *_: None, drop_in.routes())
     path = bench.path.parent / f"express-{enabled}.sock"
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", 0))
         unix.bind(str(path))
         async with answering(app) as runner, accepting(runner, [tcp, unix], lane):
-            daemon = Daemon(roster, lane, gate, metrics, tcp.getsockname()[1], path, told=told)
+            daemon = Daemon(registry, lane, gate, metrics, tcp.getsockname()[1], path, told=told)
             try:
                 yield daemon
             finally:
                 for peer in daemon.peers:
                     peer.writer.close()
-                roster.halt()
+                registry.stop()
 
 
 @pytest.fixture
@@ -143,11 +168,15 @@ def without_date(answer: bytes) -> bytes:
     return re.sub(rb"Date: [^\r]*", b"Date: -", answer)
 
 
-# --- what is repeated -------------------------------------------------------------------------------------------------
+# --- what is repeated -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", [ASK, request("/livez"), request("/readyz"), request("/v1/tokens/main?min_ttl=60")])
-async def test_a_request_like_one_before_gets_the_same_bytes_on_any_connection(daemon: Daemon, chunk: bytes) -> None:
+@pytest.mark.parametrize(
+    "chunk", [ASK, request("/livez"), request("/readyz"), request("/v1/tokens/main?min_ttl=60")]
+)
+async def test_a_request_like_one_before_gets_the_same_bytes_on_any_connection(
+    daemon: Daemon, chunk: bytes
+) -> None:
     peer, other = await daemon.peer(), await daemon.peer()
     first = await peer.ask(chunk)
     assert status(first) == 200
@@ -160,7 +189,12 @@ async def test_a_request_like_one_before_gets_the_same_bytes_on_any_connection(d
 async def test_what_the_lane_says_is_what_aiohttp_would_say(bench: Bench, daemon: Daemon) -> None:
     etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
     assert etag
-    chunks = [ASK, request("/livez"), request("/readyz"), request("/v1/tokens/main", f"If-None-Match: {etag[1].decode()}")]
+    chunks = [
+        ASK,
+        request("/livez"),
+        request("/readyz"),
+        request("/v1/tokens/main", f"If-None-Match: {etag[1].decode()}"),
+    ]
     repeated = [[await (await daemon.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
     assert daemon.repeated == 4 + 1
     async with daemon_on(bench, enabled=False) as plain:
@@ -198,25 +232,27 @@ def _connection(daemon: Daemon, peer: Peer) -> Guarded:
     return found
 
 
-async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_stops(bench: Bench) -> None:
+async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_stops(
+    bench: Bench,
+) -> None:
     async with daemon_on(bench) as daemon:
         await (await daemon.peer()).ask()
         peer, silent = await daemon.peer(), await daemon.peer()
         await peer.ask()
         assert daemon.repeated == 1
         assert _connection(daemon, peer).inner is None
-        daemon.roster.halt()
+        daemon.registry.stop()
         assert b"Connection: close" in await peer.ask()
     async with asyncio.timeout(10):
         assert await silent.reader.read() == b""
 
 
-# --- what ends it -----------------------------------------------------------------------------------------------------
+# --- what ends it ---------------------------------------------------------------------------------
 
 
 async def test_it_is_never_said_to_live_longer_than_it_does(bench: Bench, daemon: Daemon) -> None:
     peer = await daemon.peer()
-    token = daemon.roster.find("main")
+    token = daemon.registry.find("main")
     assert token is not None
     for step in (0.0, 0.4, 0.5, 0.2, 0.9, 1.0, 0.3):
         await peer.ask()
@@ -235,7 +271,7 @@ async def test_another_version_is_served_at_once(bench: Bench, daemon: Daemon) -
     assert await peer.ask() == before
     bench.clock.pass_(40)
     before = await peer.ask()
-    keeper = daemon.roster.find("main")
+    keeper = daemon.registry.find("main")
     assert keeper is not None
     await keeper.refresh(5)
     assert f"{CANARY}-main-t2".encode() in await peer.ask()
@@ -247,7 +283,7 @@ async def test_a_token_in_doubt_is_called_so_at_once(bench: Bench, daemon: Daemo
     bench.clock.pass_(40)
     assert b'"state": "fresh"' in await peer.ask()
     bench.wechat.answers.append(LOST)
-    keeper = daemon.roster.find("main")
+    keeper = daemon.registry.find("main")
     assert keeper is not None
     await keeper.refresh(5)
     assert keeper.credential.suspicion is not None
@@ -255,8 +291,10 @@ async def test_a_token_in_doubt_is_called_so_at_once(bench: Bench, daemon: Daemo
     assert b'"state": "suspect"' in await peer.ask()
 
 
-async def test_a_token_that_wechat_refuses_is_not_given_again_while_another_is_fetched(bench: Bench, daemon: Daemon) -> None:
-    peer, keeper = await daemon.peer(), daemon.roster.find("main")
+async def test_a_token_that_wechat_refuses_is_not_given_again_while_another_is_fetched(
+    bench: Bench, daemon: Daemon
+) -> None:
+    peer, keeper = await daemon.peer(), daemon.registry.find("main")
     assert keeper is not None
     bench.clock.pass_(40)
     before = [await peer.ask() for _ in range(2)]
@@ -276,8 +314,8 @@ async def test_a_token_that_wechat_refuses_is_not_given_again_while_another_is_f
 
 @pytest.mark.parametrize("min_ttl", [0, 3000.5, 100])
 def test_an_answer_is_never_good_beyond_its_own_words(bench: Bench, min_ttl: float) -> None:
-    published = Published(ACCOUNT, bench.clock, bench.policy, lambda: None)
-    token = Token(Secret("t"), 1, bench.clock.now(), bench.clock.now() + 7200.25)
+    published = LiveCredential(ACCOUNT, bench.clock, bench.policy, lambda: None)
+    token = HeldToken(Secret("t"), 1, bench.clock.now(), bench.clock.now() + 7200.25)
     published.adopt(Credential("e", token))
     stale_at = scheduled_at(published.credential, Endpoint.TOKEN, bench.policy)
     for _ in range(20_000):
@@ -291,9 +329,11 @@ def test_an_answer_is_never_good_beyond_its_own_words(bench: Bench, min_ttl: flo
     assert served is None
 
 
-async def test_a_token_that_is_due_is_called_stale_from_that_moment(bench: Bench, daemon: Daemon) -> None:
+async def test_a_token_that_is_due_is_called_stale_from_that_moment(
+    bench: Bench, daemon: Daemon
+) -> None:
     bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
-    keeper, peer = daemon.roster.find("main"), await daemon.peer()
+    keeper, peer = daemon.registry.find("main"), await daemon.peer()
     assert keeper is not None
     bench.clock.pass_(keeper.next_call_in() - 0.3)
     assert b'"state": "fresh"' in await peer.ask()
@@ -306,7 +346,7 @@ async def test_a_min_ttl_that_is_out_of_reach_is_not_repeated(bench: Bench, daem
     bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
     peer, chunk = await daemon.peer(), request("/v1/tokens/main?min_ttl=3000.5")
     bench.clock.pass_(7200 - 3001)
-    keeper = daemon.roster.find("main")
+    keeper = daemon.registry.find("main")
     assert keeper is not None
     await looked(keeper)
     for _ in range(2):
@@ -323,14 +363,16 @@ async def test_a_schedule_that_has_stopped_shows(bench: Bench, daemon: Daemon) -
     bench.clock.pass_(0.2)
     for _ in range(2):
         assert status(await peer.ask(request("/livez"))) == 503
-    daemon.roster.tick()
+    daemon.registry.tick()
     assert status(await peer.ask(request("/livez"))) == 200
 
 
-async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_lane(daemon: Daemon) -> None:
+async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_lane(
+    daemon: Daemon,
+) -> None:
     peer = await daemon.peer()
     await peer.ask()
-    daemon.roster.halt()
+    daemon.registry.stop()
     assert b"Connection: close" in await peer.ask()
     assert daemon.repeated == 0
 
@@ -341,17 +383,19 @@ async def test_a_key_that_is_taken_away_is_refused_at_once(bench: Bench) -> None
         chunk = request("/v1/tokens/main", f"Authorization: Bearer {KEY}")
         assert status(await peer.ask(chunk)) == status(await peer.ask(chunk)) == 200
         assert daemon.repeated == 1
-        daemon.gate.govern({"0" * 64: Client("nobody", frozenset())}, [])
+        daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
         daemon.lane.drop()
         assert status(await peer.ask(chunk)) == 401
 
 
-async def test_who_was_let_in_before_a_reload_and_answered_after_it_is_not_answered_again(bench: Bench) -> None:
+async def test_who_was_let_in_before_a_reload_and_answered_after_it_is_not_answered_again(
+    bench: Bench,
+) -> None:
     bench.wechat.gate.clear()
     async with daemon_on_the_way(bench) as (daemon, chunk, peer):
         peer.writer.write(chunk)
-        await asyncio.wait_for(_passed(daemon), 10)
-        daemon.gate.govern({"0" * 64: Client("nobody", frozenset())}, [])
+        await asyncio.wait_for(bench.wechat.arrived.wait(), 10)
+        daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
         daemon.lane.drop()
         bench.wechat.before_answer = lambda: bench.clock.pass_(0.3)
         bench.wechat.gate.set()
@@ -368,17 +412,13 @@ async def daemon_on_the_way(bench: Bench) -> AsyncIterator[tuple[Daemon, bytes, 
     bench.wechat.gate.set()
     daemon = await task
     bench.wechat.gate.clear()
+    bench.wechat.arrived.clear()
     bench.clock.pass_(8000)
     yield daemon, request("/v1/tokens/main", f"Authorization: Bearer {KEY}"), await daemon.peer()
     await opening.__aexit__(None, None, None)
 
 
-async def _passed(daemon: Daemon) -> None:
-    while not daemon.gate._passed:
-        await asyncio.sleep(0)
-
-
-# --- who is who -------------------------------------------------------------------------------------------------------
+# --- who is who -----------------------------------------------------------------------------------
 
 
 def _keys() -> dict[str, Client]:
@@ -393,9 +433,18 @@ async def test_nobody_is_answered_with_anothers_rights(bench: Bench) -> None:
     async with daemon_on(bench, _keys()) as daemon:
         peer = await daemon.peer()
         for _ in range(3):
-            assert status(await peer.ask(request("/v1/tokens/main", f"Authorization: Bearer {KEY}"))) == 200
-            assert status(await peer.ask(request("/v1/tokens/main", f"Authorization: Bearer {OTHER}"))) == 403
-            assert status(await peer.ask(request("/v1/tokens/main", "Authorization: Bearer wrong"))) == 401
+            assert (
+                status(await peer.ask(request("/v1/tokens/main", f"Authorization: Bearer {KEY}")))
+                == 200
+            )
+            assert (
+                status(await peer.ask(request("/v1/tokens/main", f"Authorization: Bearer {OTHER}")))
+                == 403
+            )
+            assert (
+                status(await peer.ask(request("/v1/tokens/main", "Authorization: Bearer wrong")))
+                == 401
+            )
             assert status(await peer.ask(ASK)) == 401
         assert daemon.repeated == 2
 
@@ -409,8 +458,13 @@ async def test_what_the_unix_socket_may_a_tcp_peer_may_not(bench: Bench) -> None
         assert daemon.repeated == 2
 
 
-@pytest.mark.parametrize("chunk", [request("/v1/tokens/nope"), request("/nope"), request("/v1/status"), request("/health")])
-async def test_only_good_answers_of_routes_that_say_so_are_repeated(daemon: Daemon, chunk: bytes) -> None:
+@pytest.mark.parametrize(
+    "chunk",
+    [request("/v1/tokens/nope"), request("/nope"), request("/v1/status"), request("/health")],
+)
+async def test_only_good_answers_of_routes_that_say_so_are_repeated(
+    daemon: Daemon, chunk: bytes
+) -> None:
     peer = await daemon.peer()
     for _ in range(3):
         await peer.ask(chunk)
@@ -426,7 +480,7 @@ async def test_a_bad_answer_is_not_repeated(bench: Bench) -> None:
         assert daemon.repeated == 0
 
 
-# --- what stays with aiohttp ------------------------------------------------------------------------------------------
+# --- what stays with aiohttp ----------------------------------------------------------------------
 
 BODY = ASK.replace(b"\r\n\r\n", b"\r\nContent-Length: %d\r\n\r\n" % len(ASK))
 HALF = len(ASK) // 2
@@ -496,7 +550,14 @@ async def test_a_wait_is_a_wait(daemon: Daemon) -> None:
     peer, loop = await daemon.peer(), asyncio.get_running_loop()
     for _ in range(2):
         began = loop.time()
-        assert status(await peer.ask(request("/v1/tokens/main?wait=0.1", f"If-None-Match: {etag[1].decode()}"))) == 304
+        assert (
+            status(
+                await peer.ask(
+                    request("/v1/tokens/main?wait=0.1", f"If-None-Match: {etag[1].decode()}")
+                )
+            )
+            == 304
+        )
         assert loop.time() - began >= 0.1
     assert daemon.repeated == 1
 
@@ -506,7 +567,7 @@ async def test_a_peer_that_does_not_read_is_aiohttps(daemon: Daemon) -> None:
     peer = await daemon.peer()
     await peer.ask()
     rider = _connection(daemon, peer)
-    assert isinstance(rider, Rider)
+    assert isinstance(rider, CachedConnection)
     rider.pause_writing()
     rider.resume_writing()
     assert status(await peer.ask()) == 200
@@ -543,7 +604,7 @@ def test_a_chunk_is_one_request_or_it_is_not(chunk: bytes, *, is_one: bool) -> N
     assert is_one_request(chunk) is is_one
 
 
-# --- what it leans on -------------------------------------------------------------------------------------------------
+# --- what it leans on -----------------------------------------------------------------------------
 
 
 async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemon) -> None:
@@ -565,13 +626,17 @@ async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemo
     assert not answering()
 
 
-# --- SDKs -------------------------------------------------------------------------------------------------------------
+# --- SDKs -----------------------------------------------------------------------------------------
 
 
-async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_never_come_from_there(bench: Bench) -> None:
+async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_never_come_from_there(
+    bench: Bench,
+) -> None:
     async with daemon_on(bench, _keys()) as daemon:
         peer = await daemon.peer()
-        ask = request(f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}")
+        ask = request(
+            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
+        )
         said = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
         assert all(b"access_token" in answer for answer in said)
         assert daemon.repeated == 0
@@ -585,23 +650,28 @@ async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_nev
 async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) -> None:
     async with daemon_on(bench, _keys()) as daemon:
         peer = await daemon.peer()
-        ask = request(f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}")
+        ask = request(
+            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
+        )
         while b"45011" not in await peer.ask(ask):
             pass
         bench.clock.pass_(bench.policy.min_gap)
         assert b"45011" in await peer.ask(ask)
-        keeper = daemon.roster.find("main")
+        keeper = daemon.registry.find("main")
         assert keeper is not None
         await keeper.refresh(5)
         assert f"{CANARY}-main-t2".encode() in await peer.ask(ask)
 
 
-# --- awake ------------------------------------------------------------------------------------------------------------
+# --- awake ----------------------------------------------------------------------------------------
 
 
-async def test_who_asks_again_at_once_finds_the_loop_awake_and_who_pauses_lets_it_sleep(bench: Bench, daemon: Daemon) -> None:
+async def test_who_asks_again_at_once_finds_the_loop_awake_and_who_pauses_lets_it_sleep(
+    bench: Bench, daemon: Daemon
+) -> None:
     naps: list[float | None] = []
-    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined] # asyncio's, of which the tests' loop is one
+    # Asyncio's, of which the tests' loop is one
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
     select = selector.select
 
     def seen(timeout: float | None = None) -> object:
@@ -611,7 +681,9 @@ async def test_who_asks_again_at_once_finds_the_loop_awake_and_who_pauses_lets_i
     async def sleeps() -> bool:
         naps.clear()
         for _ in range(20):
-            await asyncio.get_running_loop().run_in_executor(None, int)  # which a loop that has nothing to do waits for
+            await asyncio.get_running_loop().run_in_executor(
+                None, int
+            )  # which a loop that has nothing to do waits for
         return any(timeout != 0 for timeout in naps)
 
     selector.select = seen

@@ -9,10 +9,10 @@ from typing import cast
 
 import pytest
 
-from broker.tokens.registry import Roster
+from broker.tokens.registry import Registry
 from broker.web.api.metrics import Metrics
 from broker.web.connection.connections import IDLE_S, Connections, Guarded
-from broker.web.connection.fast_path import Lane
+from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
 from broker.web.context import Edge
 from broker.web.gate import Gate
@@ -31,18 +31,18 @@ def connections() -> Connections:
 
 @pytest.fixture
 async def port(bench: Bench, connections: Connections) -> AsyncIterator[int]:
-    roster = Roster([ACCOUNT], await bench.tools())
-    await roster.start()
-    roster.tick()
-    await roster.landed()
-    lane = Lane(connections)
-    edge = Edge(roster, 5.0, lane, bench.clock.wall)
+    registry = Registry([ACCOUNT], await bench.dependencies())
+    await registry.start()
+    registry.tick()
+    await registry.drain()
+    lane = ResponseCache(connections)
+    edge = Edge(registry, 5.0, lane, bench.clock.wall)
     app = application(edge, Gate({}, []), Metrics(), lambda *_: None)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         async with answering(app) as runner, accepting(runner, [sock], lane):
             yield sock.getsockname()[1]
-            roster.halt()
+            registry.stop()
 
 
 async def said(port: int, raw: bytes) -> bytes:
@@ -90,14 +90,19 @@ async def test_malformed_requests_are_400_and_closed_without_a_token(port: int, 
 
 
 async def test_a_smuggled_second_request_is_a_request_of_its_own(port: int) -> None:
-    smuggled = b"POST /v1/tokens/main/report HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nabcde" + LAST
+    smuggled = (
+        b"POST /v1/tokens/main/report HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nabcde"
+        + LAST
+    )
     answer = await said(port, smuggled)
     assert answer.count(b"HTTP/1.1 ") == 2
     assert b" 403 " in answer.split(b"\r\n")[0]
 
 
 @pytest.mark.parametrize(
-    "silence", [b"", b"G", GOOD[:-2], b"\r\n\r\n"], ids=["nothing", "a byte", "all but the end", "blank lines"]
+    "silence",
+    [b"", b"G", GOOD[:-2], b"\r\n\r\n"],
+    ids=["nothing", "a byte", "all but the end", "blank lines"],
 )
 async def test_a_peer_that_does_not_ask_is_hung_up_on_at_the_deadline(
     port: int, connections: Connections, silence: bytes
@@ -106,7 +111,9 @@ async def test_a_peer_that_does_not_ask_is_hung_up_on_at_the_deadline(
     assert (connections.open, connections.too_slow) == (0, 1)
 
 
-async def test_a_dripping_peer_does_not_win_time_by_its_drops(port: int, connections: Connections) -> None:
+async def test_a_dripping_peer_does_not_win_time_by_its_drops(
+    port: int, connections: Connections
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     ended = asyncio.create_task(reader.read())
     writer.write(b"GET /")
@@ -125,7 +132,9 @@ async def test_a_watcher_is_not_a_silent_peer(port: int, connections: Connection
     head = await reader.readuntil(b"\r\n\r\n")
     etag = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"etag"))[6:]
     writer.write(
-        GOOD.replace(b"main HTTP", b"main?wait=0.5 HTTP").replace(b"\r\n\r\n", b"\r\nIf-None-Match: " + etag + b"\r\n\r\n")
+        GOOD.replace(b"main HTTP", b"main?wait=0.5 HTTP").replace(
+            b"\r\n\r\n", b"\r\nIf-None-Match: " + etag + b"\r\n\r\n"
+        )
     )
     await reader.readuntil(b"}")
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 304 ")
@@ -144,7 +153,9 @@ async def test_silent_peers_make_room_for_honest_ones(port: int, connections: Co
         writer.close()
 
 
-async def _inside(port: int, chunk: bytes = GOOD) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _inside(
+    port: int, chunk: bytes = GOOD
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A peer that asked, and stays."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(chunk)
@@ -169,15 +180,21 @@ async def test_many_newcomers_at_once_are_never_more_than_there_is_room_for() ->
         guest = _arrives(house, "127.0.0.1")
         assert guest is not None
         guest.heard_at = house.now()
-    for _ in range(8):  # within one turn of the loop: nobody has heard yet that those before are closed
+    for _ in range(
+        8
+    ):  # within one turn of the loop: nobody has heard yet that those before are closed
         assert _arrives(house, "127.0.0.1")
         assert house.open <= 8
 
 
-async def test_a_full_house_of_peers_that_wait_for_answers_turns_newcomers_away(port: int, connections: Connections) -> None:
+async def test_a_full_house_of_peers_that_wait_for_answers_turns_newcomers_away(
+    port: int, connections: Connections
+) -> None:
     etag = re.search(rb"\r\nE[Tt]ag: ([^\r]+)", await said(port, LAST))
     assert etag
-    wait = GOOD.replace(b"main HTTP", b"main?wait=20 HTTP").replace(b"\r\n\r\n", b"\r\nIf-None-Match: " + etag[1] + b"\r\n\r\n")
+    wait = GOOD.replace(b"main HTTP", b"main?wait=20 HTTP").replace(
+        b"\r\n\r\n", b"\r\nIf-None-Match: " + etag[1] + b"\r\n\r\n"
+    )
     waiting = [await _inside(port, wait) for _ in range(50)]
     async with asyncio.timeout(10):
         while sum(one.is_answering for one in connections._open) < 50:
@@ -224,7 +241,9 @@ class _Inner(asyncio.Protocol):
     def resume_writing(self) -> None: ...
 
 
-async def test_one_address_beyond_loopback_has_its_own_cap_and_loopback_has_none(strangers: Connections) -> None:
+async def test_one_address_beyond_loopback_has_its_own_cap_and_loopback_has_none(
+    strangers: Connections,
+) -> None:
     first, *others = [_arrives(strangers, "203.0.113.7") for _ in range(11)]
     assert first is not None
     assert [other is not None for other in others] == [True] * 9 + [False]
@@ -235,7 +254,9 @@ async def test_one_address_beyond_loopback_has_its_own_cap_and_loopback_has_none
     assert all(_arrives(strangers, "127.0.0.1") for _ in range(30))
 
 
-async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_asks_is_not(strangers: Connections) -> None:
+async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_asks_is_not(
+    strangers: Connections,
+) -> None:
     idle, busy, answering = (_arrives(strangers, "127.0.0.1") for _ in range(3))
     assert idle is not None
     assert busy is not None
@@ -244,14 +265,20 @@ async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_as
     idle.heard_at = busy.heard_at = answering.heard_at = strangers.now() - IDLE_S - 1
     busy.heard_at = strangers.now()
     strangers.close_idle()
-    assert [cast("_Peer", one.transport).aborted for one in (idle, busy, answering)] == [True, False, False]
+    assert [cast("_Peer", one.transport).aborted for one in (idle, busy, answering)] == [
+        True,
+        False,
+        False,
+    ]
 
 
-async def test_a_body_that_does_not_come_ends_with_408(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_come_ends_with_408(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("broker.web.params.BODY_DEADLINE_S", 0.1)
     head = (
-        b"POST /v1/tokens/main/report HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 100\r\nConnection: close\r\n\r\n{"
+        b"POST /v1/tokens/main/report HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker:"
+        b" 1\r\nContent-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{"
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head)

@@ -12,16 +12,38 @@ from aiohttp import web
 
 from broker.core.errcodes import Failure, Kind
 from broker.web.connection.connections import IDLE_S, Connections
-from broker.web.connection.fast_path import Lane, Rider, is_one_request
+from broker.web.connection.fast_path import CachedConnection, ResponseCache, is_one_request
 from broker.web.connection.lifecycle import accepting, answering
-from broker.web.connection.long_poll import AT_ONCE, MOST_ROOMS, WATCH, Room, Rooms, Wait, Waiter
+from broker.web.connection.long_poll import (
+    AT_ONCE,
+    MOST_GROUPS,
+    WATCH,
+    PollGroup,
+    PollGroups,
+    Wait,
+    Waiter,
+)
 from broker.web.gate import Client
 from tests.harness.doubles import LOST, Bench
-from tests.web.test_fast_path import KEY, OTHER, Daemon, Peer, _connection, _keys, daemon_on, request, status, without_date
+from tests.web.test_fast_path import (
+    KEY,
+    OTHER,
+    Daemon,
+    Peer,
+    _connection,
+    _keys,
+    daemon_on,
+    request,
+    status,
+    without_date,
+)
 
 LONG = 60
 # What two daemons on one clock say differently: which token, and how old it is.
-OF_THIS_DAEMON = re.compile(rb"main-t\d+|[-0-9]+T[0-9:]+Z|(?<=expires_in\": )\d+|(?<=retry_after\": )\d+|(?<=Retry-After: )\d+")
+OF_THIS_DAEMON = re.compile(
+    rb"main-t\d+|[-0-9]+T[0-9:]+Z|(?<=expires_in\": )\d+|(?<=retry_after\": )\d+|(?<=Retry-After:"
+    rb" )\d+"
+)
 
 
 @pytest.fixture
@@ -31,7 +53,7 @@ async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
 
 
 def held(daemon: Daemon) -> str:
-    keeper = daemon.roster.find("main")
+    keeper = daemon.registry.find("main")
     assert keeper is not None
     assert keeper.credential.version is not None
     return keeper.credential.version
@@ -44,22 +66,22 @@ def watch(daemon: Daemon, wait: float = LONG, *more: str) -> bytes:
 async def rotate(bench: Bench, daemon: Daemon) -> str:
     """Another version; it."""
     bench.clock.pass_(40)
-    keeper = daemon.roster.find("main")
+    keeper = daemon.registry.find("main")
     assert keeper is not None
     await keeper.refresh(5)
     return held(daemon)
 
 
-def rider(daemon: Daemon, peer: Peer) -> Rider:
+def rider(daemon: Daemon, peer: Peer) -> CachedConnection:
     found = _connection(daemon, peer)
-    assert isinstance(found, Rider)
+    assert isinstance(found, CachedConnection)
     return found
 
 
 async def at_aiohttp(*waiters: Waiter) -> None:
     """Until aiohttp is at the requests of all of them."""
     async with asyncio.timeout(10):
-        while not all(one.room is None and one.is_answering for one in waiters):
+        while not all(one.group is None and one.is_answering for one in waiters):
             await asyncio.sleep(0)
 
 
@@ -68,18 +90,18 @@ async def first(daemon: Daemon, chunk: bytes, *, unix: bool = False) -> Peer:
     peer = await daemon.peer(unix=unix)
     peer.writer.write(chunk)
     async with asyncio.timeout(10):
-        while not is_open(daemon.lane._rooms[unix].find(chunk)):
+        while not is_open(daemon.lane._groups[unix].find(chunk)):
             await asyncio.sleep(0)
     return peer
 
 
-def is_open(room: Room | None) -> bool:
+def is_open(room: PollGroup | None) -> bool:
     return room is not None and room.wait is not None
 
 
 async def parked(daemon: Daemon, chunk: bytes) -> Peer:
     """Somebody who waits in the room."""
-    room = daemon.lane._rooms[False].find(chunk)
+    room = daemon.lane._groups[False].find(chunk)
     assert room is not None
     before, peer = len(room.waiters), await daemon.peer()
     peer.writer.write(chunk)
@@ -89,10 +111,12 @@ async def parked(daemon: Daemon, chunk: bytes) -> Peer:
     return peer
 
 
-# --- how they are answered --------------------------------------------------------------------------------------------
+# --- how they are answered ------------------------------------------------------------------------
 
 
-async def test_who_waits_in_the_room_hears_what_aiohttp_says_byte_for_byte(bench: Bench, daemon: Daemon) -> None:
+async def test_who_waits_in_the_room_hears_what_aiohttp_says_byte_for_byte(
+    bench: Bench, daemon: Daemon
+) -> None:
     chunk = watch(daemon)
     one, other = await first(daemon, chunk), await parked(daemon, chunk)
     assert rider(daemon, other).inner is None, "aiohttp has never seen it"
@@ -119,14 +143,23 @@ async def test_whose_time_is_up_hears_what_aiohttp_says_byte_for_byte(daemon: Da
 
 
 @pytest.mark.parametrize("ends", ["rotation", "time", "stop"])
-@pytest.mark.parametrize("tags", ['"{}"', 'W/"{}"', "*", '"other", "{}"', '"{}"\r\nIF-NONE-MATCH: "other"'])
-@pytest.mark.parametrize("query", ["wait={}", "min_ttl=60&wait={}", "wait={}&min_ttl=7199.5", "wait={}&min_ttl=80000"])
-async def test_however_it_is_asked_it_is_said_as_aiohttp_says_it(bench: Bench, query: str, tags: str, ends: str) -> None:
+@pytest.mark.parametrize(
+    "tags", ['"{}"', 'W/"{}"', "*", '"other", "{}"', '"{}"\r\nIF-NONE-MATCH: "other"']
+)
+@pytest.mark.parametrize(
+    "query", ["wait={}", "min_ttl=60&wait={}", "wait={}&min_ttl=7199.5", "wait={}&min_ttl=80000"]
+)
+async def test_however_it_is_asked_it_is_said_as_aiohttp_says_it(
+    bench: Bench, query: str, tags: str, ends: str
+) -> None:
     said: list[bytes] = []
     for enabled in (True, False):
         async with daemon_on(bench, enabled=enabled) as daemon:
             target = f"/v1/tokens/main?{query.format(0.2 if ends == 'time' else LONG)}"
-            chunk, peers = request(target, f"If-None-Match: {tags.format(held(daemon))}"), [await daemon.peer() for _ in range(3)]
+            chunk, peers = (
+                request(target, f"If-None-Match: {tags.format(held(daemon))}"),
+                [await daemon.peer() for _ in range(3)],
+            )
             for peer in peers:
                 peer.writer.write(chunk)
             async with asyncio.timeout(10):
@@ -136,15 +169,21 @@ async def test_however_it_is_asked_it_is_said_as_aiohttp_says_it(bench: Bench, q
             if ends == "rotation":
                 await rotate(bench, daemon)
             elif ends == "stop":
-                daemon.roster.halt()
+                daemon.registry.stop()
             answers = {without_date(await peer.answer()) for peer in peers}
-            assert len(answers) == 1, "who waits in the room hears what the first hears, whom aiohttp tells"
-            said.append(OF_THIS_DAEMON.sub(b"-", answers.pop().replace(held(daemon).encode(), b"-")))
+            assert len(answers) == 1, (
+                "who waits in the room hears what the first hears, whom aiohttp tells"
+            )
+            said.append(
+                OF_THIS_DAEMON.sub(b"-", answers.pop().replace(held(daemon).encode(), b"-"))
+            )
     assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("tags", ["*", '"{}", "other"'])
-async def test_who_may_have_the_next_version_too_waits_with_aiohttp(bench: Bench, daemon: Daemon, tags: str) -> None:
+async def test_who_may_have_the_next_version_too_waits_with_aiohttp(
+    bench: Bench, daemon: Daemon, tags: str
+) -> None:
     chunk = request(f"/v1/tokens/main?wait={LONG}", f"If-None-Match: {tags.format(held(daemon))}")
     peers = [await daemon.peer() for _ in range(3)]
     for peer in peers:
@@ -168,7 +207,9 @@ async def test_everybody_waits_as_long_as_they_said(daemon: Daemon) -> None:
     assert loop.time() - began >= 0.3
 
 
-async def test_a_connection_goes_on_as_before_when_it_has_waited(bench: Bench, daemon: Daemon) -> None:
+async def test_a_connection_goes_on_as_before_when_it_has_waited(
+    bench: Bench, daemon: Daemon
+) -> None:
     await first(daemon, watch(daemon))
     peer = await parked(daemon, watch(daemon))
     await rotate(bench, daemon)
@@ -180,13 +221,18 @@ async def test_a_connection_goes_on_as_before_when_it_has_waited(bench: Bench, d
     assert rider(daemon, peer).inner is None
 
 
-async def test_a_crowd_that_comes_at_once_goes_through_aiohttp_once(bench: Bench, daemon: Daemon) -> None:
+async def test_a_crowd_that_comes_at_once_goes_through_aiohttp_once(
+    bench: Bench, daemon: Daemon
+) -> None:
     peers = [await daemon.peer() for _ in range(AT_ONCE + AT_ONCE // 2)]
     riders = [rider(daemon, peer) for peer in peers]
     for peer in peers:
         peer.writer.write(watch(daemon))
     async with asyncio.timeout(10):
-        while sum(one.room is not None and one.room.wait is not None for one in riders) < len(peers) - 1:
+        while (
+            sum(one.group is not None and one.group.wait is not None for one in riders)
+            < len(peers) - 1
+        ):
             await asyncio.sleep(0)
     assert sum(one.inner is not None for one in riders) == 1
     await rotate(bench, daemon)
@@ -194,24 +240,28 @@ async def test_a_crowd_that_comes_at_once_goes_through_aiohttp_once(bench: Bench
     assert daemon.repeated == len(peers) - 1
 
 
-async def test_those_who_came_with_one_that_need_not_wait_do_not_wait_either(bench: Bench, daemon: Daemon) -> None:
+async def test_those_who_came_with_one_that_need_not_wait_do_not_wait_either(
+    bench: Bench, daemon: Daemon
+) -> None:
     old = watch(daemon)
     await rotate(bench, daemon)
     peers = [await daemon.peer() for _ in range(3)]
     for peer in peers:
         peer.writer.write(old)
     assert status(await peers[0].answer()) == 200
-    assert [rider(daemon, peer).room for peer in peers] == [None] * 3
+    assert [rider(daemon, peer).group for peer in peers] == [None] * 3
     assert [status(await peer.answer()) for peer in peers[1:]] == [200] * 2
     assert daemon.repeated == 0
 
 
 @pytest.mark.parametrize("how", ["abort", "leave"])
-async def test_those_who_came_with_one_that_never_gets_to_wait_are_not_forgotten(bench: Bench, daemon: Daemon, how: str) -> None:
+async def test_those_who_came_with_one_that_never_gets_to_wait_are_not_forgotten(
+    bench: Bench, daemon: Daemon, how: str
+) -> None:
     peer, other = [rider(daemon, await daemon.peer()) for _ in range(2)]
     for one in (peer, other):
         one.data_received(watch(daemon))
-    assert other.room is not None
+    assert other.group is not None
     getattr(peer, how)()
     if how == "leave":
         await at_aiohttp(other)
@@ -219,7 +269,9 @@ async def test_those_who_came_with_one_that_never_gets_to_wait_are_not_forgotten
     assert status(await daemon.peers[1].answer()) == 200
 
 
-async def test_who_asks_for_a_version_that_is_gone_is_answered_at_once(bench: Bench, daemon: Daemon) -> None:
+async def test_who_asks_for_a_version_that_is_gone_is_answered_at_once(
+    bench: Bench, daemon: Daemon
+) -> None:
     old = watch(daemon)
     await first(daemon, old)
     await parked(daemon, old)
@@ -234,10 +286,13 @@ async def test_waiters_are_counted_when_they_are_answered(bench: Bench, daemon: 
     await rotate(bench, daemon)
     for peer in peers:
         await peer.answer()
-    assert 'token_broker_http_requests_total{route="/v1/tokens/{app}",status="200"} 4.0' in daemon.metrics.text().decode()
+    assert (
+        'token_broker_http_requests_total{route="/v1/tokens/{app}",status="200"} 4.0'
+        in daemon.metrics.text().decode()
+    )
 
 
-# --- what does not wake them ------------------------------------------------------------------------------------------
+# --- what does not wake them ----------------------------------------------------------------------
 
 
 async def test_a_change_that_is_no_other_version_wakes_nobody(bench: Bench, daemon: Daemon) -> None:
@@ -245,22 +300,24 @@ async def test_a_change_that_is_no_other_version_wakes_nobody(bench: Bench, daem
     peer = await parked(daemon, watch(daemon))
     bench.clock.pass_(40)
     bench.wechat.answers.append(LOST)
-    keeper = daemon.roster.find("main")
+    keeper = daemon.registry.find("main")
     assert keeper is not None
     await keeper.refresh(5)
     assert keeper.credential.suspicion is not None
     daemon.lane.drop()
     assert b'"state": "suspect"' in await (await daemon.peer()).ask()
-    assert rider(daemon, peer).room is not None
+    assert rider(daemon, peer).group is not None
     version = await rotate(bench, daemon)
     assert f'"{version}"'.encode() in await peer.answer()
     assert daemon.repeated == 1
 
 
-# --- what is aiohttp's ------------------------------------------------------------------------------------------------
+# --- what is aiohttp's ----------------------------------------------------------------------------
 
 
-async def test_who_says_more_while_it_waits_is_answered_in_order(bench: Bench, daemon: Daemon) -> None:
+async def test_who_says_more_while_it_waits_is_answered_in_order(
+    bench: Bench, daemon: Daemon
+) -> None:
     await (await daemon.peer()).ask(request("/livez"))
     await first(daemon, watch(daemon))
     peer = await parked(daemon, watch(daemon))
@@ -274,7 +331,9 @@ async def test_who_says_more_while_it_waits_is_answered_in_order(bench: Bench, d
     assert daemon.repeated == 0
 
 
-async def test_who_has_waited_here_waits_with_aiohttp_for_the_rest_of_its_time(daemon: Daemon) -> None:
+async def test_who_has_waited_here_waits_with_aiohttp_for_the_rest_of_its_time(
+    daemon: Daemon,
+) -> None:
     chunk, loop = watch(daemon, 1), asyncio.get_running_loop()
     await first(daemon, watch(daemon, 1))
     peer = await parked(daemon, chunk)
@@ -299,10 +358,12 @@ async def test_who_does_not_read_is_aiohttps(bench: Bench, daemon: Daemon) -> No
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["gone", "half gone"])
-async def test_who_hangs_up_leaves_nothing_behind(bench: Bench, daemon: Daemon, *, half: bool) -> None:
+async def test_who_hangs_up_leaves_nothing_behind(
+    bench: Bench, daemon: Daemon, *, half: bool
+) -> None:
     await first(daemon, watch(daemon))
     peer = await parked(daemon, watch(daemon))
-    room, before = rider(daemon, peer).room, daemon.lane.connections.open
+    room, before = rider(daemon, peer).group, daemon.lane.connections.open
     assert room is not None
     if half:
         peer.writer.write_eof()
@@ -317,8 +378,14 @@ async def test_who_hangs_up_leaves_nothing_behind(bench: Bench, daemon: Daemon, 
 
 
 @pytest.mark.parametrize("kind", ["HTTP/1.0", "Connection: close"])
-async def test_a_connection_that_ends_with_its_answer_waits_with_aiohttp(bench: Bench, daemon: Daemon, kind: str) -> None:
-    chunk = watch(daemon).replace(b"HTTP/1.1", b"HTTP/1.0") if kind == "HTTP/1.0" else watch(daemon, LONG, kind)
+async def test_a_connection_that_ends_with_its_answer_waits_with_aiohttp(
+    bench: Bench, daemon: Daemon, kind: str
+) -> None:
+    chunk = (
+        watch(daemon).replace(b"HTTP/1.1", b"HTTP/1.0")
+        if kind == "HTTP/1.0"
+        else watch(daemon, LONG, kind)
+    )
     peers = [await daemon.peer() for _ in range(3)]
     for peer in peers:
         peer.writer.write(chunk)
@@ -344,10 +411,12 @@ async def test_with_the_lane_switched_off_everybody_waits_with_aiohttp(bench: Be
         assert daemon.repeated == 0
 
 
-# --- what ends it -----------------------------------------------------------------------------------------------------
+# --- what ends it ---------------------------------------------------------------------------------
 
 
-async def test_a_token_that_is_not_to_be_had_is_aiohttps_to_tell(bench: Bench, daemon: Daemon) -> None:
+async def test_a_token_that_is_not_to_be_had_is_aiohttps_to_tell(
+    bench: Bench, daemon: Daemon
+) -> None:
     bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
     chunk = watch(daemon, 0.5)
     one, other = await first(daemon, chunk), await parked(daemon, chunk)
@@ -360,7 +429,7 @@ async def test_who_waits_when_the_daemon_stops_is_answered_and_told_to_close(ben
     async with daemon_on(bench) as daemon:
         one = await first(daemon, watch(daemon))
         others = [await parked(daemon, watch(daemon)) for _ in range(AT_ONCE + AT_ONCE // 2)]
-        daemon.roster.halt()
+        daemon.registry.stop()
         for peer in (one, *others):
             answer = await peer.answer()
             assert status(answer) == 304
@@ -368,7 +437,9 @@ async def test_who_waits_when_the_daemon_stops_is_answered_and_told_to_close(ben
         assert daemon.repeated == 0
 
 
-async def test_who_waits_when_the_lane_ends_waits_with_aiohttp(bench: Bench, daemon: Daemon) -> None:
+async def test_who_waits_when_the_lane_ends_waits_with_aiohttp(
+    bench: Bench, daemon: Daemon
+) -> None:
     await first(daemon, watch(daemon))
     peers = [await parked(daemon, watch(daemon)) for _ in range(AT_ONCE + 10)]
     await daemon.lane.end()
@@ -383,20 +454,25 @@ async def test_who_waits_when_the_lane_ends_waits_with_aiohttp(bench: Bench, dae
 
 async def test_who_may_not_ask_any_more_is_refused_and_others_wait_on(bench: Bench) -> None:
     async with daemon_on(bench, _keys()) as daemon:
-        mine, theirs = watch(daemon, LONG, f"Authorization: Bearer {KEY}"), watch(daemon, LONG, "X-Note: -")
+        mine, theirs = (
+            watch(daemon, LONG, f"Authorization: Bearer {KEY}"),
+            watch(daemon, LONG, "X-Note: -"),
+        )
         await first(daemon, mine)
         await first(daemon, theirs, unix=True)
         refused = await parked(daemon, mine)
         near = await daemon.peer(unix=True)
         near.writer.write(theirs)
-        daemon.gate.govern({"0" * 64: Client("nobody", frozenset())}, [])
+        daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
         daemon.lane.admit_anew()
         assert status(await refused.answer()) == 401
         await rotate(bench, daemon)
         assert status(await near.answer()) == 200
 
 
-async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_looked_at(bench: Bench) -> None:
+async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_looked_at(
+    bench: Bench,
+) -> None:
     async with daemon_on(bench, _keys()) as daemon:
         chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
         await first(daemon, chunk)
@@ -405,9 +481,11 @@ async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_look
         for _ in range(2):
             daemon.lane.admit_anew()
             async with asyncio.timeout(10):
-                while not is_open(daemon.lane._rooms[False].find(chunk)):
+                while not is_open(daemon.lane._groups[False].find(chunk)):
                     await asyncio.sleep(0)
-        assert [one.inner is not None for one in riders] == [True, True] + [False] * (len(riders) - 2)
+        assert [one.inner is not None for one in riders] == [True, True] + [False] * (
+            len(riders) - 2
+        )
         await rotate(bench, daemon)
         assert {status(await peer.answer()) for peer in peers} == {200}
         assert daemon.repeated == len(peers) - 2
@@ -426,7 +504,9 @@ async def test_who_waits_across_a_reload_waits_no_longer_for_it(bench: Bench) ->
         assert daemon.repeated == len(peers) - 1
 
 
-async def test_the_one_that_is_looked_at_after_a_reload_may_be_gone(bench: Bench, daemon: Daemon) -> None:
+async def test_the_one_that_is_looked_at_after_a_reload_may_be_gone(
+    bench: Bench, daemon: Daemon
+) -> None:
     await first(daemon, watch(daemon))
     gone, peer = await parked(daemon, watch(daemon)), await parked(daemon, watch(daemon))
     rider(daemon, gone).abort()
@@ -440,12 +520,12 @@ async def test_who_was_let_in_before_a_reload_opens_no_room_after_it(bench: Benc
     async with daemon_on(bench, _keys()) as daemon:
         chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
         await first(daemon, chunk)
-        daemon.gate.govern({"0" * 64: Client("nobody", frozenset())}, [])
+        daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
         daemon.lane.admit_anew()
         assert status(await (await daemon.peer()).ask(chunk)) == 401
 
 
-# --- who is who -------------------------------------------------------------------------------------------------------
+# --- who is who -----------------------------------------------------------------------------------
 
 
 async def test_nobody_waits_with_anothers_rights(bench: Bench) -> None:
@@ -472,7 +552,9 @@ async def test_who_waits_is_not_idle_and_is_not_hung_up_on(bench: Bench, daemon:
     assert status(await peer.answer()) == 200
 
 
-async def test_a_crowd_that_came_and_left_between_two_looks_is_known_to_have_left(daemon: Daemon) -> None:
+async def test_a_crowd_that_came_and_left_between_two_looks_is_known_to_have_left(
+    daemon: Daemon,
+) -> None:
     connections = daemon.lane.connections
     await first(daemon, watch(daemon))
     peers = [await parked(daemon, watch(daemon)) for _ in range(5)]
@@ -487,23 +569,23 @@ async def test_a_crowd_that_came_and_left_between_two_looks_is_known_to_have_lef
 
 
 async def test_rooms_are_bounded_and_those_that_nobody_is_in_make_room(daemon: Daemon) -> None:
-    rooms = daemon.lane._rooms[False]
-    for number in range(MOST_ROOMS):
+    rooms = daemon.lane._groups[False]
+    for number in range(MOST_GROUPS):
         (await first(daemon, watch(daemon, LONG, f"X-Number: {number}"))).writer.transport.abort()
     stays = watch(daemon, LONG, "X-Number: 0")
     await parked(daemon, stays)
     await first(daemon, watch(daemon))
-    assert len(rooms._rooms) == 2
+    assert len(rooms._groups) == 2
     assert is_open(rooms.find(stays))
 
 
 async def test_a_room_that_nobody_is_in_ends_with_the_version(bench: Bench, daemon: Daemon) -> None:
     await first(daemon, watch(daemon))
     await rotate(bench, daemon)
-    assert not daemon.lane._rooms[False]._rooms
+    assert not daemon.lane._groups[False]._groups
 
 
-# --- rooms by themselves ----------------------------------------------------------------------------------------------
+# --- rooms by themselves --------------------------------------------------------------------------
 
 CHUNK = request("/v1/tokens/main?wait=60", 'If-None-Match: "x"')
 OK = web.Response(body=b"ok")
@@ -519,13 +601,18 @@ class Inner(asyncio.Protocol):
         self.handed.append(data)
 
 
-def alone() -> tuple[Rooms, Callable[[], Waiter]]:
-    """Rooms, and who may wait in them."""
+def alone() -> tuple[PollGroups, Callable[[], Waiter]]:
+    """PollGroups, and who may wait in them."""
     connections = Connections(100)
-    return Rooms(connections.now, lambda *_: None), lambda: Waiter(connections, Inner)
+    return PollGroups(connections.now, lambda *_: None), lambda: Waiter(connections, Inner)
 
 
-async def opened(rooms: Rooms, count: int, make: Callable[[], Waiter], answer: Callable[[], web.Response | None]) -> list[Waiter]:
+async def opened(
+    rooms: PollGroups,
+    count: int,
+    make: Callable[[], Waiter],
+    answer: Callable[[], web.Response | None],
+) -> list[Waiter]:
     """So many who wait, for what is over at once."""
 
     async def over(_seconds: float) -> bool:
@@ -550,7 +637,7 @@ async def test_each_slice_is_told_what_is_true_then_and_nobody_joins_what_is_ove
 
     waiters = await opened(rooms, AT_ONCE * 3, make, answer)
     async with asyncio.timeout(10):
-        while any(one.room is not None for one in waiters):
+        while any(one.group is not None for one in waiters):
             await asyncio.sleep(0)
     assert len(answers) == 3
     assert answers[0] is False
@@ -560,17 +647,19 @@ async def test_each_slice_is_told_what_is_true_then_and_nobody_joins_what_is_ove
 async def test_a_bug_leaves_nobody_waiting() -> None:
     rooms, make = alone()
     complaints: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: complaints.append(context)
+    )
 
     def answer() -> web.Response:
         raise ZeroDivisionError
 
     waiters = await opened(rooms, AT_ONCE + 1, make, answer)
     async with asyncio.timeout(10):
-        while any(one.room is not None for one in waiters[AT_ONCE:]):
+        while any(one.group is not None for one in waiters[AT_ONCE:]):
             await asyncio.sleep(0)
     await rooms.end()
-    assert [one.room for one in waiters] == [None] * len(waiters)
+    assert [one.group for one in waiters] == [None] * len(waiters)
 
 
 class Closing(asyncio.Transport):
@@ -584,18 +673,20 @@ class Closing(asyncio.Transport):
 
 
 @pytest.mark.parametrize("answer", [OK, None], ids=["answered", "handed back"])
-async def test_one_that_is_being_closed_keeps_no_answer_from_others(answer: web.Response | None) -> None:
+async def test_one_that_is_being_closed_keeps_no_answer_from_others(
+    answer: web.Response | None,
+) -> None:
     rooms, make = alone()
     waiters = await opened(rooms, AT_ONCE + 1, make, lambda: answer)
     waiters[0].transport = Closing()
     async with asyncio.timeout(10):
-        while any(one.room is not None for one in waiters):
+        while any(one.group is not None for one in waiters):
             await asyncio.sleep(0)
     assert waiters[0].inner is None
     assert not rooms._tasks or all(task.exception() is None for task in await finished(rooms))
 
 
-async def finished(rooms: Rooms) -> set[asyncio.Task[None]]:
+async def finished(rooms: PollGroups) -> set[asyncio.Task[None]]:
     done, _ = await asyncio.wait(rooms._tasks)
     return done
 
@@ -623,14 +714,14 @@ async def test_nobody_is_answered_between_a_reload_and_the_look_at_one_of_them()
     changed.set()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert (looked_at.room, other.room, asked) == (None, room, [])
+    assert (looked_at.group, other.group, asked) == (None, room, [])
     await rooms.end()
 
 
 async def test_a_room_that_nobody_is_in_ends_with_a_reload() -> None:
     rooms, make = alone()
     (waiter,) = await opened(rooms, 1, make, lambda: OK)
-    waiter.leave_room()
+    waiter.leave_group()
     rooms.look_again()
     assert not rooms.enter(make(), CHUNK)
     await rooms.end()
@@ -640,7 +731,13 @@ def test_what_may_wait_is_told_in_one_pass() -> None:
     """However a stranger words it: a look that begins anew at each `wait` would hold everybody up, before any key is asked."""
 
     def took(many: int) -> float:
-        chunk = b"GET /v1/tokens/main?" + b"&wait=" * many + b" HTTP/1.1\r\nHost: a" + b"\r\nif-none-matc: x" * 100 + b"\r\n\r\n"
+        chunk = (
+            b"GET /v1/tokens/main?"
+            + b"&wait=" * many
+            + b" HTTP/1.1\r\nHost: a"
+            + b"\r\nif-none-matc: x" * 100
+            + b"\r\n\r\n"
+        )
         assert is_one_request(chunk)
         began = time.process_time()
         for _ in range(50):
@@ -652,21 +749,22 @@ def test_what_may_wait_is_told_in_one_pass() -> None:
 
 async def test_no_more_rooms_than_that_are_opened() -> None:
     rooms, make = alone()
-    for number in range(MOST_ROOMS + 1):
+    for number in range(MOST_GROUPS + 1):
         assert not rooms.enter(make(), CHUNK.replace(b"Host", b"X-Number: %d\r\nHost" % number))
-    assert len(rooms._rooms) == MOST_ROOMS
+    assert len(rooms._groups) == MOST_GROUPS
     await rooms.end()
 
 
 async def test_what_let_a_request_in_before_a_change_opens_no_room_after_it(bench: Bench) -> None:
-    lane = Lane(Connections(100, bench.clock.now))
+    lane = ResponseCache(Connections(100, bench.clock.now))
     opened = []
 
     async def handler(request: web.Request) -> web.Response:
-        lane.hear(request)
+        lane.note_request(request)
         lane.drop()
-        lane.park(request, Wait(60, asyncio.sleep, lambda: OK))  # type: ignore[arg-type] # it is never waited for
-        opened.append(lane._rooms[False].find(CHUNK))
+        # It is never waited for
+        lane.join(request, Wait(60, asyncio.sleep, lambda: OK))  # type: ignore[arg-type]
+        opened.append(lane._groups[False].find(CHUNK))
         return OK
 
     app = web.Application()

@@ -11,12 +11,12 @@ from itertools import pairwise
 import pytest
 
 from broker.cli import query as ask
-from broker.core.credential import Account, Rivalry
+from broker.core.credential import Account, SecondIssuer
 from broker.core.errcodes import RULES, WECOM_RULES, Failure, Kind
 from broker.core.ports import Node, StoreError
 from broker.core.quota import until_next_day
 from broker.http.language import CHINESE, ENGLISH, span
-from broker.web.client_stats import MOST, Visitors
+from broker.web.client_stats import MOST, ClientStats
 from broker.web.gate import Client, Gate
 from broker.web.page.advice import ADVICE_ZH, WECOM_ADVICE_ZH, reason
 from broker.web.page.messages import PAGE
@@ -62,7 +62,9 @@ async def test_the_numbers_are_those_of_v1_status(daemon: Daemon) -> None:
         assert value(html, "version") == app["version"]
         assert value(html, "used_today") == str(app["quota"]["used_today"])
         assert f'<progress aria-labelledby="left-1" max="7200" value="{app["expires_in"]}">' in html
-        assert f"{app['quota']['used_24h']} in 24 h, {app['quota']['remaining']} left now" in words(html)
+        assert f"{app['quota']['used_24h']} in 24 h, {app['quota']['remaining']} left now" in words(
+            html
+        )
 
 
 async def test_it_calls_nobody_and_holds_no_token(daemon: Daemon) -> None:
@@ -90,13 +92,16 @@ async def test_only_what_is_ours_may_run_and_nothing_is_kept(daemon: Daemon) -> 
 
 async def test_the_gate_stands_before_it_but_a_browser_may_pass(daemon: Daemon) -> None:
     assert (await daemon.http.get("/", headers={"Host": "evil.example"})).status == 403
-    assert (await daemon.http.get("/", headers={"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"})).status == 200
+    assert (
+        await daemon.http.get("/", headers={"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"})
+    ).status == 200
     assert (await daemon.http.head("/")).status == 200
     assert (await daemon.http.post("/")).status == 405
 
 
 @pytest.mark.parametrize(
-    ("language", "said"), [("en", "Every app has a token."), ("zh-CN,zh;q=0.9,en;q=0.8", "所有应用都有可用的令牌。")]
+    ("language", "said"),
+    [("en", "Every app has a token."), ("zh-CN,zh;q=0.9,en;q=0.8", "所有应用都有可用的令牌。")],
 )
 async def test_it_speaks_english_and_chinese(daemon: Daemon, language: str, said: str) -> None:
     html = await page(daemon, language=language)
@@ -107,11 +112,18 @@ async def test_it_speaks_english_and_chinese(daemon: Daemon, language: str, said
 def test_both_languages_have_the_same_words_with_the_same_gaps() -> None:
     assert PAGE[ENGLISH].keys() == PAGE[CHINESE].keys()
     for key, english in PAGE[ENGLISH].items():
-        assert sorted(re.findall(r"{\w+}", english)) == sorted(re.findall(r"{\w+}", PAGE[CHINESE][key])), key
+        assert sorted(re.findall(r"{\w+}", english)) == sorted(
+            re.findall(r"{\w+}", PAGE[CHINESE][key])
+        ), key
     for chinese, rules in ((ADVICE_ZH, RULES), (WECOM_ADVICE_ZH, WECOM_RULES)):
         assert chinese.keys() == rules.keys()
-        alike = {code: {other for other in rules if rules[other].advice == rules[code].advice} for code in rules}
-        assert {code: {other for other in rules if chinese[other] == chinese[code]} for code in rules} == alike
+        alike = {
+            code: {other for other in rules if rules[other].advice == rules[code].advice}
+            for code in rules
+        }
+        assert {
+            code: {other for other in rules if chinese[other] == chinese[code]} for code in rules
+        } == alike
 
 
 @pytest.mark.parametrize(
@@ -129,13 +141,20 @@ def test_a_reason_is_said_in_chinese_where_there_is_one(english: str, chinese: s
 
 @pytest.mark.parametrize(
     ("seconds", "english", "chinese"),
-    [(0, "0 s", "0 秒"), (59.9, "59 s", "59 秒"), (3600, "1 h 0 min", "1 小时 0 分"), (90_061, "1 d 1 h", "1 天 1 小时")],
+    [
+        (0, "0 s", "0 秒"),
+        (59.9, "59 s", "59 秒"),
+        (3600, "1 h 0 min", "1 小时 0 分"),
+        (90_061, "1 d 1 h", "1 天 1 小时"),
+    ],
 )
-def test_a_duration_is_said_in_its_two_largest_units(seconds: float, english: str, chinese: str) -> None:
+def test_a_duration_is_said_in_its_two_largest_units(
+    seconds: float, english: str, chinese: str
+) -> None:
     assert (span(seconds, ENGLISH), span(seconds, CHINESE)) == (english, chinese)
 
 
-# --- trouble ----------------------------------------------------------------------------------------------------------
+# --- trouble --------------------------------------------------------------------------------------
 
 
 async def trouble(daemon: Daemon, failure: Failure) -> None:
@@ -145,7 +164,9 @@ async def trouble(daemon: Daemon, failure: Failure) -> None:
 
 
 async def test_the_address_to_whitelist_is_named(daemon: Daemon) -> None:
-    await trouble(daemon, Failure(Kind.ADMISSION, "errcode 40164", 40164, ip="203.0.113.9", rid="6a-7b-8c"))
+    await trouble(
+        daemon, Failure(Kind.ADMISSION, "errcode 40164", 40164, ip="203.0.113.9", rid="6a-7b-8c")
+    )
     said = words(await page(daemon))
     assert "Last token call failed" in said
     assert "IP whitelist" in said
@@ -156,9 +177,14 @@ async def test_the_address_to_whitelist_is_named(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(
     ("errcode", "english", "chinese"),
-    [(40125, "does not accept the AppSecret", "不接受该 AppSecret"), (40013, "does not know this AppID", "不认识该 AppID")],
+    [
+        (40125, "does not accept the AppSecret", "不接受该 AppSecret"),
+        (40013, "does not know this AppID", "不认识该 AppID"),
+    ],
 )
-async def test_what_to_correct_is_told_apart(daemon: Daemon, errcode: int, english: str, chinese: str) -> None:
+async def test_what_to_correct_is_told_apart(
+    daemon: Daemon, errcode: int, english: str, chinese: str
+) -> None:
     await trouble(daemon, Failure(Kind.CONFIGURATION, f"errcode {errcode}", errcode))
     assert english in words(await page(daemon))
     assert chinese in words(await page(daemon, language="zh"))
@@ -196,7 +222,10 @@ async def test_our_own_limit_is_said_to_be_reached_before_wechats(bench: Bench) 
     assert bench.wechat.calls == 3
     assert re.search(r'<meter [^>]*max="3" [^>]*value="3">3 of 3</meter>', html)
     assert "All 3 of 24 hours are spent" in words(html)
-    assert f"The next call is made in {span(int(value(html, 'next_refresh_in')), ENGLISH)}" in words(html)
+    assert (
+        f"The next call is made in {span(int(value(html, 'next_refresh_in')), ENGLISH)}"
+        in words(html)
+    )
     assert "attention is due" in words(html)
     await daemon.http.close()
 
@@ -223,23 +252,25 @@ async def test_a_token_in_doubt_is_no_older_than_it_is(daemon: Daemon) -> None:
     daemon.bench.wechat.answers.append(LOST)
     await daemon.look()
     html, (app,) = await page(daemon), (await (await daemon.get("/v1/status")).json())["apps"]
-    assert app["expires_in"] <= daemon.bench.policy.overlap  # all that may still be served of 3200 s
+    assert (
+        app["expires_in"] <= daemon.bench.policy.overlap
+    )  # all that may still be served of 3200 s
     assert "Age 1 h 6 min" in words(html)
 
 
 async def test_a_second_issuer_is_named_and_a_first_sign_is_not_yet_one(daemon: Daemon) -> None:
-    (keeper,) = daemon.roster
-    keeper._app.credential = replace(keeper.credential, rivalry=Rivalry(1, NOON, NOON))
+    (keeper,) = daemon.registry
+    keeper._live.credential = replace(keeper.credential, second_issuer=SecondIssuer(1, NOON, NOON))
     assert "Three are a second issuer" in words(await page(daemon))
-    keeper._app.credential = replace(keeper.credential, rivalry=Rivalry(3, NOON, NOON))
+    keeper._live.credential = replace(keeper.credential, second_issuer=SecondIssuer(3, NOON, NOON))
     said = words(await page(daemon))
     assert "Somebody else seems to fetch tokens" in said
     assert "3 tokens died before their time, since 2026-" in said
 
 
 async def test_a_broken_store_is_said_and_the_page_goes_on(daemon: Daemon) -> None:
-    (keeper,) = daemon.roster
-    keeper._flights.books.stand("database or disk is full")
+    (keeper,) = daemon.registry
+    keeper._refresher.store_sync.stand("database or disk is full")
 
     async def broken(_since: float, _appid: str) -> list[dict[str, object]]:
         raise StoreError("disk I/O error")
@@ -253,7 +284,7 @@ async def test_a_broken_store_is_said_and_the_page_goes_on(daemon: Daemon) -> No
 async def test_a_daemon_that_stops_or_no_longer_looks_says_so(daemon: Daemon) -> None:
     daemon.bench.clock.pass_(60)
     assert "The schedule has stopped" in words(await page(daemon))
-    daemon.roster.halt()
+    daemon.registry.stop()
     assert "The broker is stopping." in words(await page(daemon))
 
 
@@ -270,12 +301,14 @@ async def test_what_others_wrote_is_text(bench: Bench) -> None:
     await daemon.http.close()
 
 
-# --- many apps --------------------------------------------------------------------------------------------------------
+# --- many apps ------------------------------------------------------------------------------------
 
 
 async def test_a_thousand_apps_are_shown_a_dozen_at_a_time_the_troubled_first(bench: Bench) -> None:
     daemon = Daemon(bench)
-    await daemon.start(Gate({}, []), [replace(ACCOUNT, name=f"a{n:04}", appid=f"wx{n}") for n in range(1000)])
+    await daemon.start(
+        Gate({}, []), [replace(ACCOUNT, name=f"a{n:04}", appid=f"wx{n}") for n in range(1000)]
+    )
     bench.wechat.answers.extend([DOWN])
     await daemon.look()
     html = await page(daemon)
@@ -294,10 +327,12 @@ async def test_a_thousand_apps_are_shown_a_dozen_at_a_time_the_troubled_first(be
     await daemon.http.close()
 
 
-# --- the plot ---------------------------------------------------------------------------------------------------------
+# --- the plot -------------------------------------------------------------------------------------
 
 
-def call(hours_ago: float, lane: str = "scheduled", outcome: str | None = "minted") -> dict[str, object]:
+def call(
+    hours_ago: float, lane: str = "scheduled", outcome: str | None = "minted"
+) -> dict[str, object]:
     return {"lane": lane, "outcome": outcome, "wall_at": NOON - hours_ago * HOUR}
 
 
@@ -306,10 +341,20 @@ def bars(drawn: Plot) -> list[Bar]:
 
 
 def test_calls_are_stacked_in_the_hour_they_were_made() -> None:
-    made = [call(0), call(0, "report"), call(0, "report", "errcode 40164"), call(0, "admin", "lost"), call(46), call(49)]
+    made = [
+        call(0),
+        call(0, "report"),
+        call(0, "report", "errcode 40164"),
+        call(0, "admin", "lost"),
+        call(46),
+        call(49),
+    ]
     drawn = plot(made, NOON)
     assert (drawn.total, *map(drawn.count, Result)) == (5, 3, 1, 1)
-    assert [hour.began for hour in drawn.hours] == [NOON // HOUR * HOUR - 46 * HOUR, NOON // HOUR * HOUR]
+    assert [hour.began for hour in drawn.hours] == [
+        NOON // HOUR * HOUR - 46 * HOUR,
+        NOON // HOUR * HOUR,
+    ]
     now = drawn.hours[-1].bars
     assert [(bar.lane, bar.result) for bar in now] == [
         ("scheduled", Result.MINTED),
@@ -340,7 +385,14 @@ def test_what_came_of_a_call_is_one_of_three(outcome: str | None, result: Result
 
 
 def test_many_calls_fit_and_what_was_only_assumed_is_not_drawn() -> None:
-    drawn = plot([*(call(0.01, "admin") for _ in range(90)), call(0, outcome="assumed"), call(0, outcome=None)], NOON)
+    drawn = plot(
+        [
+            *(call(0.01, "admin") for _ in range(90)),
+            call(0, outcome="assumed"),
+            call(0, outcome=None),
+        ],
+        NOON,
+    )
     assert drawn.most == drawn.total == 91
     assert min(bar.y for bar in bars(drawn)) >= 0
 
@@ -351,7 +403,10 @@ async def test_the_ledgers_calls_are_drawn_and_said(daemon: Daemon) -> None:
     assert "Calls: 2, of which failed: 1, without an answer: 0." in words(html)
     picture = re.search(r'<svg viewBox[^>]* role="img".*?</svg>', html, re.DOTALL)
     assert picture
-    assert re.findall(r'<rect class="(\w+ \w+)"', picture[0]) == ["scheduled minted", "scheduled failed"]
+    assert re.findall(r'<rect class="(\w+ \w+)"', picture[0]) == [
+        "scheduled minted",
+        "scheduled failed",
+    ]
     assert picture[0].count('fill="url(#hatch)"') == 1
     assert picture[0].count("<title>2026-") == 2
     assert len(re.findall(r'<th scope="row">2026-', html)) == 2
@@ -377,7 +432,7 @@ async def test_the_ledger_is_read_again_only_where_it_says_something_else(daemon
     assert "No token call in two days." in words(await page(daemon))
 
 
-# --- who asks ---------------------------------------------------------------------------------------------------------
+# --- who asks -------------------------------------------------------------------------------------
 
 
 async def test_who_asks_is_counted_by_client_and_who_is_refused_is_not(bench: Bench) -> None:
@@ -395,16 +450,19 @@ async def test_who_asks_is_counted_by_client_and_who_is_refused_is_not(bench: Be
 
 
 def test_visitors_are_listed_latest_first() -> None:
-    visitors = Visitors(lambda: 100.0)
-    visitors.came("a", 5, 10.0)
-    visitors.came("b", 1, 20.0)
-    visitors.came("a", 1, 5.0)
-    assert [(one.name, one.requests, one.last_at) for one in visitors] == [("b", 1, 20.0), ("a", 6, 10.0)]
+    client_stats = ClientStats(lambda: 100.0)
+    client_stats.record("a", 5, 10.0)
+    client_stats.record("b", 1, 20.0)
+    client_stats.record("a", 1, 5.0)
+    assert [(one.name, one.requests, one.last_at) for one in client_stats] == [
+        ("b", 1, 20.0),
+        ("a", 6, 10.0),
+    ]
 
 
 async def test_a_client_is_called_by_its_own_name_whatever_it_is(daemon: Daemon) -> None:
     for name in ("report", "title", "<i>x</i>", "local"):
-        daemon.edge.visitors.came(name, 1, 10_000.0)
+        daemon.edge.client_stats.record(name, 1, 10_000.0)
     html = await page(daemon)
     assert re.findall(r'<th scope="row">([^<2][^<]*)</th>', html) == [
         "report",
@@ -416,16 +474,16 @@ async def test_a_client_is_called_by_its_own_name_whatever_it_is(daemon: Daemon)
 
 async def test_visitors_are_bounded_in_memory_and_on_the_page(daemon: Daemon) -> None:
     for number in range(MOST + 5):
-        daemon.edge.visitors.came(f"c{number}", 1, float(number))
-    assert len(daemon.edge.visitors) == MOST
-    assert next(iter(daemon.edge.visitors)).name == f"c{MOST + 4}"
-    assert min(one.last_at for one in daemon.edge.visitors) == 5
+        daemon.edge.client_stats.record(f"c{number}", 1, float(number))
+    assert len(daemon.edge.client_stats) == MOST
+    assert next(iter(daemon.edge.client_stats)).name == f"c{MOST + 4}"
+    assert min(one.last_at for one in daemon.edge.client_stats) == 5
     html = await page(daemon)
     assert len(re.findall(r'<th scope="row">c\d+</th>', html)) == VISITORS_SHOWN
     assert f"and {MOST - VISITORS_SHOWN} more" in words(html)
 
 
-# --- who shares the store ---------------------------------------------------------------------------------------------
+# --- who shares the store -------------------------------------------------------------------------
 
 
 def shared_by(daemon: Daemon, *nodes: Node) -> None:
@@ -433,11 +491,21 @@ def shared_by(daemon: Daemon, *nodes: Node) -> None:
 
 
 async def test_who_shares_the_store_is_shown_with_what_they_serve(daemon: Daemon) -> None:
-    version = next(iter(daemon.roster)).credential.version
+    version = next(iter(daemon.registry)).credential.version
     here = Node("here", 1000.0, None, {APPID: version})
-    shared_by(daemon, here, Node("there", 999.0, 880.0, {APPID: version}), Node("gone", 940.0, 100.0, {APPID: "k3f9-1"}))
+    shared_by(
+        daemon,
+        here,
+        Node("there", 999.0, 880.0, {APPID: version}),
+        Node("gone", 940.0, 100.0, {APPID: "k3f9-1"}),
+    )
     said = (await (await daemon.get("/v1/status")).json())["nodes"]
-    assert said[2] == {"node": "gone", "seen_ago": 60, "notified_ago": 900, "versions": {"main": "k3f9-1"}}
+    assert said[2] == {
+        "node": "gone",
+        "seen_ago": 60,
+        "notified_ago": 900,
+        "versions": {"main": "k3f9-1"},
+    }
     assert [node["seen_ago"] for node in said] == [0, 1, 60]
     text = words(await page(daemon))
     assert "here just now never the same as this one" in text

@@ -35,25 +35,39 @@ class Authority:
     """One that the daemon trusts; what it makes is written where `ssl` can load it."""
 
     home: Path
-    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+    key: ec.EllipticCurvePrivateKey = field(
+        default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
+    )
 
     def __post_init__(self) -> None:
-        own = self._certificate("authority", self.key, [x509.BasicConstraints(ca=True, path_length=None)], self.key, NOW)
+        own = self._certificate(
+            "authority", self.key, [x509.BasicConstraints(ca=True, path_length=None)], self.key, NOW
+        )
         (self.home / "ca.pem").write_bytes(own)
 
-    def context(self, file: str, subject: x509.GeneralName, *, days: int = 1, trusted: bool = True) -> ssl.SSLContext:
+    def context(
+        self, file: str, subject: x509.GeneralName, *, days: int = 1, trusted: bool = True
+    ) -> ssl.SSLContext:
         """A server's side, with a certificate for that subject."""
         key = ec.generate_private_key(ec.SECP256R1())
         parts = [x509.SubjectAlternativeName([subject])]
-        signed = self._certificate("authority", key, parts, self.key if trusted else key, NOW + timedelta(days=days - 1))
-        secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        signed = self._certificate(
+            "authority", key, parts, self.key if trusted else key, NOW + timedelta(days=days - 1)
+        )
+        secret = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
         (self.home / file).write_bytes(signed + secret)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.home / file)
         return context
 
     @staticmethod
-    def _certificate(issuer: str, key: Any, parts: list[Any], signer: ec.EllipticCurvePrivateKey, ends: datetime) -> bytes:
+    def _certificate(
+        issuer: str, key: Any, parts: list[Any], signer: ec.EllipticCurvePrivateKey, ends: datetime
+    ) -> bytes:
         builder = x509.CertificateBuilder(
             issuer_name=name(issuer),
             subject_name=name(issuer if key is signer else "server"),
@@ -95,7 +109,9 @@ class Impostor:
             with self.context.wrap_socket(peer, server_side=True) as secure:
                 if secure.recv(65536):
                     self.requests += 1
-                    secure.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
+                    secure.sendall(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+                    )
         except OSError:
             return  # the handshake was refused
 
@@ -118,7 +134,9 @@ def house(tmp_path: Path) -> House:
     return House(tmp_path)
 
 
-def test_a_certificate_that_is_expired_of_nobody_or_for_another_name_is_refused_and_the_secret_not_sent(house: House) -> None:
+def test_a_certificate_that_is_expired_of_nobody_or_for_another_name_is_refused_and_the_secret_not_sent(
+    house: House,
+) -> None:
     authority, here = Authority(house.home), x509.IPAddress(ip_address("127.0.0.1"))
     refused = [
         authority.context("expired.pem", here, days=-1),
@@ -129,7 +147,9 @@ def test_a_certificate_that_is_expired_of_nobody_or_for_another_name_is_refused_
         house.sandbox = f"https://127.0.0.1:{impostor.sock.getsockname()[1]}"
         house.configure(policy="min_gap = 0.1\nmax_backoff = 0.2")
         trust = {"SSL_CERT_FILE": str(house.home / "ca.pem")}
-        with process(house.home / "daemon.log", "serve", "--config", str(house.config), **trust) as daemon:
+        with process(
+            house.home / "daemon.log", "serve", "--config", str(house.config), **trust
+        ) as daemon:
             house.daemon = _url(daemon.first_line())
             for context in refused:
                 impostor.context = context
@@ -143,6 +163,10 @@ def test_a_certificate_that_is_expired_of_nobody_or_for_another_name_is_refused_
             assert house.get("/v1/tokens/main")[1]["access_token"] == "over-tls"
         assert set(impostor.first_bytes) == {HANDSHAKE}  # never downgraded
         assert impostor.requests == 1
-        assert {row["outcome"] for row in house.ledger()} <= {"transient", "minted", None}  # nothing was sent, so nothing is lost
+        assert {row["outcome"] for row in house.ledger()} <= {
+            "transient",
+            "minted",
+            None,
+        }  # nothing was sent, so nothing is lost
         assert len(house.ledger()) >= len(impostor.first_bytes)
         invariants.i6_nothing_leaks(house.home)

@@ -1,6 +1,10 @@
-"""E. What WeChat may answer, through the daemon's own front door: nothing of it is taken for a token, the old one goes on.
+"""E.
 
-One daemon keeps two apps for each case: one that has a token when the trouble begins, and one that has none.
+What WeChat may answer, through the daemon's own front door: nothing of it is taken for a token, the
+old one goes on.
+
+One daemon keeps two apps for each case: one that has a token when the trouble begins, and one that
+has none.
 """
 
 import base64
@@ -24,7 +28,7 @@ from broker.core.errcodes import RULES
 from tests.harness import invariants
 from tests.harness.doubles import CANARY
 from tests.harness.processes import until
-from tests.processes.crashpoints import Child, Cradle, Nursery, nursery
+from tests.processes.crashpoints import Child, ForkedDaemon, ForkServer, fork_server
 
 POLICY = "min_gap = 1\nmax_backoff = 300\nmin_serve = 1\n"
 AN_HOUR = 3600
@@ -52,7 +56,14 @@ class Case:
 
 
 def errcode(number: int, kind: str, code: str, pause: float) -> Case:
-    return Case(f"e{abs(number)}", {"kind": "errcode", "errcode": number}, kind, code, pause, f"errcode {number}")
+    return Case(
+        f"e{abs(number)}",
+        {"kind": "errcode", "errcode": number},
+        kind,
+        code,
+        pause,
+        f"errcode {number}",
+    )
 
 
 def until_midnight() -> float:
@@ -61,7 +72,22 @@ def until_midnight() -> float:
 
 
 REFUSED = "upstream-refused"
-CONFIGURATION = [40001, 40002, 40013, 40125, 40243, 41002, 41004, 43002, 48001, 48004, 50002, 50004, 50007, 61024]
+CONFIGURATION = [
+    40001,
+    40002,
+    40013,
+    40125,
+    40243,
+    41002,
+    41004,
+    43002,
+    48001,
+    48004,
+    50002,
+    50004,
+    50007,
+    61024,
+]
 ERRCODES = [
     errcode(-1, "transient", "upstream-unavailable", 1),
     errcode(45011, "slow-down", "upstream-unavailable", 60),
@@ -76,7 +102,9 @@ ERRCODES = [
 
 
 def garbage(name: str, body: bytes) -> Case:
-    return Case(name, {"kind": "garbage", "base64": base64.b64encode(body).decode()}, outcome="lost")
+    return Case(
+        name, {"kind": "garbage", "base64": base64.b64encode(body).decode()}, outcome="lost"
+    )
 
 
 def token_of(**fields: object) -> bytes:
@@ -85,7 +113,11 @@ def token_of(**fields: object) -> bytes:
 
 GARBAGE = [
     garbage("html", b"<html>busy</html>"),
-    garbage("portal", b"<!DOCTYPE html><title>Log in to the network</title><script>location='http://10.0.0.1/'</script>"),
+    garbage(
+        "portal",
+        b"<!DOCTYPE html><title>Log in to the"
+        b" network</title><script>location='http://10.0.0.1/'</script>",
+    ),
     garbage("empty", b""),
     garbage("null", b"null"),
     garbage("list", b"[]"),
@@ -102,7 +134,9 @@ GARBAGE = [
     ),
     *(
         garbage(f"token-{number}", token_of(access_token=value))
-        for number, value in enumerate[object](["", " ", "a b", "a\r\nb", "x" * 60_000, 5, None, "\u4e2d"])
+        for number, value in enumerate[object](
+            ["", " ", "a b", "a\r\nb", "x" * 60_000, 5, None, "\u4e2d"]
+        )
     ),
     garbage("1mb", token_of(access_token="x" * 500_000)),
 ]
@@ -160,7 +194,7 @@ class Seen:
 class Town:
     """A daemon with all cases, and what was seen."""
 
-    house: Cradle
+    house: ForkedDaemon
     trap: socket.socket
     daemon: Child = field(init=False)
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -174,7 +208,10 @@ class Town:
                 for case in CASES
                 for name in (f"old-{case}", f"new-{case}")
             )
-            + "".join(f'\n[apps.{name}]\nappid = "wx{name}"\nsecret_file = "{secret}"' for name in ACCEPTED),
+            + "".join(
+                f'\n[apps.{name}]\nappid = "wx{name}"\nsecret_file = "{secret}"'
+                for name in ACCEPTED
+            ),
         )
 
     def answer(self, name: str) -> dict[str, Any]:
@@ -190,9 +227,15 @@ class Town:
         """From now on, that app's calls end so."""
         fault = {**case.fault, "appid": f"wx{name}", "times": None}
         if case.fault.get("headers", {}).get("Retry-After") == IN_200_S:
-            fault["headers"] = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=200), usegmt=True)}
+            fault["headers"] = {
+                "Retry-After": format_datetime(
+                    datetime.now(UTC) + timedelta(seconds=200), usegmt=True
+                )
+            }
         if case in REDIRECTS:
-            fault["headers"] = {"Location": f"http://127.0.0.1:{self.trap.getsockname()[1]}/cgi-bin/token"}
+            fault["headers"] = {
+                "Location": f"http://127.0.0.1:{self.trap.getsockname()[1]}/cgi-bin/token"
+            }
         self.house.control("/faults", fault)
 
     def suffer(self, case: Case) -> None:
@@ -202,27 +245,34 @@ class Town:
         self.order(case, old)
         ordered = self.house.post(f"/v1/tokens/{old}/refresh")
         states = self.state()
-        self.seen[case.name] = Seen(before, ordered, self.answer(old), self.house.get(f"/v1/tokens/{new}"), states)
+        self.seen[case.name] = Seen(
+            before, ordered, self.answer(old), self.house.get(f"/v1/tokens/{new}"), states
+        )
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Nursery]:
-    with nursery() as it:
+def forks() -> Iterator[ForkServer]:
+    with fork_server() as it:
         yield it
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory, forks: Nursery) -> Iterator[Town]:
-    house = Cradle(tmp_path_factory.mktemp("town"), nursery=forks)
+def town(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[Town]:
+    house = ForkedDaemon(tmp_path_factory.mktemp("town"), fork_server=forks)
     with house.simulating(), socket.create_server(("127.0.0.1", 0)) as trap:
         town = Town(house, trap)
         town.configure()
         for case in CASES.values():
             town.order(case, f"new-{case.name}")
         for answer in ACCEPTED:
-            house.control("/faults", {"kind": "answer", "answer": ACCEPTED[answer][0], "appid": f"wx{answer}"})
+            house.control(
+                "/faults", {"kind": "answer", "answer": ACCEPTED[answer][0], "appid": f"wx{answer}"}
+            )
         with house.living(environ={"TOKEN_BROKER_WECHAT__TIMEOUT": "0.5"}) as town.daemon:
-            until(lambda: all(app["version"] or app["last_error"] for app in town.state().values()), "every app was tried")
+            until(
+                lambda: all(app["version"] or app["last_error"] for app in town.state().values()),
+                "every app was tried",
+            )
             wait_out = time.monotonic() + 1
             until(lambda: time.monotonic() > wait_out, "min_gap is over")
             with ThreadPoolExecutor(8) as askers:
@@ -251,18 +301,24 @@ def test_with_a_token_it_goes_on_and_the_trouble_is_told(town: Town, name: str) 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_without_a_token_the_503_says_why_and_when_and_nothing_is_stored(town: Town, name: str) -> None:
+def test_without_a_token_the_503_says_why_and_when_and_nothing_is_stored(
+    town: Town, name: str
+) -> None:
     case = CASES[name]
     number, problem = town.seen[name].cold
     assert (number, problem["code"]) == (503, case.code)
     assert str(case.fault.get("errcode", "WeChat gave no token")) in problem["detail"]
     assert 1 <= problem["retry_after"] <= max(300, case.due_in + 60)
     with closing(sqlite3.connect(town.house.store)) as db:
-        assert db.execute("select token from accounts where appid = ?", [f"wxnew-{name}"]).fetchone() == (None,)
+        assert db.execute(
+            "select token from accounts where appid = ?", [f"wxnew-{name}"]
+        ).fetchone() == (None,)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_call_is_spent_for_each_attempt_and_the_next_comes_after_the_pause_of_its_class(town: Town, name: str) -> None:
+def test_one_call_is_spent_for_each_attempt_and_the_next_comes_after_the_pause_of_its_class(
+    town: Town, name: str
+) -> None:
     case, state = CASES[name], town.seen[name].states[f"new-{name}"]
     assert state["last_error"]["class"] == case.kind
     assert state["last_error"]["errcode"] == case.fault.get("errcode")
@@ -271,13 +327,17 @@ def test_one_call_is_spent_for_each_attempt_and_the_next_comes_after_the_pause_o
     assert 0 <= len(rows) - len(calls_of(town, f"new-{name}")) <= 1  # reserved, not yet called
     if case.due_in > 1:
         assert len(rows) == 1
-        assert case.due_in - 60 <= state["next_refresh_in"] <= case.due_in + 60  # as it was when it was asked
+        assert (
+            case.due_in - 60 <= state["next_refresh_in"] <= case.due_in + 60
+        )  # as it was when it was asked
     for attempt, (sooner, later) in enumerate(pairwise(rows)):
         assert later["boot_at"] - sooner["boot_at"] >= 2**attempt
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_an_expiry_that_can_be_read_is_taken_and_never_for_more_than_a_day(town: Town, name: str) -> None:
+def test_an_expiry_that_can_be_read_is_taken_and_never_for_more_than_a_day(
+    town: Town, name: str
+) -> None:
     seconds = ACCEPTED[name][1]
     assert seconds - 30 <= town.answer(name)["expires_in"] <= seconds
 
@@ -303,26 +363,36 @@ def test_the_ip_of_admission_is_in_status_and_detail(town: Town) -> None:
     assert "203.0.113.7" in town.seen["e40164"].cold[1]["detail"]
 
 
-def test_a_quota_that_wechat_calls_spent_is_believed_and_our_own_count_shown_beside_it(town: Town) -> None:
+def test_a_quota_that_wechat_calls_spent_is_believed_and_our_own_count_shown_beside_it(
+    town: Town,
+) -> None:
     state = town.state()["old-e45009"]
     assert state["last_error"]["errcode"] == 45009
     assert state["quota"]["used_24h"] == 2
     assert state["quota"]["remaining"] == 1998
     assert "1998 calls that this broker did not make" in state["last_error"]["advice"]
-    assert state["next_refresh_in"] >= until_midnight() - 2  # or later, where the token it has is not due by then
+    assert (
+        state["next_refresh_in"] >= until_midnight() - 2
+    )  # or later, where the token it has is not due by then
     without_a_token = town.state()["new-e45009"]["next_refresh_in"]
     assert (without_a_token - until_midnight() + 43200) % 86400 - 43200 == pytest.approx(0, abs=2)
 
 
 def test_all_of_it_leaves_the_invariants_whole(town: Town) -> None:
     for seen in town.seen.values():
-        invariants.i4_and_i5_answers_are_whole_ordered_and_alive([seen.before, seen.after], minted(town), 7200)
+        invariants.i4_and_i5_answers_are_whole_ordered_and_alive(
+            [seen.before, seen.after], minted(town), 7200
+        )
     invariants.check(town.house)
     assert town.house.said("crashed") == []
 
 
 def minted(town: Town) -> dict[str, float]:
-    return {call["token_sha256"]: call["at"] for call in town.house.control("/calls") if call["token_sha256"]}
+    return {
+        call["token_sha256"]: call["at"]
+        for call in town.house.control("/calls")
+        if call["token_sha256"]
+    }
 
 
 def test_pauses_survive_a_crash(town: Town) -> None:

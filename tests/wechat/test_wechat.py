@@ -61,7 +61,7 @@ async def fetched(peer: Peer, timeout_s: float = 5) -> Minted | Failure:
         return await wechat.fetch(ACCOUNT, force=False)
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
+# --- what is asked --------------------------------------------------------------------------------
 
 
 async def test_the_classic_endpoint_is_asked_by_query(wechat_says: aioresponses) -> None:
@@ -74,7 +74,8 @@ async def test_the_classic_endpoint_is_asked_by_query(wechat_says: aioresponses)
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_the_stable_endpoint_is_asked_by_post(wechat_says: aioresponses, force: bool) -> None:  # noqa: FBT001 -- a case
+# A case
+async def test_the_stable_endpoint_is_asked_by_post(wechat_says: aioresponses, force: bool) -> None:  # noqa: FBT001
     wechat_says.post(f"{BASE}/cgi-bin/stable_token", body=GOOD, response_class=Response)
     async with WeChat.connect(BASE, 5) as wechat:
         assert isinstance(await wechat.fetch(stable(), force=force), Minted)
@@ -97,11 +98,13 @@ async def test_a_token_is_checked_with_the_cheap_call(wechat_says: aioresponses)
     assert said == [Verdict.ALIVE, Verdict.DEAD, Verdict.UNKNOWN, Verdict.UNKNOWN]
 
 
-# --- one call is one request ------------------------------------------------------------------------------------------
+# --- one call is one request ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["close", "reset", "half an answer"])
-async def test_a_server_that_mints_and_drops_sees_one_request_and_the_answer_is_lost(how: str) -> None:
+async def test_a_server_that_mints_and_drops_sees_one_request_and_the_answer_is_lost(
+    how: str,
+) -> None:
     requests = 0
 
     async def mint_then_drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,7 +124,10 @@ async def test_a_server_that_mints_and_drops_sees_one_request_and_the_answer_is_
             assert requests == calls
 
 
-@pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+@pytest.mark.parametrize(
+    "status",
+    ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"],
+)
 async def test_a_redirect_is_not_followed(status: str) -> None:
     visited = []
 
@@ -135,7 +141,7 @@ async def test_a_redirect_is_not_followed(status: str) -> None:
     assert visited == []
 
 
-# --- everything the network may do ------------------------------------------------------------------------------------
+# --- everything the network may do ----------------------------------------------------------------
 
 
 async def test_silence_ends_at_the_total_deadline_and_is_a_lost_answer() -> None:
@@ -146,7 +152,9 @@ async def test_silence_ends_at_the_total_deadline_and_is_a_lost_answer() -> None
     assert answer == Failure(Kind.TRANSIENT, "no answer within 0.1 s", lost=True)
 
 
-@pytest.mark.parametrize("dripped", [b"H", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"])
+@pytest.mark.parametrize(
+    "dripped", [b"H", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"]
+)
 async def test_a_byte_at_a_time_ends_at_the_total_deadline(dripped: bytes) -> None:
     async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -168,7 +176,10 @@ async def test_a_refused_connection_and_an_unknown_name_never_left_so_nothing_is
         assert (answer.kind, answer.lost) == (Kind.TRANSIENT, False)
 
 
-@pytest.mark.parametrize("status", ["500 Internal Server Error", "502 Bad Gateway", "404 Not Found", "429 Too Many Requests"])
+@pytest.mark.parametrize(
+    "status",
+    ["500 Internal Server Error", "502 Bad Gateway", "404 Not Found", "429 Too Many Requests"],
+)
 async def test_an_http_error_is_an_answer(status: str) -> None:
     answer = await fetched(saying(http(b"<html>", status)))
     assert answer == Failure(Kind.TRANSIENT, f"HTTP {status[:3]}")
@@ -176,7 +187,12 @@ async def test_an_http_error_is_an_answer(status: str) -> None:
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("120", 120), ("Fri, 01 Jan 2100 00:00:00 GMT", 2e9), ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("soon", None)],
+    [
+        ("120", 120),
+        ("Fri, 01 Jan 2100 00:00:00 GMT", 2e9),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("soon", None),
+    ],
 )
 async def test_retry_after_is_read_in_both_forms(header: str, seconds: float | None) -> None:
     answer = await fetched(saying(http(b"", "503 Service Unavailable", f"Retry-After: {header}")))
@@ -212,7 +228,13 @@ async def test_a_compressed_answer_is_read_and_a_bomb_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/9.9 abc\r\n\r\n", b"\x00" * 100, b"HTTP/1.1 200 OK\r\nA" + b"a" * 99999]
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/9.9 abc\r\n\r\n",
+        b"\x00" * 100,
+        b"HTTP/1.1 200 OK\r\nA" + b"a" * 99999,
+    ],
 )
 async def test_what_is_not_http_is_a_failure_like_others(answer: bytes) -> None:
     assert isinstance(await fetched(saying(answer)), Failure)

@@ -1,1 +1,4 @@
-"""The store that several brokers share, in PostgreSQL. Needs the extra [postgres]; imported where a store.url asks for it."""
+"""The store that several brokers share, in PostgreSQL.
+
+Needs the extra [postgres]; imported where a store.url asks for it.
+"""

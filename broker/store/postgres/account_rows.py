@@ -1,7 +1,8 @@
 """One account's rows, inside one transaction: what the port's methods do to them.
 
-The account's row is locked first; only then a second statement reads the ledger. At READ COMMITTED each statement sees
-what was committed when it began: read together with the lock, the ledger would be as it was before the wait for it.
+The account's row is locked first; only then a second statement reads the ledger. At READ COMMITTED
+each statement sees what was committed when it began: read together with the lock, the ledger would
+be as it was before the wait for it.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,26 @@ from broker.core.ports import Change, Claim, Clock, Decide, Denial, Denied, Gran
 from broker.core.quota import DAY, Entry, Lane
 from broker.core.transitions import reserved
 from broker.store.encryption import Seal
-from broker.store.postgres.clock_sample import Moment
-from broker.store.postgres.lost_commits import Loss, Losses
+from broker.store.postgres.clock_sample import ClockSample
+from broker.store.postgres.lost_commits import Loss, LostCommits
 from broker.store.postgres.notifications import CHANNEL
 from broker.store.postgres.pool import Session
-from broker.store.rows import ASSUMED, KEPT_DAYS, Row, account_row, assumed_cost, credential_of, entries_of, key_of
+from broker.store.rows import (
+    ASSUMED,
+    KEPT_DAYS,
+    Row,
+    account_row,
+    assumed_cost,
+    credential_of,
+    entries_of,
+    key_of,
+)
 
 _KEY: Final = "appid = %(appid)s and endpoint = %(endpoint)s"
-_TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"  # the checkpoint's lags behind a promotion
-_FIND: Final = f"select *, {_TIMELINE} as timeline_now from token_broker.accounts where {_KEY}"  # noqa: S608 -- of constants
+# The checkpoint's lags behind a promotion
+_TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+# Of constants
+_FIND: Final = f"select *, {_TIMELINE} as timeline_now from token_broker.accounts where {_KEY}"  # noqa: S608
 _CREATE: Final = f"""insert into token_broker.accounts (appid, endpoint, epoch, timeline)
  values (%(appid)s, %(endpoint)s, %(epoch)s, {_TIMELINE}) on conflict do nothing"""  # noqa: S608
 # Older than a day counts in no limit; the last call is asked about after a crash, however old.
@@ -37,12 +49,22 @@ _HISTORY: Final = f"""select id, lane, forced, cost, outcome, at as wall_at, nod
 
 
 class AccountRows:
-    """To be used once, in a transaction. `changes` is the row's counter after what was changed; 0 where nothing was."""
+    """To be used once, in a transaction.
 
-    moment = Moment  # which asks the database; a simulated day has another
+    `changes` is the row's counter after what was changed; 0 where nothing was.
+    """
+
+    sample = ClockSample  # which asks the database; a simulated day has another
 
     def __init__(
-        self, session: Session, account: Account, clock: Clock, seal: Seal, losses: Losses, node: str, sender: str
+        self,
+        session: Session,
+        account: Account,
+        clock: Clock,
+        seal: Seal,
+        lost_commits: LostCommits,
+        node: str,
+        sender: str,
     ) -> None:
         self.changes = 0
         self._session = session
@@ -50,16 +72,18 @@ class AccountRows:
         self._key = key_of(account)
         self._clock = clock
         self._seal = seal
-        self._losses = losses
+        self._lost_commits = lost_commits
         self._node = node
         self._sender = sender
         self._row: dict[str, Any]
-        self._moment: Moment
+        self._moment: ClockSample
 
     async def load(self) -> Held:
         """What is held, without a lock, since nothing is decided upon it."""
         found = await self._session.run(_FIND, self._key)
-        await (self._open_read(found[0]) if found and self._loss(found[0]) is None else self._open())
+        await (
+            self._open_read(found[0]) if found and self._loss(found[0]) is None else self._open()
+        )
         return await self._held()
 
     async def reserve(self, decide: Decide) -> Grant | Denied:
@@ -82,14 +106,24 @@ class AccountRows:
         await self._open()
         held = self._credential()
         its_call = {**self._key, "epoch": grant.credential.epoch, "id": grant.call}
-        rows = await self._session.run(f"select outcome from token_broker.calls where {_ITS_CALL}", its_call)  # noqa: S608
+        rows = await self._session.run(
+            f"select outcome from token_broker.calls where {_ITS_CALL}",  # noqa: S608
+            its_call,
+        )
         if rows and rows[0]["outcome"] is not None:
             return held  # settled before, only we were not told
         is_ours = held.reserved_call == grant.call and held.epoch == grant.credential.epoch
         said = {**its_call, "outcome": outcome if is_ours else f"deposed {outcome}"}
-        await self._session.run(f"update token_broker.calls set outcome = %(outcome)s where {_ITS_CALL}", said)  # noqa: S608
+        await self._session.run(
+            f"update token_broker.calls set outcome = %(outcome)s where {_ITS_CALL}",  # noqa: S608
+            said,
+        )
         # The same number in another epoch is another call: it must not look like this grant's.
-        shown = held if is_ours or held.reserved_call != grant.call else replace(held, reserved_call=None)
+        shown = (
+            held
+            if is_ours or held.reserved_call != grant.call
+            else replace(held, reserved_call=None)
+        )
         await self._apply(shown, change)
         return self._credential()
 
@@ -101,12 +135,12 @@ class AccountRows:
 
     async def history(self, since: float) -> list[dict[str, Any]]:
         """Calls since a wall time of the caller's, with `wall_at` on the caller's wall."""
-        self._moment = await self.moment.take(self._session, self._clock)
+        self._moment = await self.sample.take(self._session, self._clock)
         ahead = self._clock.wall() - self._moment.db
         rows = await self._session.run(_HISTORY, {**self._key, "since": since - ahead})
         return [{**row, "wall_at": row["wall_at"] + ahead} for row in rows]
 
-    # --- the account's row --------------------------------------------------------------------------------------------
+    # --- the account's row ------------------------------------------------------------------------
 
     async def _open(self) -> None:
         """Lock the row, make it where there is none, and see whether the database lost something."""
@@ -119,40 +153,60 @@ class AccountRows:
             await self._enter(loss)
         elif self._row["timeline"] is None:  # moved here from another store
             await self._write({"timeline": self._row["timeline_now"]})
-        self._losses.remember(self._row)
+        self._lost_commits.remember(self._row)
 
     def _loss(self, row: dict[str, Any]) -> Loss | None:
         """What was lost as far as we know; and after a promotion there may be more, which only others know of.
 
-        Whoever is the first to write must not hand out a number again, so he begins an epoch even if he knows of no loss.
+        Whoever is the first to write must not hand out a number again, so he begins an epoch even
+        if he knows of no loss.
         """
-        if loss := self._losses.found(row):
+        if loss := self._lost_commits.found(row):
             return loss
-        return None if row["timeline"] in {None, row["timeline_now"]} else Loss(0, row["epoch"], row["calls"], anew=True)
+        return (
+            None
+            if row["timeline"] in {None, row["timeline_now"]}
+            else Loss(0, row["epoch"], row["calls"], begins_epoch=True)
+        )
 
     async def _open_read(self, row: dict[str, Any]) -> None:
         self._row = row
-        self._moment = await self.moment.take(self._session, self._clock)  # after the wait for the lock
+        self._moment = await self.sample.take(
+            self._session, self._clock
+        )  # after the wait for the lock
         if self._loss(row) is None:
-            self._losses.remember(row)
+            self._lost_commits.remember(row)
 
     def _credential(self) -> Credential:
-        return credential_of(self._row, self._row["epoch"], self._seal, self._moment.reading)
+        return credential_of(self._row, self._row["epoch"], self._seal, self._moment.to_local)
 
     async def _held(self) -> Held:
         return Held(self._credential(), await self._entries(self._row["called_at"]))
 
     async def _entries(self, called_at: float | None) -> Sequence[Entry]:
-        asked = {"day_ago": self._moment.db - DAY, "called_at": called_at, "most": self._account.daily_quota}
+        asked = {
+            "day_ago": self._moment.db - DAY,
+            "called_at": called_at,
+            "most": self._account.daily_quota,
+        }
         rows = await self._session.run(_LEDGER, {**self._key, **asked})
-        return entries_of([{**row, "boot_at": row["at"] + self._moment.reading, "wall_at": row["at"]} for row in rows])
+        return entries_of(
+            [
+                {**row, "boot_at": row["at"] + self._moment.to_local, "wall_at": row["at"]}
+                for row in rows
+            ]
+        )
 
     async def _apply(self, held: Credential, change: Change) -> bool:
         changed = change(held, self._moment.now)
         if changed is None:
             return False
-        # Only what changed is written: an instant that is read and written back would age each time.
-        before, after = (account_row(it, self._key, self._seal, self._moment.writing) for it in (held, changed))
+        # Only what changed is written: an instant that is read and written back would age each
+        # time.
+        before, after = (
+            account_row(it, self._key, self._seal, self._moment.to_database)
+            for it in (held, changed)
+        )
         if changed.token == held.token:
             after["token"] = before["token"]  # sealed twice, it looks different
         await self._write({name: value for name, value in after.items() if value != before[name]})
@@ -167,21 +221,37 @@ class AccountRows:
  where {_KEY} returning changes)
  select changes, pg_notify('{CHANNEL}', concat_ws(' ', %(_sender)s::text, changes, %(endpoint)s::text, %(appid)s::text))
  from changed"""  # noqa: S608 -- columns are ours
-        (row,) = await self._session.run(statement, {**self._key, **columns, "_sender": self._sender})
+        (row,) = await self._session.run(
+            statement, {**self._key, **columns, "_sender": self._sender}
+        )
         self.changes = row["changes"]
         self._row = {**self._row, **columns}
 
-    async def _add_call(self, call: int, claim: Claim, cost: int = 1, outcome: str | None = None) -> None:
-        row = {"id": call, "lane": claim.lane.value, "forced": int(claim.force), "cost": cost, "outcome": outcome}
+    async def _add_call(
+        self, call: int, claim: Claim, cost: int = 1, outcome: str | None = None
+    ) -> None:
+        row = {
+            "id": call,
+            "lane": claim.lane.value,
+            "forced": int(claim.force),
+            "cost": cost,
+            "outcome": outcome,
+        }
         where = {"epoch": self._row["epoch"], "at": self._moment.db, "node": self._node}
-        await self._session.run(_CALL, {**self._key, **row, **where, "before": self._moment.db - KEPT_DAYS * DAY})
+        await self._session.run(
+            _CALL, {**self._key, **row, **where, "before": self._moment.db - KEPT_DAYS * DAY}
+        )
 
     async def _enter(self, loss: Loss) -> None:
         """Begin a new epoch where numbers could recur, and count the lost calls as made now: so nobody calls meanwhile."""
-        columns: dict[str, Any] = {"called_at": self._moment.db, "prior_epoch": loss.epoch, "prior_calls": loss.until}
+        columns: dict[str, Any] = {
+            "called_at": self._moment.db,
+            "prior_epoch": loss.epoch,
+            "prior_calls": loss.until,
+        }
         columns["timeline"] = self._row["timeline_now"]
-        call = max(self._row["calls"], loss.until if loss.anew else 0) + 1
-        if loss.anew:
+        call = max(self._row["calls"], loss.until if loss.begins_epoch else 0) + 1
+        if loss.begins_epoch:
             columns |= {"epoch": epoch.drawn(), "token": None, "doubt": None, "reserved_call": None}
         self._row = {**self._row, **columns}
         if cost := assumed_cost(loss.calls, self._account.daily_quota):

@@ -1,11 +1,21 @@
-"""What `token-broker check` asks of a database: is it there, may we in, are the tables ours. It changes nothing."""
+"""What `token-broker check` asks of a database: is it there, may we in, are the tables ours.
+
+It changes nothing.
+"""
 
 import psycopg
 
 from broker.core.ports import StoreBusy, StoreError, StoreRefused
 from broker.store.postgres.errors import store_error
-from broker.store.postgres.pool import Link, Session
-from broker.store.postgres.schema import MIGRATIONS, missing_rights, newer, refuse_pooling, uncreated, version
+from broker.store.postgres.pool import ConnectionPool, Session
+from broker.store.postgres.schema import (
+    MIGRATIONS,
+    missing_rights,
+    newer,
+    refuse_pooling,
+    uncreated,
+    version,
+)
 
 NAME = "check"
 
@@ -13,9 +23,9 @@ NAME = "check"
 async def inspect(url: str) -> list[str]:
     """What is wrong, as sentences; empty where the store is good, or can be made by the first broker."""
     try:
-        link = Link(url)
-        await refuse_pooling(link, NAME)
-        async with (await link.connect(NAME)).connection as connection:
+        pool = ConnectionPool(url)
+        await refuse_pooling(pool, NAME)
+        async with (await pool.connect(NAME)).connection as connection:
             return [why for why in [await _look(Session(connection))] if why]
     except (StoreRefused, StoreBusy, StoreError) as why:
         return [str(why)]
@@ -29,5 +39,7 @@ async def _look(session: Session) -> str:
         return newer(found)
     if found == len(MIGRATIONS):
         return await missing_rights(session)
-    (row,) = await session.run("select has_database_privilege(current_database(), 'create') as may_create")
+    (row,) = await session.run(
+        "select has_database_privilege(current_database(), 'create') as may_create"
+    )
     return "" if row["may_create"] else uncreated(MIGRATIONS[found])

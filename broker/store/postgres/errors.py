@@ -25,7 +25,10 @@ _BY_STATE: Final = {
 }
 # Of a connection that was not made, libpq tells no code. What it says is looked for in this order.
 _BY_WORDS: Final = (
-    ("no password supplied", "the database wants a password: put it into a passfile with mode 600 (PGPASSFILE)"),
+    (
+        "no password supplied",
+        "the database wants a password: put it into a passfile with mode 600 (PGPASSFILE)",
+    ),
     ("password authentication failed", _BY_STATE["28P01"]),
     ("no pg_hba.conf entry", _BY_STATE["28000"]),
     ("role ", "the role named in store.url does not exist, or may not log in"),
@@ -59,7 +62,10 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, Error) and error.sqlstate:
         return _BY_STATE.get(error.sqlstate) or f"error {error.sqlstate} ({_name(error.sqlstate)})"
     said = str(error).lower()
-    return next((ours for theirs, ours in _BY_WORDS if theirs in said), "the connection to the database broke")
+    return next(
+        (ours for theirs, ours in _BY_WORDS if theirs in said),
+        "the connection to the database broke",
+    )
 
 
 def _name(sqlstate: str) -> str:

@@ -1,24 +1,27 @@
 """What this process knows of each account's calls, so that a database which lost some of them is recognised.
 
-A standby that was promoted without the last commits, or a backup that was restored, holds less than was handed out.
+A standby that was promoted without the last commits, or a backup that was restored, holds less than
+was handed out.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Row = Mapping[str, Any]
+from broker.store.rows import Row
 
 
 class Loss(NamedTuple):
-    """Calls that the ledger does not hold. `until`: the newest that is known of, in `epoch`; `anew`: an epoch must begin."""
+    """Calls that the ledger does not hold.
+
+    `until`: the newest that is known of, in `epoch`; `begins_epoch`: an epoch must begin.
+    """
 
     calls: int
     epoch: str
     until: int
-    anew: bool
+    begins_epoch: bool
 
 
-class Losses:
+class LostCommits:
     """By account: each epoch this process met, and the newest call's number it met there; the latest epoch last."""
 
     def __init__(self) -> None:
@@ -38,10 +41,18 @@ class Losses:
         latest, epoch, calls = next(reversed(met)), row["epoch"], row["calls"]
         newest = met[latest]
         if epoch == latest:
-            return Loss(newest - calls, latest, newest, anew=True) if calls < newest else None
+            return (
+                Loss(newest - calls, latest, newest, begins_epoch=True) if calls < newest else None
+            )
         if epoch in met:  # it has gone back to an epoch that was over
-            return Loss(max(1, max(met.values()) - calls), latest, newest, anew=True)
-        if row["prior_epoch"] is None:  # emptied, or gone back further: it does not even know that there was another
-            return Loss(newest, latest, newest, anew=True)
+            return Loss(max(1, max(met.values()) - calls), latest, newest, begins_epoch=True)
+        if (
+            row["prior_epoch"] is None
+        ):  # emptied, or gone back further: it does not even know that there was another
+            return Loss(newest, latest, newest, begins_epoch=True)
         before = met.get(row["prior_epoch"], 0)  # somebody saw it first, and knew perhaps less
-        return Loss(before - row["prior_calls"], row["prior_epoch"], before, anew=False) if before > row["prior_calls"] else None
+        return (
+            Loss(before - row["prior_calls"], row["prior_epoch"], before, begins_epoch=False)
+            if before > row["prior_calls"]
+            else None
+        )

@@ -7,7 +7,7 @@ CHANNEL: Final = "token_broker"
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class Notification:
     """One notification's payload. `sender` tells processes apart, so that nobody heeds his own."""
 
     sender: str
@@ -16,9 +16,9 @@ class Note:
     appid: str
 
     @staticmethod
-    def read(payload: str) -> "Note | None":
+    def read(payload: str) -> "Notification | None":
         """Return what was said; None where it is not from a broker."""
         match payload.split(" ", 3):
             case [sender, changes, endpoint, appid] if changes.isdecimal():
-                return Note(sender, int(changes), endpoint, appid)
+                return Notification(sender, int(changes), endpoint, appid)
         return None

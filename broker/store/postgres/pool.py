@@ -1,7 +1,8 @@
 """Connections to PostgreSQL: few, made when needed, and never waited for longer than a few seconds.
 
-A pool of our own rather than psycopg_pool: that one reconnects in the background at growing intervals and tells who asks
-only that it has none; here whoever asks meets the fault itself, and the first to ask after it was cured has a connection.
+A pool of our own rather than psycopg_pool: that one reconnects in the background at growing
+intervals and tells who asks only that it has none; here whoever asks meets the fault itself, and
+the first to ask after it was cured has a connection.
 """
 
 import asyncio
@@ -21,15 +22,18 @@ from broker.store.postgres.errors import store_error
 
 T = TypeVar("T")
 
-MOST_CONNECTIONS: Final = 4  # beside the listener's; ten brokers fit into PostgreSQL's own default of 100
+MOST_CONNECTIONS: Final = (
+    4  # beside the listener's; ten brokers fit into PostgreSQL's own default of 100
+)
 CONNECT_S: Final = 2  # per host
 DEADLINE_S: Final = 5.0  # of a transaction, whatever the server does
 LOCKS: Final = 0x746B6272  # the first half of every advisory lock of ours
-RUNS: Final = 1  # held, shared, by every connection of a running broker: whoever has it alone knows that nobody runs
+# Held, shared, by every connection of a running broker: whoever has it alone knows that nobody runs
+RUNS: Final = 1
 SCHEMA: Final = 2  # held by whoever creates or migrates the tables
 NO_SESSION: Final = (
-    "store.url leads to a pooler that changes the server's session between transactions (PgBouncer: pool_mode = session "
-    "is needed, or name the server itself)"
+    "store.url leads to a pooler that changes the server's session between transactions (PgBouncer:"
+    " pool_mode = session is needed, or name the server itself)"
 )
 _DEFAULTS: Final = {
     "target_session_attrs": "read-write",
@@ -39,8 +43,9 @@ _DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "5000",
 }
-# A stopped process that holds a row is rid of it before those who wait for the row give up. The server's own keepalives:
-# locks of a host that vanished are not held for hours. Set by statement, since poolers take no such options.
+# A stopped process that holds a row is rid of it before those who wait for the row give up. The
+# server's own keepalives: locks of a host that vanished are not held for hours. Set by statement,
+# since poolers take no such options.
 _SESSION: Final = {
     "idle_in_transaction_session_timeout": "2s",
     "lock_timeout": "3s",
@@ -50,7 +55,9 @@ _SESSION: Final = {
     "tcp_keepalives_count": "3",
     "search_path": "pg_catalog",
 }
-_SET: Final = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items())
+_SET: Final = ", ".join(
+    f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items()
+)
 # A database may be set to lose what it has just committed; a reservation must stay.
 _DURABLE: Final = """set_config('synchronous_commit', case when current_setting('synchronous_commit')
  in ('off', 'local', 'remote_write') then 'on' else current_setting('synchronous_commit') end, false)"""
@@ -73,7 +80,10 @@ class Session:
     def cut(self) -> None:
         """Make whatever waits for the server fail at once, however deaf the network is."""
         self.is_cut = True
-        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.connection.fileno())) as sock:
+        with (
+            suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(self.connection.fileno())) as sock,
+        ):
             sock.shutdown(socket.SHUT_RDWR)
 
     @asynccontextmanager
@@ -90,7 +100,7 @@ class Session:
             timer.cancel()
 
 
-class Link:
+class ConnectionPool:
     """Where the database is, and the connections to it; `alone`: one, and no broker may run meanwhile.
 
     Raises StoreRefused where the URL names none.
@@ -119,7 +129,9 @@ class Link:
             raise
         if not row["is_free"]:
             await session.connection.close()
-            raise StoreBusy("the store is being moved or migrated: start the broker when that is done")
+            raise StoreBusy(
+                "the store is being moved or migrated: start the broker when that is done"
+            )
         session.pid = row["pid"]
         return session
 
@@ -127,15 +139,24 @@ class Link:
         """A new connection as it comes. Raises psycopg.Error and TimeoutError."""
         where = make_conninfo(self._where, application_name=f"token-broker {name}")
         async with asyncio.timeout(self._patience_s):
-            connection = await psycopg.AsyncConnection.connect(where, autocommit=True, row_factory=dict_row)
+            connection = await psycopg.AsyncConnection.connect(
+                where, autocommit=True, row_factory=dict_row
+            )
         session = Session(connection)
-        connection.add_notice_handler(lambda said: session.warnings.append(said.severity_nonlocalized or ""))
+        connection.add_notice_handler(
+            lambda said: session.warnings.append(said.severity_nonlocalized or "")
+        )
         return session
 
-    async def transaction(self, name: str, work: Callable[[Session], Awaitable[T]], deadline_s: float = DEADLINE_S) -> T:
-        """Do it in one READ COMMITTED transaction. Raises StoreError: then nothing is committed, or nobody knows.
+    async def transaction(
+        self, name: str, work: Callable[[Session], Awaitable[T]], deadline_s: float = DEADLINE_S
+    ) -> T:
+        """Do it in one READ COMMITTED transaction.
 
-        What each caller makes of "nobody knows" (the link was cut during COMMIT) is written at the store's methods.
+        Raises StoreError: then nothing is committed, or nobody knows.
+
+        What each caller makes of "nobody knows" (the pool was cut during COMMIT) is written at the
+        store's methods.
         """
         try:
             async with asyncio.timeout(self._patience_s):
@@ -162,7 +183,10 @@ class Link:
             self._slots.release()
 
     async def _begun(self, name: str) -> Session:
-        """A session in a transaction. One that broke while nobody used it costs nothing: nothing was asked of it yet."""
+        """A session in a transaction.
+
+        One that broke while nobody used it costs nothing: nothing was asked of it yet.
+        """
         while self._idle:
             session = self._idle.pop()
             try:
@@ -186,7 +210,10 @@ class Link:
 
 
 def _prepare(shared: str) -> str:
-    return f"select pg_backend_pid() as pid, {_SET}, {_DURABLE}, pg_try_advisory_lock{shared}({LOCKS}, {RUNS}) as is_free"
+    return (
+        f"select pg_backend_pid() as pid, {_SET}, {_DURABLE}, pg_try_advisory_lock{shared}({LOCKS},"
+        f" {RUNS}) as is_free"
+    )
 
 
 async def _begin(session: Session) -> None:
@@ -195,7 +222,10 @@ async def _begin(session: Session) -> None:
 
 
 async def _commit(session: Session) -> None:
-    """Commit, for good. A synchronous standby that does not confirm in time is only a warning to PostgreSQL."""
+    """Commit, for good.
+
+    A synchronous standby that does not confirm in time is only a warning to PostgreSQL.
+    """
     session.warnings.clear()
     await session.run("commit")
     if "WARNING" in session.warnings:

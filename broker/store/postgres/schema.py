@@ -6,7 +6,14 @@ from typing import Final
 import psycopg
 
 from broker.core.ports import StoreRefused
-from broker.store.postgres.pool import DEADLINE_S, LOCKS, NO_SESSION, SCHEMA, Link, Session
+from broker.store.postgres.pool import (
+    DEADLINE_S,
+    LOCKS,
+    NO_SESSION,
+    SCHEMA,
+    ConnectionPool,
+    Session,
+)
 
 MIGRATIONS: Final = ("schema.sql",)  # beside this file; each raises the version by one
 RIGHTS: Final = {
@@ -19,17 +26,22 @@ _VERSION: Final = "select value from token_broker.meta where key = 'schema'"
 _ALLOWED: Final = "select has_table_privilege(%s, %s) as is_allowed"
 
 
-async def ensure(link: Link, name: str) -> None:
-    """Create or migrate the tables where that is needed and allowed. Raises StoreRefused, StoreError."""
+async def ensure(pool: ConnectionPool, name: str) -> None:
+    """Create or migrate the tables where that is needed and allowed.
+
+    Raises StoreRefused, StoreError.
+    """
 
     async def work(session: Session) -> None:
         if await version(session) != len(MIGRATIONS):
-            await session.run("select pg_advisory_xact_lock(%s, %s)", (LOCKS, SCHEMA))  # another broker may be at it
+            await session.run(
+                "select pg_advisory_xact_lock(%s, %s)", (LOCKS, SCHEMA)
+            )  # another broker may be at it
             await _migrate(session, await version(session))
         if lacking := await missing_rights(session):
             raise StoreRefused(lacking)
 
-    await link.transaction(name, work)
+    await pool.transaction(name, work)
 
 
 async def _migrate(session: Session, found: int) -> None:
@@ -43,16 +55,26 @@ async def _migrate(session: Session, found: int) -> None:
 
 
 async def version(session: Session) -> int:
-    """Which version the tables have; 0 where there are none. Raises StoreRefused where the role may not look."""
-    (row,) = await session.run("select exists (select from pg_namespace where nspname = 'token_broker') as is_there")
+    """Which version the tables have; 0 where there are none.
+
+    Raises StoreRefused where the role may not look.
+    """
+    (row,) = await session.run(
+        "select exists (select from pg_namespace where nspname = 'token_broker') as is_there"
+    )
     if not row["is_there"]:
         return 0
     try:
         rows = await session.run(_VERSION)
     except psycopg.errors.InsufficientPrivilege:
-        raise StoreRefused("the role may not use the schema token_broker: grant what schema.sql grants") from None
+        raise StoreRefused(
+            "the role may not use the schema token_broker: grant what schema.sql grants"
+        ) from None
     except psycopg.errors.UndefinedTable:
-        raise StoreRefused("the schema token_broker in this database is not ours: name another database in store.url") from None
+        raise StoreRefused(
+            "the schema token_broker in this database is not ours: name another database in"
+            " store.url"
+        ) from None
     return int(rows[0]["value"]) if rows else 0
 
 
@@ -64,22 +86,29 @@ async def missing_rights(session: Session) -> str:
         for right in rights
         if not (await session.run(_ALLOWED, (f"token_broker.{table}", right)))[0]["is_allowed"]
     ]
-    return f"the role lacks: {', '.join(lacking)}; as the owner of the tables, grant it" if lacking else ""
+    return (
+        f"the role lacks: {', '.join(lacking)}; as the owner of the tables, grant it"
+        if lacking
+        else ""
+    )
 
 
-async def refuse_pooling(link: Link, name: str) -> None:
-    """See that a connection keeps its server session. Raises StoreRefused where a pooler takes it away.
+async def refuse_pooling(pool: ConnectionPool, name: str) -> None:
+    """See that a connection keeps its server session.
 
-    Who asks through a pooler is given a number of the pooler's for the server process. Then the server process of an idle
-    connection is looked for behind a second one: poolers hand out the one used last, or all of them in turn.
+    Raises StoreRefused where a pooler takes it away.
+
+    Who asks through a pooler is given a number of the pooler's for the server process. Then the
+    server process of an idle connection is looked for behind a second one: poolers hand out the one
+    used last, or all of them in turn.
     """
-    first = await link.bare(name)
+    first = await pool.bare(name)
     try:
         async with first.bounded(DEADLINE_S):
             pids = [await _pid(first), await _pid(first)]
             if pids == [first.connection.pgconn.backend_pid] * 2:
                 return
-            second = await link.bare(name)
+            second = await pool.bare(name)
             try:
                 await second.run("begin")
                 behind_second = await _pid(second)
@@ -102,14 +131,15 @@ async def _pid(session: Session) -> int:
 def newer(found: int) -> str:
     """What is said of tables that a later version wrote."""
     return (
-        f"the tables were written by a newer token-broker (schema {found}, this one knows {len(MIGRATIONS)}): "
-        "install that version again, or name another database in store.url"
+        f"the tables were written by a newer token-broker (schema {found}, this one knows"
+        f" {len(MIGRATIONS)}): install that version again, or name another database in store.url"
     )
 
 
 def uncreated(migration: str) -> str:
     """What is said where the tables are missing and the role may not make them."""
     return (
-        f"the tables of the schema token_broker are missing and this role may not create them: as the database's owner, run "
-        f"psql -v ON_ERROR_STOP=1 --single-transaction -f {files(__package__) / migration}"
+        "the tables of the schema token_broker are missing and this role may not create them: as"
+        " the database's owner, run psql -v ON_ERROR_STOP=1 --single-transaction -f"
+        f" {files(__package__) / migration}"
     )

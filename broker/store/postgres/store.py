@@ -1,7 +1,7 @@
 """The store's port on PostgreSQL: each method one transaction, under the lock of the account's row.
 
-A StoreError may mean that nobody knows whether the transaction is committed (the link broke during COMMIT). Each method
-says why that is safe.
+A StoreError may mean that nobody knows whether the transaction is committed (the pool broke during
+COMMIT). Each method says why that is safe.
 """
 
 import asyncio
@@ -19,45 +19,57 @@ from broker.core.ports import (
     Decide,
     Denied,
     Grant,
-    Hear,
     Held,
     Node,
+    OnStoreChanged,
     StoreBusy,
     StoreError,
     Versions,
 )
 from broker.store.encryption import Plain, Seal
-from broker.store.postgres import schema
-from broker.store.postgres import transfer as removal
+from broker.store.postgres import schema, transfer
 from broker.store.postgres.account_rows import AccountRows
 from broker.store.postgres.errors import store_error
 from broker.store.postgres.listener import Listener
-from broker.store.postgres.lost_commits import Losses
-from broker.store.postgres.pool import Link, Session
+from broker.store.postgres.lost_commits import LostCommits
+from broker.store.postgres.pool import ConnectionPool, Session
 from broker.store.rows import account_of
-from broker.store.transfer import Estate
+from broker.store.transfer import AccountExport
 
 T = TypeVar("T")
 
 
 class PostgresStore:
-    """A :class:`broker.core.ports.Store` in a database that several brokers share. Open it with :meth:`open`."""
+    """A :class:`broker.core.ports.Store` in a database that several brokers share.
+
+    Open it with :meth:`open`.
+    """
 
     sole_owner = False
-    rows = AccountRows  # what a transaction does; tests that take something away from it name another
+    rows = (
+        AccountRows  # what a transaction does; tests that take something away from it name another
+    )
 
-    def __init__(self, url: str, clock: Clock, seal: Seal, node: str, *, alone: bool = False) -> None:
-        self._link = Link(url, alone=alone)
+    def __init__(
+        self, url: str, clock: Clock, seal: Seal, node: str, *, alone: bool = False
+    ) -> None:
+        self._pool = ConnectionPool(url, alone=alone)
         self._clock = clock
         self._seal = seal
         self._sender = secrets.token_hex(8)
-        self._losses = Losses()
-        self._listener = Listener(self._link, node, self._sender)
+        self._lost_commits = LostCommits()
+        self._listener = Listener(self._pool, node, self._sender)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @classmethod
     async def open(
-        cls, url: str, clock: Clock, seal: Seal | None = None, node: str = "broker", *, alone: bool = False
+        cls,
+        url: str,
+        clock: Clock,
+        seal: Seal | None = None,
+        node: str = "broker",
+        *,
+        alone: bool = False,
     ) -> "PostgresStore":
         """Reach the database, create or migrate the tables; `alone`: have it for us, while no broker runs.
 
@@ -65,60 +77,71 @@ class PostgresStore:
         """
         store = cls(url, clock, seal or Plain(), node, alone=alone)
         try:
-            await schema.refuse_pooling(store._link, node)
-            store._link.keep(await store._link.connect(node))  # StoreBusy is said here
-            await schema.ensure(store._link, node)
+            await schema.refuse_pooling(store._pool, node)
+            store._pool.keep(await store._pool.connect(node))  # StoreBusy is said here
+            await schema.ensure(store._pool, node)
         except BaseException as error:
-            await store._link.close()
+            await store._pool.close()
             if isinstance(error, psycopg.Error | OSError):
                 raise store_error(error) from None
             raise
         return store
 
     @property
-    def trouble(self) -> str | None:
+    def last_error(self) -> str | None:
         """See :class:`broker.core.ports.Store`."""
-        return self._listener.trouble
+        return self._listener.last_error
 
     @property
     def nodes(self) -> tuple[Node, ...]:
         """See :class:`broker.core.ports.Store`."""
         return tuple(self._listener.nodes)
 
-    def watch(self, hear: Hear, versions: Versions) -> None:
+    def watch(self, on_store_changed: OnStoreChanged, versions: Versions) -> None:
         """See :class:`broker.core.ports.Store`."""
-        self._listener.start(hear, versions)
+        self._listener.start(on_store_changed, versions)
 
     async def load(self, account: Account) -> Held:
-        """See :class:`broker.core.ports.Store`. It writes only what a loss demands; written twice or not, that is found again."""
+        """See :class:`broker.core.ports.Store`.
+
+        It writes only what a loss demands; written twice or not, that is found again.
+        """
         return await self._run(account, lambda rows: rows.load())
 
     async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         """See :class:`broker.core.ports.Store`.
 
-        Where nobody knows, no call is made: what may stand there as an open reservation is a call that counts as spent,
-        and is closed as an orphan by whoever meets it when its time is over.
+        Where nobody knows, no call is made: what may stand there as an open reservation is a call
+        that counts as spent, and is closed as an orphan by whoever meets it when its time is over.
         """
         granted = await self._run(account, lambda rows: rows.reserve(decide))
         if isinstance(granted, Grant):
-            # Only now: a number that was rolled back was never handed out, and will be another call's.
-            named = {"appid": account.id, "endpoint": account.endpoint.value, "epoch": granted.credential.epoch}
-            self._losses.remember(named, granted.call)
+            # Only now: a number that was rolled back was never handed out, and will be another
+            # call's.
+            named = {
+                "appid": account.id,
+                "endpoint": account.endpoint.value,
+                "epoch": granted.credential.epoch,
+            }
+            self._lost_commits.remember(named, granted.call)
         return granted
 
-    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    async def settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change
+    ) -> Credential:
         """See :class:`broker.core.ports.Store`.
 
-        Where nobody knows, the caller settles again: the ledger's row tells whether it was settled, and then nothing is
-        changed a second time.
+        Where nobody knows, the caller settles again: the ledger's row tells whether it was settled,
+        and then nothing is changed a second time.
         """
         return await self._run(account, lambda rows: rows.settle(grant, outcome, change))
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """See :class:`broker.core.ports.Store`.
 
-        Where nobody knows, the caller goes by its memory until it reads anew, which the counter of changes makes it do;
-        `change` looks at what is held, so that doing it again does nothing twice.
+        Where nobody knows, the caller goes by its memory until it reads anew, which the counter of
+        changes makes it do; `change` looks at what is held, so that doing it again does nothing
+        twice.
         """
         return await self._run(account, lambda rows: rows.amend(change))
 
@@ -128,20 +151,22 @@ class PostgresStore:
 
     async def accounts(self) -> list[tuple[Account, bool]]:
         """See :class:`broker.store.transfer.Movable`."""
-        rows = await self._link.transaction(self._listener.name, removal.accounts)
+        rows = await self._pool.transaction(self._listener.name, transfer.accounts)
         return [(account_of(row), row["token"] is not None) for row in rows]
 
-    async def inherit(self, estates: Sequence[Estate]) -> None:
+    async def import_accounts(self, exports: Sequence[AccountExport]) -> None:
         """See :class:`broker.store.transfer.Movable`."""
-        work = partial(removal.inherit, estates, self._clock, self._seal, self._listener.name)
-        await self._link.transaction(self._listener.name, work, removal.DEADLINE_S)
+        work = partial(
+            transfer.import_accounts, exports, self._clock, self._seal, self._listener.name
+        )
+        await self._pool.transaction(self._listener.name, work, transfer.DEADLINE_S)
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""
         await self._listener.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._link.close()
+        await self._pool.close()
 
     async def _run(self, account: Account, work: Callable[[AccountRows], Awaitable[T]]) -> T:
         """Work in a transaction; whoever stops waiting for it does not stop it half-way."""
@@ -150,18 +175,28 @@ class PostgresStore:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _transaction(self, account: Account, work: Callable[[AccountRows], Awaitable[T]]) -> T:
+    async def _transaction(
+        self, account: Account, work: Callable[[AccountRows], Awaitable[T]]
+    ) -> T:
         changes = 0
 
         async def kept(session: Session) -> T:
             nonlocal changes
-            rows = self.rows(session, account, self._clock, self._seal, self._losses, self._listener.name, self._sender)
+            rows = self.rows(
+                session,
+                account,
+                self._clock,
+                self._seal,
+                self._lost_commits,
+                self._listener.name,
+                self._sender,
+            )
             done = await work(rows)
             changes = rows.changes
             return done
 
         try:
-            done = await self._link.transaction(self._listener.name, kept)
+            done = await self._pool.transaction(self._listener.name, kept)
         except StoreBusy as error:
             raise StoreError(str(error)) from None
         if changes:

@@ -1,6 +1,9 @@
-"""The SQLite file: owned, migrated, recognised. A damaged one is set aside, never deleted, and its successor is careful.
+"""The SQLite file: owned, migrated, recognised.
 
-Careful means: a new epoch, so that no version recurs, and a ledger that assumes the calls it cannot know of.
+A damaged one is set aside, never deleted, and its successor is careful.
+
+Careful means: a new epoch, so that no version recurs, and a ledger that assumes the calls it cannot
+know of.
 """
 
 import contextlib
@@ -18,7 +21,7 @@ from broker.core import epoch
 from broker.core.ports import StoreRefused
 from broker.store.rows import ACCOUNT_COLUMNS, CALL_COLUMNS
 from broker.store.sqlite.anchor import ANCHOR_COLUMNS
-from broker.store.sqlite.lock import Ownership, lock_path, network_file_system, planted
+from broker.store.sqlite.lock import StoreLock, lock_path, network_file_system, planted
 
 BUSY_TIMEOUT_S: Final = 2.0
 UNKNOWN_CALLS: Final = 10**6  # of a ledger that is lost as a whole
@@ -29,9 +32,16 @@ _SQL_TYPES: Final = {int: "integer", float: "real", str: "text"}
 def _first_schema(db: Database) -> None:
     db.table("meta").create({"key": str, "value": str}, pk="key", strict=True)
     db.table("meta").insert({"key": "epoch", "value": epoch.drawn()})
-    db.table("accounts").create({**ACCOUNT_COLUMNS, **ANCHOR_COLUMNS}, pk=("appid", "endpoint"), strict=True)
-    # AUTOINCREMENT, which sqlite-utils has no word for: a number once used names that call for ever, it is a version.
-    columns = ", ".join(f"{name} {_SQL_TYPES[kind]}" for name, kind in {**CALL_COLUMNS, **ANCHOR_COLUMNS}.items() if name != "id")
+    db.table("accounts").create(
+        {**ACCOUNT_COLUMNS, **ANCHOR_COLUMNS}, pk=("appid", "endpoint"), strict=True
+    )
+    # AUTOINCREMENT, which sqlite-utils has no word for: a number once used names that call for
+    # ever, it is a version.
+    columns = ", ".join(
+        f"{name} {_SQL_TYPES[kind]}"
+        for name, kind in {**CALL_COLUMNS, **ANCHOR_COLUMNS}.items()
+        if name != "id"
+    )
     db.execute(f"create table calls (id integer primary key autoincrement, {columns}) strict")
     db.table("calls").create_index(["appid", "endpoint", "id"])
 
@@ -42,17 +52,21 @@ MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (_first_schema,)
 class StoreFile:
     """An open, owned file. To be used on one thread.
 
-    Opening raises StoreBusy, StoreRefused, sqlite3.Error and OSError. `set_aside` tells where a damaged file went.
+    Opening raises StoreBusy, StoreRefused, sqlite3.Error and OSError. `set_aside` tells where a
+    damaged file went.
     """
 
     def __init__(self, path: Path) -> None:
         if kind := network_file_system(path):
-            raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be trusted: use a local disk")
+            raise StoreRefused(
+                f"{path} is on a network file system ({kind}), whose locks cannot be trusted: use a"
+                " local disk"
+            )
         self.path = path
         self.epoch = ""
         self.set_aside: str | None = None
         emptied = path.is_file() and path.stat().st_size == 0
-        self._owner = Ownership(path)
+        self._owner = StoreLock(path)
         try:
             self.db = self._open_whole(emptied=emptied and not self._owner.unused())
         except BaseException:
@@ -68,7 +82,11 @@ class StoreFile:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """One transaction. IMMEDIATE: a deferred one that writes late fails at once where another program holds the lock."""
+        """One transaction.
+
+        IMMEDIATE: a deferred one that writes late fails at once where another program holds the
+        lock.
+        """
         self.db.conn.execute("begin immediate")
         try:
             yield
@@ -94,7 +112,7 @@ class StoreFile:
         self.db.close()
         self.db = self._open_whole(emptied=False)
 
-    # --- opening ------------------------------------------------------------------------------------------------------
+    # --- opening ----------------------------------------------------------------------------------
 
     def _open_whole(self, *, emptied: bool) -> Database:
         try:
@@ -109,7 +127,9 @@ class StoreFile:
         return db
 
     def _open(self, unaccounted: int = 0) -> Database:
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
         db = Database(connection)
         try:
             version = connection.execute("pragma user_version").fetchone()[0]
@@ -135,10 +155,15 @@ class StoreFile:
     def _recognise(self, db: Database, unaccounted: int) -> None:
         """Begin a new epoch where this file is older than what was served from it: versions must not recur.
 
-        Its token may have been pushed out by calls it does not know of, so it is dropped, and those calls are assumed.
+        Its token may have been pushed out by calls it does not know of, so it is dropped, and those
+        calls are assumed.
         """
         self.epoch = str(db.table("meta").get("epoch")["value"])
-        newest = int(db.execute("select coalesce(max(seq), 0) from sqlite_sequence where name = 'calls'").fetchone()[0])
+        newest = int(
+            db.execute(
+                "select coalesce(max(seq), 0) from sqlite_sequence where name = 'calls'"
+            ).fetchone()[0]
+        )
         seen = self._owner.newest_seen()
         if seen is not None and not unaccounted and (seen[0] != self.epoch or seen[1] > newest):
             unaccounted = seen[1] - newest if seen[0] == self.epoch else UNKNOWN_CALLS
@@ -147,7 +172,9 @@ class StoreFile:
         self.epoch = epoch.drawn()
         with db.atomic():
             db.table("meta").upsert({"key": "epoch", "value": self.epoch}, pk="key")
-            db.table("meta").upsert({"key": "unaccounted", "value": json.dumps([unaccounted, newest])}, pk="key")
+            db.table("meta").upsert(
+                {"key": "unaccounted", "value": json.dumps([unaccounted, newest])}, pk="key"
+            )
             db.execute("update accounts set token = null, doubt = null")
         self._owner.remember(self.epoch, newest)
 
@@ -169,18 +196,25 @@ class StoreFile:
 def inspect(path: Path) -> list[str]:
     """What is wrong with a store file, all of it, without changing or owning it; empty where it is good or not there yet."""
     if not path.parent.is_dir():
-        return [f"the directory {path.parent} does not exist: create it, owned by the daemon's user"]
+        return [
+            f"the directory {path.parent} does not exist: create it, owned by the daemon's user"
+        ]
     found = [why for part in (path, lock_path(path)) if (why := planted(part))]
     if not os.access(path.parent, os.W_OK | os.X_OK):
         found.append(f"the directory {path.parent} cannot be written by this user")
     if kind := network_file_system(path):
-        found.append(f"{path} is on a network file system ({kind}), whose locks cannot be trusted: use a local disk")
+        found.append(
+            f"{path} is on a network file system ({kind}), whose locks cannot be trusted: use a"
+            " local disk"
+        )
     return found or (_inspect_content(path) if path.exists() else [])
 
 
 def _inspect_content(path: Path) -> list[str]:
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as db:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
+        ) as db:
             version = db.execute("pragma user_version").fetchone()[0]
             verdict = db.execute("pragma quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
@@ -192,8 +226,8 @@ def _inspect_content(path: Path) -> list[str]:
 
 def _newer(path: Path, version: int) -> str:
     return (
-        f"{path} was written by a newer token-broker (schema {version}, this one knows {len(MIGRATIONS)}): "
-        "install that version again, or name another file in store.url"
+        f"{path} was written by a newer token-broker (schema {version}, this one knows"
+        f" {len(MIGRATIONS)}): install that version again, or name another file in store.url"
     )
 
 

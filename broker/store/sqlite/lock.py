@@ -1,9 +1,10 @@
 """One owner per store file: a lock that survives a deleted lock file, and paths nobody planted.
 
-Two locks (flock, so SQLite's own POSIX locks are not touched): one on `NAME.lock`, which stays when the database is
-replaced under us, one on the database file itself, which stays when the lock file is deleted. The lock file also
-remembers the newest call ever reserved, so that a database restored from yesterday is recognised; or that there was none
-yet, so that a first start that was cut off is told from a file that was emptied.
+Two locks (flock, so SQLite's own POSIX locks are not touched): one on `NAME.lock`, which stays when
+the database is replaced under us, one on the database file itself, which stays when the lock file
+is deleted. The lock file also remembers the newest call ever reserved, so that a database restored
+from yesterday is recognised; or that there was none yet, so that a first start that was cut off is
+told from a file that was emptied.
 """
 
 import contextlib
@@ -19,11 +20,11 @@ OTHERS: Final = 0o077
 UNUSED: Final = b"new\n"  # shorter than any note of a call, which is written over it
 
 
-class Ownership:
+class StoreLock:
     """Exclusive ownership of a database file, from construction to :meth:`release`.
 
-    Raises StoreBusy where another process owns it, StoreRefused where a path is a symlink, not a regular file, or
-    readable by others, OSError where the directory cannot be written.
+    Raises StoreBusy where another process owns it, StoreRefused where a path is a symlink, not a
+    regular file, or readable by others, OSError where the directory cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +40,8 @@ class Ownership:
     def newest_seen(self) -> tuple[str, int] | None:
         """The epoch and the newest call that this lock file remembers."""
         words = self._noted().decode("ascii", "replace").split()
-        return (words[0], int(words[1])) if len(words) == 2 and words[1].isdecimal() else None  # noqa: PLR2004 -- two words
+        # Two words
+        return (words[0], int(words[1])) if len(words) == 2 and words[1].isdecimal() else None  # noqa: PLR2004
 
     def unused(self) -> bool:
         """Whether no call was ever reserved here: an empty file is then a first start that was cut off, not a loss."""
@@ -63,7 +65,11 @@ class Ownership:
         self._file_fd = _claim(path)
 
     def release(self) -> None:
-        """Let go. Call it after SQLite has closed: closing any descriptor of the file drops SQLite's own locks."""
+        """Let go.
+
+        Call it after SQLite has closed: closing any descriptor of the file drops SQLite's own
+        locks.
+        """
         os.close(self._file_fd)
         os.close(self._lock_fd)
 
@@ -91,9 +97,18 @@ def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo"))
     except OSError:
         return None
     wanted = path.parent.resolve()
-    # "36 35 98:0 /root /mount/point options … - fstype source options": the longest mount point over the path counts.
-    points = [(Path(words[4].replace("\\040", " ")), words[words.index("-") + 1]) for words in lines if "-" in words]
-    over = [(len(point.parts), kind) for point, kind in points if point == wanted or point in wanted.parents]
+    # "36 35 98:0 /root /mount/point options … - fstype source options": the longest mount point
+    # over the path counts.
+    points = [
+        (Path(words[4].replace("\\040", " ")), words[words.index("-") + 1])
+        for words in lines
+        if "-" in words
+    ]
+    over = [
+        (len(point.parts), kind)
+        for point, kind in points
+        if point == wanted or point in wanted.parents
+    ]
     kind = max(over, default=(0, ""))[1]
     return kind if kind in NETWORKED else None
 
@@ -104,7 +119,10 @@ def lock_path(path: Path) -> Path:
 
 
 def planted(path: Path) -> str | None:
-    """Why a path must not be used: somebody else may have put it there, or may read it. None where it may."""
+    """Why a path must not be used: somebody else may have put it there, or may read it.
+
+    None where it may.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -113,7 +131,9 @@ def planted(path: Path) -> str | None:
         return f"{path} is a symbolic link: somebody may have planted it; remove it"
     if not stat.S_ISREG(mode):
         return f"{path} is not a regular file"
-    return f"{path} holds tokens and others may read it: chmod 600 {path}" if mode & OTHERS else None
+    return (
+        f"{path} holds tokens and others may read it: chmod 600 {path}" if mode & OTHERS else None
+    )
 
 
 def _claim(path: Path) -> int:

@@ -9,19 +9,41 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from broker.core.credential import Account, Credential
-from broker.core.ports import Change, Claim, Decide, Denial, Denied, Grant, Hear, Held, StoreError, Versions
+from broker.core.ports import (
+    Change,
+    Claim,
+    Decide,
+    Denial,
+    Denied,
+    Grant,
+    Held,
+    OnStoreChanged,
+    StoreError,
+    Versions,
+)
 from broker.core.quota import DAY, Lane
 from broker.core.transitions import reserved
 from broker.store.encryption import Plain, Seal
-from broker.store.rows import ASSUMED, KEPT_DAYS, account_of, account_row, assumed_cost, entries_of, key_of
+from broker.store.rows import (
+    ASSUMED,
+    KEPT_DAYS,
+    account_of,
+    account_row,
+    assumed_cost,
+    entries_of,
+    key_of,
+)
 from broker.store.sqlite.anchor import Anchor, BootClock, carried_by, revived
 from broker.store.sqlite.file import DAMAGED, StoreFile
-from broker.store.transfer import Estate, renumbered
+from broker.store.transfer import AccountExport, renumbered
 
 T = TypeVar("T")
 
 KEY: Final = "appid = :appid and endpoint = :endpoint"
-CARRY: Final = f"update calls set boot_id = :here, boot_at = boot_at + :shift where {KEY} and boot_id = :there"  # noqa: S608 -- of constants
+CARRY: Final = (
+    # Of constants
+    f"update calls set boot_id = :here, boot_at = boot_at + :shift where {KEY} and boot_id = :there"  # noqa: S608
+)
 CARRY_REST: Final = f"update calls set boot_id = :here, boot_at = min(0, wall_at - :offset) where {KEY} and boot_id <> :here"  # noqa: S608
 
 
@@ -29,7 +51,7 @@ class SqliteStore:
     """A :class:`broker.core.ports.Store` in one file. Open it with :meth:`open`."""
 
     sole_owner = True
-    trouble = None
+    last_error = None
     nodes = ()
 
     def __init__(self, path: Path, clock: BootClock, seal: Seal) -> None:
@@ -59,7 +81,7 @@ class SqliteStore:
         """Where a damaged file was put, if one was met since this store was opened."""
         return self._file.set_aside
 
-    # --- the port -----------------------------------------------------------------------------------------------------
+    # --- the port ---------------------------------------------------------------------------------
 
     async def load(self, account: Account) -> Held:
         """See :class:`broker.core.ports.Store`."""
@@ -69,7 +91,9 @@ class SqliteStore:
         """See :class:`broker.core.ports.Store`."""
         return await self._run(self._reserve, account, decide)
 
-    async def settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    async def settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change
+    ) -> Credential:
         """See :class:`broker.core.ports.Store`."""
         return await self._run(self._settle, account, grant, outcome, change)
 
@@ -77,33 +101,40 @@ class SqliteStore:
         """See :class:`broker.core.ports.Store`."""
         return await self._run(self._amend, account, change)
 
-    def watch(self, hear: Hear, versions: Versions) -> None:
+    def watch(self, on_store_changed: OnStoreChanged, versions: Versions) -> None:
         """Nobody else can change what a sole owner holds."""
 
     async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
         """See :class:`broker.core.ports.Store`."""
         mine, key = f"{KEY} and wall_at >= :since", {**key_of(account), "since": since}
-        return await self._run(lambda: list(self._file.db.table("calls").rows_where(mine, key, order_by="id")))
+        return await self._run(
+            lambda: list(self._file.db.table("calls").rows_where(mine, key, order_by="id"))
+        )
 
     async def accounts(self) -> list[tuple[Account, bool]]:
         """See :class:`broker.store.transfer.Movable`."""
         return await self._run(
-            lambda: [(account_of(row), row["token"] is not None) for row in self._file.db.table("accounts").rows]
+            lambda: [
+                (account_of(row), row["token"] is not None)
+                for row in self._file.db.table("accounts").rows
+            ]
         )
 
-    async def inherit(self, estates: Sequence[Estate]) -> None:
+    async def import_accounts(self, exports: Sequence[AccountExport]) -> None:
         """See :class:`broker.store.transfer.Movable`."""
-        await self._run(self._inherit, estates)
+        await self._run(self._import_accounts, exports)
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""
         await self._run(self._file.close)
         self._thread.shutdown()
 
-    # --- on the thread ------------------------------------------------------------------------------------------------
+    # --- on the thread ----------------------------------------------------------------------------
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work, *args)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._guarded, work, *args
+        )
 
     def _guarded(self, work: Callable[..., T], *args: Any) -> T:
         try:
@@ -130,7 +161,8 @@ class SqliteStore:
     def _carry_over(self, account: Account, here: Anchor) -> None:
         """Put what another boot wrote on this one's clock.
 
-        Once: read again, it would be translated again, and with a wall clock that stands before it, it would never age.
+        Once: read again, it would be translated again, and with a wall clock that stands before it,
+        it would never age.
         """
         key, table = key_of(account), self._file.db.table("accounts")
         for row in list(table.rows_where(KEY, key)):
@@ -158,8 +190,12 @@ class SqliteStore:
 
     def _settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
         with self._file.transaction():
-            # Where the file was replaced meanwhile, the call has no row: it is among those its successor assumes.
-            self._file.db.execute("update calls set outcome = ? where id = ? and outcome is null", [outcome, grant.call])
+            # Where the file was replaced meanwhile, the call has no row: it is among those its
+            # successor assumes.
+            self._file.db.execute(
+                "update calls set outcome = ? where id = ? and outcome is null",
+                [outcome, grant.call],
+            )
             return self._apply(account, change)[0]
 
     def _amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
@@ -182,9 +218,12 @@ class SqliteStore:
         return Held(credential, entries_of(self._calls(account)))
 
     def _calls(self, account: Account) -> list[dict[str, Any]]:
-        # Only the newest `daily_quota` calls can matter: where all of them lie in the window, it is full.
+        # Only the newest `daily_quota` calls can matter: where all of them lie in the window, it is
+        # full.
         table = self._file.db.table("calls")
-        return list(table.rows_where(KEY, key_of(account), order_by="id desc", limit=account.daily_quota))
+        return list(
+            table.rows_where(KEY, key_of(account), order_by="id desc", limit=account.daily_quota)
+        )
 
     def _assume(self, account: Account, here: Anchor) -> None:
         """Enter the calls that a lost ledger may have held, once."""
@@ -199,23 +238,46 @@ class SqliteStore:
         stale = {**key_of(account), "before": here.boot_at - KEPT_DAYS * DAY}
         self._file.db.table("calls").delete_where(f"{KEY} and boot_at < :before", stale)
 
-    def _add_call(self, account: Account, claim: Claim, here: Anchor, cost: int = 1, outcome: str | None = None) -> int:
-        row = {**key_of(account), "lane": claim.lane.value, "forced": int(claim.force), "cost": cost, "outcome": outcome}
+    def _add_call(
+        self,
+        account: Account,
+        claim: Claim,
+        here: Anchor,
+        cost: int = 1,
+        outcome: str | None = None,
+    ) -> int:
+        row = {
+            **key_of(account),
+            "lane": claim.lane.value,
+            "forced": int(claim.force),
+            "cost": cost,
+            "outcome": outcome,
+        }
         anchor = {"boot_id": here.boot_id, "boot_at": here.boot_at, "wall_at": here.wall_at}
         return int(self._file.db.table("calls").insert({**row, **anchor}, pk="id").last_pk or 0)
 
-    def _inherit(self, estates: Sequence[Estate]) -> None:
+    def _import_accounts(self, exports: Sequence[AccountExport]) -> None:
         with self._file.transaction():
             here, newest = Anchor.drop(self._clock), 0
-            for estate in estates:
-                numbers = {call["id"]: self._add_past_call(estate.account, call, here) for call in estate.calls}
-                self._write(estate.account, renumbered(estate.credential, numbers), here)
+            for export in exports:
+                numbers = {
+                    call["id"]: self._add_past_call(export.account, call, here)
+                    for call in export.calls
+                }
+                self._write(export.account, renumbered(export.credential, numbers), here)
                 newest = max([newest, *numbers.values()])
         self._file.remember(newest)
 
     def _add_past_call(self, account: Account, call: Mapping[str, Any], here: Anchor) -> int:
-        row = {**key_of(account), **{name: call[name] for name in ("lane", "forced", "cost", "outcome")}}
-        anchor = {"boot_id": here.boot_id, "boot_at": call["wall_at"] - here.offset, "wall_at": call["wall_at"]}
+        row = {
+            **key_of(account),
+            **{name: call[name] for name in ("lane", "forced", "cost", "outcome")},
+        }
+        anchor = {
+            "boot_id": here.boot_id,
+            "boot_at": call["wall_at"] - here.offset,
+            "wall_at": call["wall_at"],
+        }
         return int(self._file.db.table("calls").insert({**row, **anchor}, pk="id").last_pk or 0)
 
     def _write(self, account: Account, credential: Credential, here: Anchor) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from broker import __version__
-from broker.core.serving import Code, Outcome, State
+from broker.core.serving import Code, ReportOutcome, TokenState
 from broker.web.gate import open_to_browsers
 
 Json = dict[str, Any]
@@ -26,7 +26,11 @@ def _content(kind: str, schema: Json) -> Json:
 
 
 def _object(required: list[str] | None = None, **properties: Json) -> Json:
-    return {"type": "object", "properties": properties, "required": sorted(properties) if required is None else required}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": sorted(properties) if required is None else required,
+    }
 
 
 def _nullable(kind: str) -> Json:
@@ -35,8 +39,12 @@ def _nullable(kind: str) -> Json:
 
 _TEXT: Final[Json] = {"type": "string"}
 _COUNT: Final[Json] = {"type": "integer", "minimum": 0}
-_ETAG: Final[Json] = {"ETag": {"schema": _TEXT, "description": 'The token\'s version, quoted: "k3f9-42".'}}
-_RETRY: Final[Json] = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}}
+_ETAG: Final[Json] = {
+    "ETag": {"schema": _TEXT, "description": 'The token\'s version, quoted: "k3f9-42".'}
+}
+_RETRY: Final[Json] = {
+    "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
+}
 
 
 def _problem(text: str, *, waits: bool = False) -> Json:
@@ -49,7 +57,10 @@ def _problem(text: str, *, waits: bool = False) -> Json:
 
 _REFUSALS: Final[Json] = {
     "401": _problem("`missing-key`, `invalid-key` (where [clients] are configured)"),
-    "403": _problem("`host-not-allowed`, `browser-request`, `forwarded-request`, `missing-request-header`, `insufficient-scope`"),
+    "403": _problem(
+        "`host-not-allowed`, `browser-request`, `forwarded-request`, `missing-request-header`,"
+        " `insufficient-scope`"
+    ),
     "404": _problem("`unknown-app`"),
 }
 _NO_TOKEN: Final = _problem("No token now: see `code` and `retry_after`.", waits=True)
@@ -59,15 +70,30 @@ _BODY: Final[Json] = {
     "413": _problem("`body-too-large`"),
     "415": _problem("`unsupported-media-type`"),
 }
-_APP: Final[Json] = {"name": "app", "in": "path", "required": True, "schema": _TEXT, "description": "An app's name or AppID."}
+_APP: Final[Json] = {
+    "name": "app",
+    "in": "path",
+    "required": True,
+    "schema": _TEXT,
+    "description": "An app's name or AppID.",
+}
 
 
 def _query(name: str, most: int, text: str) -> Json:
-    return {"name": name, "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": most}, "description": text}
+    return {
+        "name": name,
+        "in": "query",
+        "schema": {"type": "number", "minimum": 0, "maximum": most},
+        "description": text,
+    }
 
 
 def _token_answer(schema: Json) -> Json:
-    return {"description": "The token to use.", "headers": _ETAG, **_content("application/json", schema)}
+    return {
+        "description": "The token to use.",
+        "headers": _ETAG,
+        **_content("application/json", schema),
+    }
 
 
 _TOKEN_FIELDS: Final[dict[str, Json]] = {
@@ -77,7 +103,7 @@ _TOKEN_FIELDS: Final[dict[str, Json]] = {
     "expires_in": {**_COUNT, "description": "Whole seconds left now, never more than the truth."},
     "expires_at": {**_TEXT, "format": "date-time"},
     "version": {**_TEXT, "description": "Changes with the token; not derived from it."},
-    "state": {"enum": [state.value for state in State]},
+    "state": {"enum": [state.value for state in TokenState]},
 }
 
 _GET_TOKEN: Final[Json] = {
@@ -88,7 +114,12 @@ _GET_TOKEN: Final[Json] = {
         _APP,
         _query("wait", 300, "With If-None-Match: seconds to wait for another version."),
         _query("min_ttl", 86400, "Only a token with at least that many seconds left."),
-        {"name": "If-None-Match", "in": "header", "schema": _TEXT, "description": "The ETag of the token you hold."},
+        {
+            "name": "If-None-Match",
+            "in": "header",
+            "schema": _TEXT,
+            "description": "The ETag of the token you hold.",
+        },
     ],
     "responses": {
         "200": _token_answer(_ref("Token")),
@@ -141,7 +172,9 @@ _NO_TICKET: Final[Json] = {**_REFUSALS, "404": _problem("`unknown-app`, `unknown
 _GET_TICKET: Final[Json] = {
     **_GET_TOKEN,
     "operationId": "getTicket",
-    "summary": "The app's ticket of that type; with If-None-Match and wait, a watch for the next one.",
+    "summary": (
+        "The app's ticket of that type; with If-None-Match and wait, a watch for the next one."
+    ),
     "parameters": [
         _APP,
         {"name": "type", "in": "path", "required": True, "schema": {"enum": ["jsapi", "wx_card"]}},
@@ -157,7 +190,10 @@ def _sign(operation: str, summary: str, asked: Json, answer: Json) -> Json:
         "summary": summary,
         "security": [{"bearer": []}, {"header": []}],
         "parameters": [_APP],
-        "requestBody": {"required": True, **_content("application/json", {**asked, "additionalProperties": False})},
+        "requestBody": {
+            "required": True,
+            **_content("application/json", {**asked, "additionalProperties": False}),
+        },
         "responses": {
             "200": {"description": "Signed.", **_content("application/json", answer)},
             **_BODY,
@@ -185,16 +221,31 @@ _SIGN_CARD: Final = _sign(
     "signCard",
     "What a card's `cardExt` needs.",
     _object(["card_id"], card_id=_VALUE, code=_VALUE, openid=_VALUE),
-    _object(["card_id", "nonce_str", "signature", "timestamp"], timestamp=_TEXT, nonce_str=_TEXT, signature=_TEXT, card_id=_TEXT),
+    _object(
+        ["card_id", "nonce_str", "signature", "timestamp"],
+        timestamp=_TEXT,
+        nonce_str=_TEXT,
+        signature=_TEXT,
+        card_id=_TEXT,
+    ),
 )
 
 
 def _get(operation: str, summary: str, kind: str, schema: Json, **more: Json) -> Json:
     good = {"description": "Good.", **_content(kind, schema)}
-    return {"get": {"operationId": operation, "summary": summary, "responses": {"200": good, **_HOST, **more}}}
+    return {
+        "get": {
+            "operationId": operation,
+            "summary": summary,
+            "responses": {"200": good, **_HOST, **more},
+        }
+    }
 
 
-_FAIL: Final[Json] = {"description": "It fails; the body says why.", **_content("application/health+json", _ref("Health"))}
+_FAIL: Final[Json] = {
+    "description": "It fails; the body says why.",
+    **_content("application/health+json", _ref("Health")),
+}
 
 DOCUMENT: Final[Json] = {
     "openapi": "3.1.0",
@@ -202,8 +253,11 @@ DOCUMENT: Final[Json] = {
         "title": "token-broker",
         "version": __version__,
         "summary": "One live WeChat access token per app.",
-        "description": "Where it is configured, WeChat's own token paths are answered ([compat]), and calls to WeChat's other "
-        "interfaces are passed on ([proxy]); both are described by WeChat, not here.",
+        "description": (
+            "Where it is configured, WeChat's own token paths are answered ([compat]), and calls to"
+            " WeChat's other interfaces are passed on ([proxy]); both are described by WeChat, not"
+            " here."
+        ),
     },
     "paths": {
         "/v1/tokens/{app}": {"get": _GET_TOKEN},
@@ -212,24 +266,51 @@ DOCUMENT: Final[Json] = {
         "/v1/tickets/{app}/{type}": {"get": _GET_TICKET},
         "/v1/tickets/{app}/jsapi/signature": {"post": _SIGN_PAGE},
         "/v1/tickets/{app}/wx_card/signature": {"post": _SIGN_CARD},
-        "/v1/status": _get("getStatus", "Every app without its token.", "application/json", _ref("Status")),
-        "/livez": _get("livez", "Does it live?", "application/health+json", _ref("Health"), **{"503": _FAIL}),
-        "/readyz": _get("readyz", "Has every app a token?", "application/health+json", _ref("Health"), **{"503": _FAIL}),
-        "/health": _get("health", "How is it?", "application/health+json", _ref("Health"), **{"503": _FAIL}),
+        "/v1/status": _get(
+            "getStatus", "Every app without its token.", "application/json", _ref("Status")
+        ),
+        "/livez": _get(
+            "livez", "Does it live?", "application/health+json", _ref("Health"), **{"503": _FAIL}
+        ),
+        "/readyz": _get(
+            "readyz",
+            "Has every app a token?",
+            "application/health+json",
+            _ref("Health"),
+            **{"503": _FAIL},
+        ),
+        "/health": _get(
+            "health", "How is it?", "application/health+json", _ref("Health"), **{"503": _FAIL}
+        ),
         "/metrics": _get("metrics", "For Prometheus.", "text/plain", _TEXT),
         "/openapi.json": _get("openapi", "This document.", "application/json", {"type": "object"}),
     },
     "components": {
         "securitySchemes": {
-            "bearer": {"type": "http", "scheme": "bearer", "description": "Where [clients] are configured."},
-            "header": {"type": "apiKey", "in": "header", "name": "X-Token-Broker", "description": "Elsewhere: the value 1."},
+            "bearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "Where [clients] are configured.",
+            },
+            "header": {
+                "type": "apiKey",
+                "in": "header",
+                "name": "X-Token-Broker",
+                "description": "Elsewhere: the value 1.",
+            },
         },
         "schemas": {
             "Token": _object(None, **_TOKEN_FIELDS),
             "Ticket": _object(None, **_TICKET_FIELDS),
-            "Reported": _object(None, **_TOKEN_FIELDS, outcome={"enum": [outcome.value for outcome in Outcome]}),
+            "Reported": _object(
+                None,
+                **_TOKEN_FIELDS,
+                outcome={"enum": [outcome.value for outcome in ReportOutcome]},
+            ),
             "Report": {
-                **_object([], version=_TEXT, access_token=_TEXT, errcode={"enum": [40001, 40014, 42001]}),
+                **_object(
+                    [], version=_TEXT, access_token=_TEXT, errcode={"enum": [40001, 40014, 42001]}
+                ),
                 "oneOf": [{"required": ["version"]}, {"required": ["access_token"]}],
                 "additionalProperties": False,
             },
@@ -243,37 +324,52 @@ DOCUMENT: Final[Json] = {
                 code={**_TEXT, "examples": [code.value for code in Code]},
                 retry_after={"type": "integer", "minimum": 1},
             ),
-            "Health": _object(["status"], status={"enum": ["pass", "warn", "fail"]}, output=_TEXT, checks={"type": "object"}),
+            "Health": _object(
+                ["status"],
+                status={"enum": ["pass", "warn", "fail"]},
+                output=_TEXT,
+                checks={"type": "object"},
+            ),
             "Status": _object(
                 version=_TEXT,
                 uptime=_COUNT,
                 stopping={"type": "boolean"},
                 apps={"type": "array", "items": _ref("AppStatus")},
-                nodes={"type": "array", "items": _ref("Node"), "description": "Who shares the store; nobody shares a file."},
+                nodes={
+                    "type": "array",
+                    "items": _ref("Node"),
+                    "description": "Who shares the store; nobody shares a file.",
+                },
             ),
             "Node": _object(
                 node=_TEXT,
                 seen_ago={**_COUNT, "description": "Seconds, by the store's clock."},
                 notified_ago=_nullable("integer"),
-                versions={"type": "object", "additionalProperties": _nullable("string"), "description": "By app."},
+                versions={
+                    "type": "object",
+                    "additionalProperties": _nullable("string"),
+                    "description": "By app.",
+                },
             ),
             "AppStatus": _object(
                 app=_TEXT,
                 appid=_TEXT,
                 endpoint=_TEXT,
-                state={"enum": [*(state.value for state in State), "unavailable"]},
+                state={"enum": [*(state.value for state in TokenState), "unavailable"]},
                 version=_nullable("string"),
                 expires_in=_COUNT,
                 next_refresh_in=_COUNT,
                 quota=_object(limit=_COUNT, used_today=_COUNT, used_24h=_COUNT, remaining=_COUNT),
                 last_error=_nullable("object"),
-                second_issuer=_object(suspected={"type": "boolean"}, since=_nullable("string"), count=_COUNT),
+                second_issuer=_object(
+                    suspected={"type": "boolean"}, since=_nullable("string"), count=_COUNT
+                ),
                 store_error=_nullable("string"),
                 tickets={
                     "type": "object",
                     "description": "By type, those that were asked for within a day.",
                     "additionalProperties": _object(
-                        state={"enum": [*(state.value for state in State), "unavailable"]},
+                        state={"enum": [*(state.value for state in TokenState), "unavailable"]},
                         version=_nullable("string"),
                         expires_in=_COUNT,
                         next_refresh_in=_COUNT,

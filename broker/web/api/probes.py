@@ -1,4 +1,7 @@
-"""Is it alive, is it ready, how is it: for systemd, load balancers, people and Prometheus. None of them calls WeChat."""
+"""Is it alive, is it ready, how is it: for systemd, load balancers, people and Prometheus.
+
+None of them calls WeChat.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -32,19 +35,28 @@ def routes() -> list[web.RouteDef]:
 @open_to_browsers
 async def livez(request: web.Request) -> web.Response:
     """200 while the schedule ticks: a restart may help where this fails, and nowhere else."""
-    roster = request.app[EDGE].roster
-    return _repeatable(request, lambda: ("" if roster.ticking else "the schedule has stopped", roster.ticking_until))
+    registry = request.app[EDGE].registry
+    return _repeatable(
+        request,
+        lambda: ("" if registry.ticking else "the schedule has stopped", registry.ticking_until),
+    )
 
 
 @open_to_browsers
 async def readyz(request: web.Request) -> web.Response:
     """200 while every app has a token to hand out and the daemon is not stopping."""
-    roster = request.app[EDGE].roster
+    registry = request.app[EDGE].registry
 
     def look() -> tuple[str, float]:
-        served = {keeper.account.name: keeper.serve() for keeper in roster}
+        served = {keeper.account.name: keeper.serve() for keeper in registry}
         missing = [name for name, answer in served.items() if answer is None]
-        why_not = "stopping" if roster.stopping else f"no token for: {', '.join(missing)}" if missing else ""
+        why_not = (
+            "stopping"
+            if registry.stopping
+            else f"no token for: {', '.join(missing)}"
+            if missing
+            else ""
+        )
         return why_not, min((answer.until for answer in served.values() if answer), default=NEVER)
 
     return _repeatable(request, look)
@@ -53,9 +65,11 @@ async def readyz(request: web.Request) -> web.Response:
 @open_to_browsers
 async def health(request: web.Request) -> web.Response:
     """`pass`, `warn` (works, but somebody should look) or `fail`, with the reasons by app."""
-    roster = request.app[EDGE].roster
-    checks = {f"token:{keeper.account.name}": [_check(keeper)] for keeper in roster}
-    found = {check[0]["status"] for check in checks.values()} | {"pass" if roster.ticking and not roster.stopping else "fail"}
+    registry = request.app[EDGE].registry
+    checks = {f"token:{keeper.account.name}": [_check(keeper)] for keeper in registry}
+    found = {check[0]["status"] for check in checks.values()} | {
+        "pass" if registry.ticking and not registry.stopping else "fail"
+    }
     worst = next(status for status in ("fail", "warn", "pass") if status in found)
     return _answer(worst, checks=checks)
 
@@ -63,14 +77,17 @@ async def health(request: web.Request) -> web.Response:
 @open_to_browsers
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus text."""
-    request.app[EDGE].lane.account()
+    request.app[EDGE].response_cache.account()
     body = await asyncio.to_thread(request.app[METRICS].text)
     return web.Response(body=body, headers={**NO_STORE, hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
 
 
 def _repeatable(request: web.Request, look: Callable[[], tuple[str, float]]) -> web.Response:
-    """Answer by what a look finds: why not, or nothing; and until when that is so. It may be looked again (express.py)."""
-    now = request.app[EDGE].lane.now
+    """Answer by what a look finds: why not, or nothing; and until when that is so.
+
+    It may be looked again (fast_path.py).
+    """
+    now = request.app[EDGE].response_cache.now
 
     def again() -> tuple[bytes, float] | None:
         why_not, until = look()
@@ -87,11 +104,20 @@ def _check(keeper: Keeper) -> dict[str, Any]:
         f"last token call failed: {credential.failure.reason}" if credential.failure else "",
         f"the store: {keeper.store_error}" if keeper.store_error else "",
         "the token is in doubt" if credential.suspicion else "",
-        "somebody else calls the token endpoint with this secret" if credential.rivalry.suspected else "",
+        (
+            "somebody else calls the token endpoint with this secret"
+            if credential.second_issuer.suspected
+            else ""
+        ),
     ]
     status = "fail" if served is None else "warn" if any(worries) else "pass"
     observed = {"observedValue": served.expires_in if served else 0, "observedUnit": "s"}
-    return {"componentType": "component", "status": status, **observed, "output": "; ".join(filter(None, worries))}
+    return {
+        "componentType": "component",
+        "status": status,
+        **observed,
+        "output": "; ".join(filter(None, worries)),
+    }
 
 
 def _answer(status: str, **more: Any) -> web.Response:

@@ -1,4 +1,7 @@
-"""/v1/status: how everything stands, without a token or a secret. The command and the page show the same."""
+"""/v1/status: how everything stands, without a token or a secret.
+
+The command and the page show the same.
+"""
 
 import asyncio
 import json
@@ -42,8 +45,8 @@ def status(edge: Edge) -> dict[str, Any]:
     return {
         "version": __version__,
         "uptime": uptime(),
-        "stopping": edge.roster.stopping,
-        "apps": [app_status(edge, keeper) for keeper in edge.roster],
+        "stopping": edge.registry.stopping,
+        "apps": [app_status(edge, keeper) for keeper in edge.registry],
         "nodes": nodes(edge),
     }
 
@@ -51,13 +54,20 @@ def status(edge: Edge) -> dict[str, Any]:
 def nodes(edge: Edge) -> list[dict[str, Any]]:
     """Who shares the store, and how long ago, in seconds by the store's own clock: nobody's wall is compared with it."""
     known = edge.nodes()
-    now = max((node.seen_at for node in known), default=0.0)  # we ourselves are among them, and say so every few seconds
+    now = max(
+        (node.seen_at for node in known), default=0.0
+    )  # we ourselves are among them, and say so every few seconds
     return [
         {
             "node": node.name,
             "seen_ago": round(now - node.seen_at),
-            "notified_ago": None if node.notified_at is None else max(0, round(now - node.notified_at)),
-            "versions": {keeper.account.name: node.versions.get(keeper.account.id) for keeper in edge.roster},
+            "notified_ago": (
+                None if node.notified_at is None else max(0, round(now - node.notified_at))
+            ),
+            "versions": {
+                keeper.account.name: node.versions.get(keeper.account.id)
+                for keeper in edge.registry
+            },
         }
         for node in known
     ]
@@ -65,7 +75,7 @@ def nodes(edge: Edge) -> list[dict[str, Any]]:
 
 def app_status(edge: Edge, keeper: Keeper) -> dict[str, Any]:
     """One app, without its token."""
-    rivalry, spent = keeper.credential.rivalry, keeper.usage()
+    second_issuer, spent = keeper.credential.second_issuer, keeper.usage()
     return {
         "app": keeper.account.name,
         "appid": keeper.account.appid,
@@ -78,12 +88,15 @@ def app_status(edge: Edge, keeper: Keeper) -> dict[str, Any]:
             "remaining": spent.remaining,
         },
         "second_issuer": {
-            "suspected": rivalry.suspected,
-            "since": None if rivalry.since is None else iso(rivalry.since),
-            "count": rivalry.count,
+            "suspected": second_issuer.suspected,
+            "since": None if second_issuer.since is None else iso(second_issuer.since),
+            "count": second_issuer.count,
         },
         "store_error": keeper.store_error,
-        "tickets": {kind: _held(ticket, ticket.usage()) for kind, ticket in edge.tickets_of(keeper.account.name).items()},
+        "tickets": {
+            kind: _held(ticket, ticket.usage())
+            for kind, ticket in edge.tickets_of(keeper.account.name).items()
+        },
     }
 
 
@@ -96,16 +109,18 @@ def _held(keeper: Keeper, spent: Usage) -> dict[str, Any]:
         "version": credential.version,
         "expires_in": served.expires_in if served else 0,
         "next_refresh_in": max(0, round(keeper.next_call_in())),
-        "last_error": failure
-        and {
-            "class": failure.kind.value,
-            "errcode": failure.errcode,
-            "reason": failure.reason,
-            "advice": failure.advice + _drift(failure, spent),
-            "ip": failure.ip,
-            "rid": failure.rid,
-            "at": iso(failure.wall),
-        },
+        "last_error": (
+            failure
+            and {
+                "class": failure.kind.value,
+                "errcode": failure.errcode,
+                "reason": failure.reason,
+                "advice": failure.advice + _drift(failure, spent),
+                "ip": failure.ip,
+                "rid": failure.rid,
+                "at": iso(failure.wall),
+            }
+        ),
     }
 
 
@@ -113,4 +128,7 @@ def _drift(failure: Failure, spent: Usage) -> str:
     """How far WeChat's count is ahead of ours, where it says that the quota is spent."""
     if failure.kind is not Kind.QUOTA or not spent.remaining:
         return ""
-    return f" The ledger knows of {spent.last_24h}: WeChat counts at least {spent.remaining} calls that this broker did not make."
+    return (
+        f" The ledger knows of {spent.last_24h}: WeChat counts at least {spent.remaining} calls"
+        " that this broker did not make."
+    )

@@ -13,13 +13,25 @@ from broker.core.credential import Endpoint
 from broker.core.ports import StoreError
 from broker.core.secret import Secret
 from broker.core.serving import Code, Served, Unavailable
-from broker.http.problems import unavailable
+from broker.http.problems import ProblemError
 from broker.tokens.keeper import Keeper
 from broker.tokens.tickets import Tickets
 from broker.web.context import EDGE
-from broker.web.params import LONGEST_TTL_S, LONGEST_WAIT_S, NO_STORE, Bad, fields_of, iso, keeper_of, matches, numbers
+from broker.web.params import (
+    LONGEST_TTL_S,
+    LONGEST_WAIT_S,
+    NO_STORE,
+    fields_of,
+    iso,
+    keeper_of,
+    matches,
+    numbers,
+    unavailable,
+)
 
-PAGE: Final = re.compile(r"https?://[!-~]{1,4096}")  # as location.href gives it, that is percent-encoded
+PAGE: Final = re.compile(
+    r"https?://[!-~]{1,4096}"
+)  # as location.href gives it, that is percent-encoded
 VALUE: Final = re.compile(r"[\x21-\x7e]{1,256}")
 
 
@@ -43,11 +55,21 @@ class TicketDesk:
         wait, min_ttl = numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
         version = keeper.credential.version
         if hdrs.IF_NONE_MATCH in request.headers and version and matches(request, version):
-            answer = await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
+            answer = (
+                await keeper.watch(version, wait) if wait or keeper.serve(min_ttl) is None else None
+            )
             if answer is None and keeper.serve(min_ttl) is not None:
-                return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'})
-        served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, request.app[EDGE].patience_s))
-        return _ticket(request, keeper, served) if isinstance(served, Served) else unavailable(_said_of_tickets(served))
+                return web.Response(
+                    status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'}
+                )
+        served = keeper.serve(min_ttl) or await keeper.get(
+            min_ttl, max(wait, request.app[EDGE].patience_s)
+        )
+        return (
+            _ticket(request, keeper, served)
+            if isinstance(served, Served)
+            else unavailable(_said_of_tickets(served))
+        )
 
     async def sign_page(self, request: web.Request) -> web.Response:
         """What `wx.config` needs for a page: `{"url": …}` → `{appId, timestamp, nonceStr, signature}`."""
@@ -55,10 +77,19 @@ class TicketDesk:
         fields = await fields_of(request, {"url": str})
         url = fields.get("url", "")
         if not PAGE.fullmatch(url):
-            raise Bad(422, "invalid-body", "`url` is the page's address as the browser shows it, http:// or https://.")
+            raise ProblemError(
+                422,
+                "invalid-body",
+                "`url` is the page's address as the browser shows it, http:// or https://.",
+            )
         timestamp, nonce = int(request.app[EDGE].wall()), secrets.token_hex(8)
         signed = signature.jsapi(ticket, nonce, timestamp, url)
-        said = {"appId": keeper.account.appid, "timestamp": timestamp, "nonceStr": nonce, "signature": signed}
+        said = {
+            "appId": keeper.account.appid,
+            "timestamp": timestamp,
+            "nonceStr": nonce,
+            "signature": signed,
+        }
         return web.json_response(said, headers=NO_STORE)
 
     async def sign_card(self, request: web.Request) -> web.Response:
@@ -66,36 +97,55 @@ class TicketDesk:
         _, ticket = await self._sign(request, Endpoint.WX_CARD)
         fields = await fields_of(request, {"card_id": str, "code": str, "openid": str})
         if "card_id" not in fields or not all(VALUE.fullmatch(value) for value in fields.values()):
-            raise Bad(
-                422, "invalid-body", "`card_id`, and `code` and `openid` where there are: 1 to 256 visible characters each."
+            raise ProblemError(
+                422,
+                "invalid-body",
+                "`card_id`, and `code` and `openid` where there are: 1 to 256 visible characters"
+                " each.",
             )
-        said = {**fields, "timestamp": str(int(request.app[EDGE].wall())), "nonce_str": secrets.token_hex(8)}
-        return web.json_response({**said, "signature": signature.card(ticket, *said.values())}, headers=NO_STORE)
+        said = {
+            **fields,
+            "timestamp": str(int(request.app[EDGE].wall())),
+            "nonce_str": secrets.token_hex(8),
+        }
+        return web.json_response(
+            {**said, "signature": signature.card(ticket, *said.values())}, headers=NO_STORE
+        )
 
     async def _sign(self, request: web.Request, kind: Endpoint) -> tuple[Keeper, Secret]:
-        """The ticket to sign with; raises Unready where there is none."""
+        """The ticket to sign with; raises TicketUnavailableError where there is none."""
         keeper = await self._keeper(request, kind)
         served = keeper.serve() or await keeper.get(patience_s=request.app[EDGE].patience_s)
         if isinstance(served, Unavailable):
-            raise Unready(served)
+            raise TicketUnavailableError(served)
         return keeper, served.token.value
 
     async def _keeper(self, request: web.Request, kind: str) -> Keeper:
         account = keeper_of(request, "read").account
         try:
-            found = await self._tickets.keeper(account, Endpoint(kind)) if kind in set(Endpoint) else None
+            found = (
+                await self._tickets.keeper(account, Endpoint(kind))
+                if kind in set(Endpoint)
+                else None
+            )
         except StoreError as error:
-            raise Unready(Unavailable(Code.STORE_UNAVAILABLE, str(error), 5)) from None
+            raise TicketUnavailableError(
+                Unavailable(Code.STORE_UNAVAILABLE, str(error), 5)
+            ) from None
         if found is None:
-            raise Bad(404, "unknown-ticket", "There are `jsapi` and `wx_card`, for WeChat apps; WeCom's are not kept.")
+            raise ProblemError(
+                404,
+                "unknown-ticket",
+                "There are `jsapi` and `wx_card`, for WeChat apps; WeCom's are not kept.",
+            )
         return found
 
 
-class Unready(Bad):
+class TicketUnavailableError(ProblemError):
     """No ticket now."""
 
     def __init__(self, why: Unavailable) -> None:
-        Exception.__init__(self, why.code)
+        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, why.code.value, why.detail)
         self.response = unavailable(_said_of_tickets(why))
 
 
@@ -116,4 +166,6 @@ def _ticket(request: web.Request, keeper: Keeper, served: Served) -> web.Respons
         "state": served.state.value,
     }
     headers = {**NO_STORE, hdrs.ETAG: f'"{credential.version}"'}
-    return web.Response(body=json.dumps(body).encode(), headers=headers, content_type="application/json")
+    return web.Response(
+        body=json.dumps(body).encode(), headers=headers, content_type="application/json"
+    )

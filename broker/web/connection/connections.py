@@ -1,8 +1,9 @@
 """Who may hold a connection, and for how long without asking anything.
 
-aiohttp has no deadline for the first request's head, one of an hour for the next, and no cap on connections: a thousand
-silent peers would sit there for ever. Every connection passes through here first; what a peer sends goes on to aiohttp
-untouched (or is answered from what aiohttp said a moment ago, see express.py).
+aiohttp has no deadline for the first request's head, one of an hour for the next, and no cap on
+connections: a thousand silent peers would sit there for ever. Every connection passes through here
+first; what a peer sends goes on to aiohttp untouched (or is answered from what aiohttp said a
+moment ago, see fast_path.py).
 """
 
 import asyncio
@@ -37,7 +38,8 @@ def most_connections(others: int = 0) -> int:
 class Connections:
     """All connections of a daemon, on the clock `now` (steady seconds).
 
-    Where they are too many, those go first that never asked anything, then those that asked least recently.
+    Where they are too many, those go first that never asked anything, then those that asked least
+    recently.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Connections:
         self.too_slow = 0
         self._peak = 0  # the most that were open at once since the last time that somebody asked
         self._open: set[Guarded] = set()
-        self._awake: dict[asyncio.Protocol, Guarded] = {}  # by aiohttp's protocol, those that have one
+        self._awake: dict[
+            asyncio.Protocol, Guarded
+        ] = {}  # by aiohttp's protocol, those that have one
         self._silent: dict[Guarded, asyncio.TimerHandle] = {}  # oldest first
         self._peers: Counter[str] = Counter()
 
@@ -80,7 +84,9 @@ class Connections:
     def admit(self, guarded: "Guarded", transport: asyncio.Transport) -> bool:
         """Take a connection, or say that it must be closed."""
         peer = _peer(transport)
-        if (peer and self._peers[peer] >= self.most_per_peer) or (self.open >= self.most and not self._make_room()):
+        if (peer and self._peers[peer] >= self.most_per_peer) or (
+            self.open >= self.most and not self._make_room()
+        ):
             self.refused += 1
             return False
         self._open.add(guarded)
@@ -111,12 +117,18 @@ class Connections:
 
     def close_the_rest(self) -> None:
         """Close those that aiohttp knows nothing of."""
-        for guarded in [one for one in self._open if one.inner is None and one.transport is not None]:
+        for guarded in [
+            one for one in self._open if one.inner is None and one.transport is not None
+        ]:
             guarded.transport.close()  # type: ignore[union-attr] # looked at above
 
     def _idle(self) -> "list[Guarded]":
         """Those that asked once, and wait for no answer."""
-        return [guarded for guarded in self._open if guarded.heard_at > NEVER and not guarded.is_answering]
+        return [
+            guarded
+            for guarded in self._open
+            if guarded.heard_at > NEVER and not guarded.is_answering
+        ]
 
     def _first_look(self, guarded: "Guarded") -> None:
         del self._silent[guarded]
@@ -132,7 +144,9 @@ class Connections:
                 self._give_up(guarded)
                 return True
         # Some at once: to find them takes a look at all.
-        longest_idle = heapq.nsmallest(max(1, self.most // 64), self._idle(), key=lambda guarded: guarded.heard_at)
+        longest_idle = heapq.nsmallest(
+            max(1, self.most // 64), self._idle(), key=lambda guarded: guarded.heard_at
+        )
         for guarded in longest_idle:
             self._give_up(guarded)
         return bool(longest_idle)
@@ -150,7 +164,8 @@ class Connections:
 class Guarded(asyncio.Protocol):
     """One connection: counted from open to close, and otherwise aiohttp's, whose protocol is made when it is needed first.
 
-    A crowd that connects and says nothing costs no more than this. `heard_at`: when the last whole request came.
+    A crowd that connects and says nothing costs no more than this. `heard_at`: when the last whole
+    request came.
     """
 
     __slots__ = ("_connections", "_make", "heard_at", "inner", "transport")
@@ -211,8 +226,11 @@ class Guarded(asyncio.Protocol):
 
     @property
     def is_answering(self) -> bool:
-        """Whether aiohttp has a request that it has not answered yet. What we lean on of its inside (a test pins it)."""
-        return self.inner is not None and bool(self.inner._request_in_progress)  # type: ignore[attr-defined] # noqa: SLF001
+        """Whether aiohttp has a request that it has not answered yet.
+
+        What we lean on of its inside (a test pins it).
+        """
+        return self.inner is not None and bool(self.inner._request_in_progress)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 Guard = Callable[[Callable[[], asyncio.Protocol]], Guarded]
@@ -238,9 +256,12 @@ class GuardedSite(web.BaseSite):
         if server is None:
             raise RuntimeError("the runner is not set up")
         loop = asyncio.get_running_loop()
-        # asyncio accepts as many at once as its backlog says: more than there are spare files would leave a refresh none.
+        # asyncio accepts as many at once as its backlog says: more than there are spare files would
+        # leave a refresh none.
         make = partial(protocol, server)
-        self._server = await loop.create_server(lambda: self._guard(make), sock=self._sock, backlog=AT_ONCE)
+        self._server = await loop.create_server(
+            lambda: self._guard(make), sock=self._sock, backlog=AT_ONCE
+        )
         self._sock.listen(BACKLOG)
 
 

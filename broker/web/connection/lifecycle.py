@@ -1,8 +1,9 @@
 """The door: opens on listening sockets, closes without turning anybody away, and knocks at itself.
 
-Closing is what takes care. Sockets that systemd holds go on listening without us, so whoever is not accepted yet waits
-for our successor; whoever is, gets an answer. A client that keeps its connection is told `Connection: close` with its
-next answer, and for that we leave it a moment: closing at once would meet requests that are on their way.
+Closing is what takes care. Sockets that systemd holds go on listening without us, so whoever is not
+accepted yet waits for our successor; whoever is, gets an answer. A client that keeps its connection
+is told `Connection: close` with its next answer, and for that we leave it a moment: closing at once
+would meet requests that are on their way.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from typing import Final
 from aiohttp import web
 
 from broker.web.connection.connections import Connections, GuardedSite
-from broker.web.connection.fast_path import Lane
+from broker.web.connection.fast_path import ResponseCache
 
 FAREWELL_S: Final = 0.5  # for clients that keep their connection to ask once more
 LOOK_S: Final = 0.02
@@ -33,9 +34,13 @@ KNOCK: Final = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n
 async def answering(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """A server that answers, and at its end finishes the answers under way."""
     # A client that hangs up ends its handler; what must go on (a flight) is a task of its keeper's.
-    # Idle connections are ours to close: aiohttp does not see all of their requests (express.py).
+    # Idle connections are ours to close: aiohttp does not see all of their requests (fast_path.py).
     runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S, keepalive_timeout=UNBOUNDED_S
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=DRAIN_S,
+        keepalive_timeout=UNBOUNDED_S,
     )
     await runner.setup()
     try:
@@ -45,20 +50,22 @@ async def answering(app: web.Application) -> AsyncIterator[web.AppRunner]:
 
 
 @asynccontextmanager
-async def accepting(runner: web.AppRunner, sockets: Sequence[socket.socket], lane: Lane) -> AsyncIterator[None]:
+async def accepting(
+    runner: web.AppRunner, sockets: Sequence[socket.socket], response_cache: ResponseCache
+) -> AsyncIterator[None]:
     """Take connections; at its end take no more, and wait until those that are kept alive are gone, or silent."""
-    sweeping = asyncio.create_task(_sweep(lane.connections))
+    sweeping = asyncio.create_task(_sweep(response_cache.connections))
     try:
         for sock in sockets:
-            await GuardedSite(runner, sock, lane.guard).start()
+            await GuardedSite(runner, sock, response_cache.guard).start()
         yield
     finally:
         sweeping.cancel()
         for site in runner.sites:
             await site.stop()
-        await lane.end()
-        await _farewell(lane.connections)
-        lane.connections.close_the_rest()
+        await response_cache.end()
+        await _farewell(response_cache.connections)
+        response_cache.connections.close_the_rest()
 
 
 async def _sweep(connections: Connections) -> None:
@@ -86,11 +93,16 @@ async def _farewell(connections: Connections) -> None:
 
 
 async def answers(sock: socket.socket) -> bool:
-    """Whether a request to this listening socket of ours is answered with 200. The caller bounds it in time."""
+    """Whether a request to this listening socket of ours is answered with 200.
+
+    The caller bounds it in time.
+    """
     name = sock.getsockname()
     unix = sock.family == socket.AF_UNIX
     try:
-        reader, writer = await (asyncio.open_unix_connection(name) if unix else asyncio.open_connection(*name[:2]))
+        reader, writer = await (
+            asyncio.open_unix_connection(name) if unix else asyncio.open_connection(*name[:2])
+        )
     except OSError:
         return False
     try:

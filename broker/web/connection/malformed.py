@@ -8,7 +8,7 @@ from aiohttp.web_protocol import RequestHandler
 from broker.http.problems import problem
 
 
-class Refuser(RequestHandler):
+class QuietRequestHandler(RequestHandler):
     """aiohttp's protocol of one connection, with problems for texts."""
 
     __slots__ = ()
@@ -22,11 +22,22 @@ class Refuser(RequestHandler):
     ) -> web.StreamResponse:
         """Answer what could not be parsed, or a bug outside of our handlers; the connection ends with it."""
         if isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
-            # Where no route of ours is found, aiohttp quotes the header, and fails where that is no UTF-8.
-            return _last(problem(HTTPStatus.EXPECTATION_FAILED, "http-error", HTTPStatus.EXPECTATION_FAILED.phrase))
-        super().handle_error(request, status, exc, message)  # logs, or raises where an answer has begun
+            # Where no route of ours is found, aiohttp quotes the header, and fails where that is no
+            # UTF-8.
+            return _last(
+                problem(
+                    HTTPStatus.EXPECTATION_FAILED,
+                    "http-error",
+                    HTTPStatus.EXPECTATION_FAILED.phrase,
+                )
+            )
+        super().handle_error(
+            request, status, exc, message
+        )  # logs, or raises where an answer has begun
         if status < 500:  # noqa: PLR2004 -- the server's own
-            return _last(problem(status, "malformed-request", "This is not a request that HTTP/1.1 allows."))
+            return _last(
+                problem(status, "malformed-request", "This is not a request that HTTP/1.1 allows.")
+            )
         return _last(problem(status, "internal-error", "A bug in the broker; its log has more."))
 
     async def finish_response(
@@ -38,9 +49,10 @@ class Refuser(RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
 
-def protocol(server: web.Server) -> Refuser:
+def protocol(server: web.Server) -> QuietRequestHandler:
     """A protocol for the next connection, as `server()` would make it."""
-    return Refuser(server, loop=server._loop, **server._kwargs)  # noqa: SLF001 -- what its own __call__ does
+    # What its own __call__ does
+    return QuietRequestHandler(server, loop=server._loop, **server._kwargs)  # noqa: SLF001
 
 
 def _last(response: web.Response) -> web.Response:

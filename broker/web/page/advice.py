@@ -75,20 +75,22 @@ REASONS_ZH: Final[Mapping[str, str]] = {
 }
 
 
-def advice(error: Mapping[str, Any], spoken: str, remaining: int, endpoint: str) -> str:
+def advice(error: Mapping[str, Any], lang: str, remaining: int, endpoint: str) -> str:
     """What to do about a `last_error` of /v1/status; `remaining`: calls that our own ledger would still allow."""
-    if spoken == ENGLISH:
+    if lang == ENGLISH:
         return str(error["advice"])
     known = WECOM_ADVICE_ZH if endpoint == Endpoint.WECOM else ADVICE_ZH
-    told = known.get(error["errcode"], _WAIT)  # a code that nobody listed is taken as passing, as in the core
+    told = known.get(
+        error["errcode"], _WAIT
+    )  # a code that nobody listed is taken as passing, as in the core
     if error["class"] == Kind.QUOTA and remaining:
         told += _DRIFT.format(count=remaining)
     return told + (_SEEN_AS.format(ip=error["ip"]) if error["ip"] else "")
 
 
-def reason(english: str, spoken: str) -> str:
+def reason(english: str, lang: str) -> str:
     """Why a call failed; what we have no Chinese for, in English."""
-    if spoken == ENGLISH:
+    if lang == ENGLISH:
         return english
     for pattern, chinese in REASONS_ZH.items():
         if found := re.fullmatch(pattern, english):

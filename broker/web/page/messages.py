@@ -42,9 +42,15 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "quota_more": "{rolling} in 24 h, {remaining} left now.",
         "quota_note": "A day begins at midnight in Beijing.",
         "spent": "No token call is left",
-        "spent_said": "All {limit} of 24 hours are spent, and the limit is kept. The plot shows what made them.",
+        "spent_said": (
+            "All {limit} of 24 hours are spent, and the limit is kept. The plot shows what made"
+            " them."
+        ),
         "plot": "Token calls per hour, two days",
-        "plot_said": "Calls: {total}, of which failed: {failed}, without an answer: {silent}. Top of the scale: {most} an hour.",
+        "plot_said": (
+            "Calls: {total}, of which failed: {failed}, without an answer: {silent}. Top of the"
+            " scale: {most} an hour."
+        ),
         "plot_none": "No token call in two days.",
         "plot_missing": "The ledger cannot be read just now.",
         "hours_ago": "{hours} h ago",
@@ -62,12 +68,16 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "request_id": "WeChat's request id:",
         "second_issuer": "Somebody else seems to fetch tokens",
         "second_issuer_said": (
-            "{count} tokens died before their time, since {since}. Find the program that calls the token endpoint with this "
-            "AppSecret, or change the AppSecret."
+            "{count} tokens died before their time, since {since}. Find the program that calls the"
+            " token endpoint with this AppSecret, or change the AppSecret."
         ),
-        "second_issuer_sign": "{count} token(s) died before their time, since {since}. Three are a second issuer.",
+        "second_issuer_sign": (
+            "{count} token(s) died before their time, since {since}. Three are a second issuer."
+        ),
         "store_error": "The store does not take writes",
-        "store_error_said": "Tokens are served from memory; no call is made without a record. {error}",
+        "store_error_said": (
+            "Tokens are served from memory; no call is made without a record. {error}"
+        ),
         "who": "Who asks",
         "who_more": "and {count} more, longer ago",
         "who_none": "Nobody has asked for a token since the start.",
@@ -136,7 +146,10 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "spent": "令牌调用次数已用完",
         "spent_said": "24 小时内的 {limit} 次已全部用完，不会超出上限。下图可以看出是谁触发的。",
         "plot": "两天内每小时的令牌调用",
-        "plot_said": "共 {total} 次调用，其中失败 {failed} 次、没有应答 {silent} 次。纵轴上限为每小时 {most} 次。",
+        "plot_said": (
+            "共 {total} 次调用，其中失败 {failed} 次、没有应答 {silent} 次。纵轴上限为每小时"
+            " {most} 次。"
+        ),
         "plot_none": "两天内没有令牌调用。",
         "plot_missing": "暂时无法读取账本。",
         "hours_ago": "{hours} 小时前",
@@ -154,9 +167,12 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "request_id": "微信请求编号：",
         "second_issuer": "似乎有其他程序在获取令牌",
         "second_issuer_said": (
-            "自 {since} 以来有 {count} 个令牌提前失效。请找出用同一 AppSecret 调用令牌接口的程序，或更换 AppSecret。"
+            "自 {since} 以来有 {count} 个令牌提前失效。请找出用同一 AppSecret 调用令牌接口的程序，"
+            "或更换 AppSecret。"
         ),
-        "second_issuer_sign": "自 {since} 以来有 {count} 个令牌提前失效；达到三个即视为存在第二个获取者。",
+        "second_issuer_sign": (
+            "自 {since} 以来有 {count} 个令牌提前失效；达到三个即视为存在第二个获取者。"
+        ),
         "store_error": "存储无法写入",
         "store_error_said": "令牌由内存提供；没有记录就不会调用微信。{error}",
         "who": "谁在使用",

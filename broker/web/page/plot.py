@@ -89,7 +89,11 @@ def plot(calls: Iterable[Mapping[str, Any]], wall: float) -> Plot:
         if 0 <= at < HOURS and call["outcome"] != "assumed":
             counts[at][call["lane"], result_of(call["outcome"])] += 1
     most = max(LEAST_SCALE, *(count.total() for count in counts))
-    hours = [Hour(first + at * HOUR, count, tuple(_stack(at, count, most))) for at, count in enumerate(counts) if count]
+    hours = [
+        Hour(first + at * HOUR, count, tuple(_stack(at, count, most)))
+        for at, count in enumerate(counts)
+        if count
+    ]
     return Plot(hours, most)
 
 
@@ -100,4 +104,11 @@ def _stack(at: int, count: Mapping[tuple[str, Result], int], most: int) -> Itera
             if number := count.get((lane, result), 0):
                 height, width = number / most * HEIGHT, WIDTHS[lane]
                 top -= height
-                yield Bar(lane, result, at * STEP + (STEP - width) / 2, round(top, 2), width, round(height, 2))
+                yield Bar(
+                    lane,
+                    result,
+                    at * STEP + (STEP - width) / 2,
+                    round(top, 2),
+                    width,
+                    round(height, 2),
+                )

@@ -1,4 +1,7 @@
-"""The status page: what /v1/status says, for people. Reading it calls nobody, and no token is anywhere near it."""
+"""The status page: what /v1/status says, for people.
+
+Reading it calls nobody, and no token is anywhere near it.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -59,10 +62,11 @@ async def get_static(request: web.Request) -> web.Response:
 @open_to_browsers
 async def get_page(request: web.Request) -> web.Response:
     """The page: troubled apps first, a dozen at a time; `?app=NAME` shows one."""
-    edge, spoken = request.app[EDGE], language(request.headers.get(hdrs.ACCEPT_LANGUAGE, ""))
-    edge.lane.account()
-    # Words, a thousand cards and the template are work for a thread: the loop is for those who ask for tokens.
-    every = await asyncio.to_thread(cards, edge, spoken)
+    edge, lang = request.app[EDGE], language(request.headers.get(hdrs.ACCEPT_LANGUAGE, ""))
+    edge.response_cache.account()
+    # Words, a thousand cards and the template are work for a thread: the loop is for those who ask
+    # for tokens.
+    every = await asyncio.to_thread(cards, edge, lang)
     chosen = request.query.get("app")
     some = [card for card in every if chosen in {None, card["app"], card["appid"]}]
     pages = max(1, -(-len(some) // APPS_A_PAGE))
@@ -72,32 +76,36 @@ async def get_page(request: web.Request) -> web.Response:
         card["plot"] = await _plot(edge, card["app"])
     facts = {
         "cards": shown,
-        "headline": _headline(edge, every, spoken),
+        "headline": _headline(edge, every, lang),
         "is_one_of_many": chosen is not None and len(every) > 1,
         "page": number,
         "pages": pages,
         "version": __version__,
-        "uptime": span(uptime(), spoken),
-        "visitors": _visitors(edge, spoken),
-        "nodes": _nodes(edge, spoken),
-        "visitors_more": max(0, len(edge.visitors) - VISITORS_SHOWN),
+        "uptime": span(uptime(), lang),
+        "client_stats": _visitors(edge, lang),
+        "nodes": _nodes(edge, lang),
+        "visitors_more": max(0, len(edge.client_stats) - VISITORS_SHOWN),
         "grid": GRID,
         "stamp": lambda wall: stamp(iso(wall)),
     }
-    response = await asyncio.to_thread(PAGES.response, "status.html", spoken, PAGE[spoken], facts)
+    response = await asyncio.to_thread(PAGES.response, "status.html", lang, PAGE[lang], facts)
     response.headers.update(HEADERS)
     return response
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 7 else 1  # noqa: PLR2004 -- long enough
+    # Long enough
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 7 else 1  # noqa: PLR2004
 
 
-def _headline(edge: Edge, every: Sequence[dict[str, Any]], spoken: str) -> dict[str, str]:
-    words, tones = PAGE[spoken], [card["tone"] for card in every]
+def _headline(edge: Edge, every: Sequence[dict[str, Any]], lang: str) -> dict[str, str]:
+    words, tones = PAGE[lang], [card["tone"] for card in every]
     bad, warn = tones.count("bad"), tones.count("warn")
-    if edge.roster.stopping or not edge.roster.ticking:
-        return {"tone": "bad", "text": words["stopping" if edge.roster.stopping else "not_ticking"]}
+    if edge.registry.stopping or not edge.registry.ticking:
+        return {
+            "tone": "bad",
+            "text": words["stopping" if edge.registry.stopping else "not_ticking"],
+        }
     if not every:
         return {"tone": "warn", "text": words["no_apps"]}
     tone = "bad" if bad else "warn" if warn else "good"
@@ -108,9 +116,10 @@ def _headline(edge: Edge, every: Sequence[dict[str, Any]], spoken: str) -> dict[
 async def _plot(edge: Edge, app: str) -> Plot | None:
     """Two days of an app's calls; None where the ledger cannot be read.
 
-    The ledger is read again only where it can say something else: its thread has tokens to write, whoever looks on.
+    The ledger is read again only where it can say something else: its thread has tokens to write,
+    whoever looks on.
     """
-    keeper, wall = edge.roster.find(app), edge.wall()
+    keeper, wall = edge.registry.find(app), edge.wall()
     if keeper is None:
         return None
     key = (keeper.credential, keeper.usage(), keeper.store_error, wall // HOUR)
@@ -126,15 +135,17 @@ async def _plot(edge: Edge, app: str) -> Plot | None:
     return drawn
 
 
-def _nodes(edge: Edge, spoken: str) -> list[dict[str, Any]]:
+def _nodes(edge: Edge, lang: str) -> list[dict[str, Any]]:
     """Who shares the store: how long ago they were seen and notified, and how many apps they serve another version of."""
-    words, every = PAGE[spoken], nodes(edge)
-    ours = {keeper.account.name: keeper.credential.version for keeper in edge.roster}
+    words, every = PAGE[lang], nodes(edge)
+    ours = {keeper.account.name: keeper.credential.version for keeper in edge.registry}
 
     def ago(seconds: int | None) -> str:
         if seconds is None:
             return words["never"]
-        return words["ago"].format(age=span(seconds, spoken)) if seconds >= GONE_S else words["just_now"]
+        return (
+            words["ago"].format(age=span(seconds, lang)) if seconds >= GONE_S else words["just_now"]
+        )
 
     return [
         {
@@ -148,12 +159,14 @@ def _nodes(edge: Edge, spoken: str) -> list[dict[str, Any]]:
     ]
 
 
-def _visitors(edge: Edge, spoken: str) -> list[dict[str, str]]:
-    words, now = PAGE[spoken], edge.visitors.now()
+def _visitors(edge: Edge, lang: str) -> list[dict[str, str]]:
+    words, now = PAGE[lang], edge.client_stats.now()
     ours = {LOCAL.name: words["local"], SOCKET.name: words["socket"]}
     shown = []
-    for one in list(edge.visitors)[:VISITORS_SHOWN]:
+    for one in list(edge.client_stats)[:VISITORS_SHOWN]:
         since = now - one.last_at
-        ago = words["ago"].format(age=span(since, spoken)) if since >= 1 else words["just_now"]
-        shown.append({"name": ours.get(one.name, one.name), "requests": f"{one.requests:,}", "last": ago})
+        ago = words["ago"].format(age=span(since, lang)) if since >= 1 else words["just_now"]
+        shown.append(
+            {"name": ours.get(one.name, one.name), "requests": f"{one.requests:,}", "last": ago}
+        )
     return shown

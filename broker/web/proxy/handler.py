@@ -1,8 +1,9 @@
 """The proxy: calls to WeChat's other interfaces, with the client's token replaced by the app's.
 
-Services need neither secret, token, nor a whitelisted address. A call goes over the wire once; a second time only where
-WeChat has answered that it refuses the token, which means that it did nothing, and the body can be sent again.
-Refusals of our own are WeChat's numbers with HTTP 200, as on the token paths (dropin.py): SDKs print URLs on anything else.
+Services need neither secret, token, nor a whitelisted address. A call goes over the wire once; a
+second time only where WeChat has answered that it refuses the token, which means that it did
+nothing, and the body can be sent again. Refusals of our own are WeChat's numbers with HTTP 200, as
+on the token paths (compat.py): SDKs print URLs on anything else.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -16,36 +17,53 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from broker.config.schema import Proxy as Table
+from broker.config.schema import ProxyTable as Table
 from broker.core.credential import Account
 from broker.core.serving import Served, Unavailable
 from broker.tokens.keeper import Keeper
 from broker.web.context import EDGE
-from broker.web.dialect import WECHAT, WORDS, Refusal
+from broker.web.dialect import WECHAT, WORDS, ErrcodeError
 from broker.web.gate import CLIENT, authenticates
 from broker.web.params import NO_STORE
 from broker.web.proxy import headers as hops
 from broker.web.proxy import paths
 from broker.web.proxy.callers import Callers
-from broker.web.proxy.limits import Busy, Limits, TooFast
-from broker.web.proxy.relay import Look, Pace, TooLarge, Upload, cut, look, pass_on
+from broker.web.proxy.limits import Busy, ProxyLimits, TooFast
+from broker.web.proxy.relay import IdleDeadline, Peek, TooLarge, Upload, cut, look, pass_on
 
-METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")  # aiohttp answers HEAD where it answers GET
+METHODS: Final = (
+    "GET",
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+)  # aiohttp answers HEAD where it answers GET
 DIALECT: Final = replace(WECHAT, words={**WORDS, 48001: "api unauthorized"})
-OTHERS: Final = "(token-broker: /sns/ takes tokens of users, not of apps, and is not proxied: call WeChat itself)"
-ITS_OWN: Final = "(token-broker: a token path is never passed on; [compat] enabled = true answers it here)"
-UNUSUAL: Final = "(token-broker: this path has more in it than letters, digits, - and _ between single slashes)"
-PACKED: Final = "(token-broker: send the body as it is, without Content-Encoding)"  # aiohttp would unpack it on its way
-DOUBTFUL: Final = "(token-broker: a parameter is named almost like access_token, or stands behind ; ? or ,)"
+OTHERS: Final = (
+    "(token-broker: /sns/ takes tokens of users, not of apps, and is not proxied: call WeChat"
+    " itself)"
+)
+ITS_OWN: Final = (
+    "(token-broker: a token path is never passed on; [compat] enabled = true answers it here)"
+)
+UNUSUAL: Final = (
+    "(token-broker: this path has more in it than letters, digits, - and _ between single slashes)"
+)
+PACKED: Final = (  # aiohttp would unpack it on its way
+    "(token-broker: send the body as it is, without Content-Encoding)"
+)
+DOUBTFUL: Final = (
+    "(token-broker: a parameter is named almost like access_token, or stands behind ; ? or ,)"
+)
 AWAY: Final = "(token-broker: WeChat could not be reached, or did not answer in time)"
 
 Base = Callable[[Account], URL]
 Count = Callable[[str, str], None]  # an app and an outcome
-Refused = Callable[[int], None]  # an errcode
+OnRefusal = Callable[[int], None]  # an errcode
 
 
 @dataclass(slots=True)
-class Call:
+class ProxiedCall:
     """One proxied call: what came in, for whom, and what goes out."""
 
     request: web.Request
@@ -54,67 +72,76 @@ class Call:
     query: str
     headers: CIMultiDict[str]
     upload: Upload
-    pace: Pace
+    pace: IdleDeadline
     outcome: str = "passed"
     response: web.StreamResponse | None = None  # once it has begun
 
 
 class Proxy:
-    """The handler. `base`: where an account's calls go; `count` is told of each call's outcome, `refused` of our refusals."""
+    """The handler.
+
+    `base`: where an account's calls go; `count` is told of each call's outcome, `refused` of our
+    refusals.
+    """
 
     def __init__(
         self,
         table: Table,
         callers: Callers,
-        limits: Limits,
+        limits: ProxyLimits,
         out: aiohttp.ClientSession,
         base: Base,
         count: Count,
-        refused: Refused,
+        refused: OnRefusal,
     ) -> None:
         self._table, self._callers, self._limits = table, callers, limits
         self._out, self._base, self._count, self._refused = out, base, count, refused
 
     def routes(self) -> list[web.RouteDef]:
         """One route for all that may be asked, behind those of the drop-in."""
-        return [web.route(method, paths.pattern(self._table.prefixes), self.handle) for method in METHODS]
+        return [
+            web.route(method, paths.pattern(self._table.prefixes), self.handle)
+            for method in METHODS
+        ]
 
     @authenticates
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Pass a call on, and its answer back."""
         try:
             return await self._answer(request)
-        except Refusal as refusal:
+        except ErrcodeError as refusal:
             self._refused(refusal.errcode)
             return web.json_response(DIALECT.refusal(refusal), headers=NO_STORE)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path, query = _target(request)
         if request.body_exists and hops.is_packed(request.headers):
-            raise Refusal(47001, PACKED)
+            raise ErrcodeError(47001, PACKED)
         if paths.is_doubtful(query):
-            raise Refusal(47001, DOUBTFUL)
+            raise ErrcodeError(47001, DOUBTFUL)
         tokens = paths.presented(query)
         if len(tokens) > 1:
-            raise Refusal(47001, "(token-broker: access_token is given twice)")
+            raise ErrcodeError(47001, "(token-broker: access_token is given twice)")
         caller = self._callers.of(request, "".join(tokens))
         if isinstance(caller, web.Response):
             return caller
         client, keeper = caller
         request[CLIENT] = client
-        pace = Pace(self._table.idle_timeout, self._table.total_timeout)
+        pace = IdleDeadline(self._table.idle_timeout, self._table.total_timeout)
         upload = Upload(request, self._table.max_body, self._table.max_retry_body, pace)
-        call = Call(request, keeper, path, query, hops.onward(request.headers), upload, pace, "abandoned")
+        call = ProxiedCall(
+            request, keeper, path, query, hops.onward(request.headers), upload, pace, "abandoned"
+        )
         try:
             with self._limits.passing(client.name, keeper.account.name):
                 return await self._bounded(call)
         except Busy as why:
             call.outcome = "too-fast" if isinstance(why, TooFast) else "busy"
-            raise Refusal(45011, f"(token-broker: {why})") from None
+            raise ErrcodeError(45011, f"(token-broker: {why})") from None
         finally:
             self._count(keeper.account.name, call.outcome)
 
-    async def _bounded(self, call: Call) -> web.StreamResponse:
+    async def _bounded(self, call: ProxiedCall) -> web.StreamResponse:
         """The exchange, with whatever may go wrong in it."""
         try:
             async with call.pace:
@@ -126,11 +153,13 @@ class Proxy:
                 return call.response
             if call.upload.is_too_large:
                 call.outcome = "too-large"
-                raise Refusal(47001, f"(token-broker: a body has at most {self._table.max_body} bytes)") from None
+                raise ErrcodeError(
+                    47001, f"(token-broker: a body has at most {self._table.max_body} bytes)"
+                ) from None
             call.outcome = "unreachable"
-            raise Refusal(-1, AWAY) from None
+            raise ErrcodeError(-1, AWAY) from None
 
-    async def _exchange(self, call: Call) -> web.StreamResponse:
+    async def _exchange(self, call: ProxiedCall) -> web.StreamResponse:
         """One try, and another where WeChat refuses the token."""
         patience_s = call.request.app[EDGE].patience_s
         served: Served | Unavailable | None = call.keeper.serve()
@@ -140,7 +169,7 @@ class Proxy:
             call.pace()
         if isinstance(served, Unavailable):
             call.outcome = "no-token"
-            raise Refusal(-1, f"(token-broker: {served.detail})")
+            raise ErrcodeError(-1, f"(token-broker: {served.detail})")
         async with self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             if not seen.is_refusal:
@@ -153,22 +182,30 @@ class Proxy:
         served = reported[1]
         async with self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
-            return await _given(call, answer, seen, served, "token-refused" if seen.is_refusal else "retried")
+            return await _given(
+                call, answer, seen, served, "token-refused" if seen.is_refusal else "retried"
+            )
 
     @asynccontextmanager
-    async def _sent(self, call: Call, served: Served) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _sent(
+        self, call: ProxiedCall, served: Served
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The call with this token on its way, up to the head of the answer."""
         query = paths.with_token(call.query, served.token.value.reveal())
         url = self._base(call.keeper.account).join(URL(f"{call.path}?{query}", encoded=True))
         data = await call.upload.data()
-        async with self._out.request(call.request.method, url, headers=call.headers, data=data, allow_redirects=False) as answer:
+        async with self._out.request(
+            call.request.method, url, headers=call.headers, data=data, allow_redirects=False
+        ) as answer:
             if answer.status == HTTPStatus.SWITCHING_PROTOCOLS:
                 raise aiohttp.ClientPayloadError  # nobody asked for another protocol
             call.pace()
             yield answer
 
 
-async def _given(call: Call, answer: aiohttp.ClientResponse, seen: Look, served: Served, outcome: str) -> web.StreamResponse:
+async def _given(
+    call: ProxiedCall, answer: aiohttp.ClientResponse, seen: Peek, served: Served, outcome: str
+) -> web.StreamResponse:
     """The answer as the client gets it."""
     headers = hops.back(answer.headers, served.token.value.reveal())
     if seen.whole and call.request.method != hdrs.METH_HEAD:
@@ -186,9 +223,9 @@ def _target(request: web.Request) -> tuple[str, str]:
     raw, _, query = request.raw_path.partition("?")
     path = paths.plain(raw)
     if path is None:
-        raise Refusal(48001, UNUSUAL)
+        raise ErrcodeError(48001, UNUSUAL)
     if path.startswith(paths.OTHER_TOKENS):
-        raise Refusal(48001, OTHERS)
+        raise ErrcodeError(48001, OTHERS)
     if paths.is_token_path(path):
-        raise Refusal(48001, ITS_OWN)
+        raise ErrcodeError(48001, ITS_OWN)
     return path, paths.visible(query)

@@ -19,8 +19,8 @@ HOP_BY_HOP: Final = {
     "transfer-encoding",
     "upgrade",
 }
-# Host is WeChat's; Expect was answered by us. Servers that heed a path or a method in a header would call something else
-# than was looked at.
+# Host is WeChat's; Expect was answered by us. Servers that heed a path or a method in a header
+# would call something else than was looked at.
 OURS: Final = HOP_BY_HOP | {
     "host",
     "expect",
@@ -37,14 +37,17 @@ OURS: Final = HOP_BY_HOP | {
 THEIRS: Final = HOP_BY_HOP | {"set-cookie", "set-cookie2", "alt-svc"}
 OUR_PREFIX: Final = "x-token-broker"
 READABLE: Final = {"gzip", "deflate", "identity"}  # what relay.py can look into
-_SENDABLE: Final = re.compile(r"[\t\x20-\x7e\x80-\ud7ff\ue000-\U0010ffff]*")  # neither control characters nor half ones
+_SENDABLE: Final = re.compile(
+    r"[\t\x20-\x7e\x80-\ud7ff\ue000-\U0010ffff]*"
+)  # neither control characters nor half ones
 
 Headers = CIMultiDictProxy[str]
 
 
 def onward(headers: Headers) -> CIMultiDict[str]:
     """The headers of a request, for WeChat."""
-    # Where _ is taken for - in names, these would be what was left out, or another length. nginx drops them, too.
+    # Where _ is taken for - in names, these would be what was left out, or another length. nginx
+    # drops them, too.
     passed = _kept(headers, OURS | {name.lower() for name in headers if "_" in name})
     passed[hdrs.ACCEPT_ENCODING] = _codings(headers.getall(hdrs.ACCEPT_ENCODING, []))
     return passed
@@ -53,7 +56,9 @@ def onward(headers: Headers) -> CIMultiDict[str]:
 def back(headers: Headers, token: str) -> CIMultiDict[str]:
     """The headers of an answer, for the client; none that quotes the token, escaped or not, as a redirect may."""
     passed = _kept(headers, THEIRS)
-    for name in [name for name, value in passed.items() if token in value or token in unquote(value)]:
+    for name in [
+        name for name, value in passed.items() if token in value or token in unquote(value)
+    ]:
         passed.popall(name, None)
     return passed
 
@@ -61,22 +66,36 @@ def back(headers: Headers, token: str) -> CIMultiDict[str]:
 def is_packed(headers: Headers) -> bool:
     """Whether a request's body is in a coding besides chunks: aiohttp undoes some of them, and cannot make them again."""
     transfer = {value.strip().lower() for value in headers.getall(hdrs.TRANSFER_ENCODING, [])}
-    return headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity" or not transfer <= {"chunked"}
+    return headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity" or not transfer <= {
+        "chunked"
+    }
 
 
 def _kept(headers: Headers, left: Iterable[str]) -> CIMultiDict[str]:
-    ended = {*left, *(name.strip().lower() for value in headers.getall(hdrs.CONNECTION, []) for name in value.split(","))}
+    ended = {
+        *left,
+        *(
+            name.strip().lower()
+            for value in headers.getall(hdrs.CONNECTION, [])
+            for name in value.split(",")
+        ),
+    }
     return CIMultiDict(
         (name, value)
         for name, value in headers.items()
-        if (lowered := name.lower()) not in ended and not lowered.startswith(OUR_PREFIX) and _SENDABLE.fullmatch(value)
+        if (lowered := name.lower()) not in ended
+        and not lowered.startswith(OUR_PREFIX)
+        and _SENDABLE.fullmatch(value)
     )
 
 
 def _codings(accepted: Iterable[str]) -> str:
     """Those of the client's codings that a refusal of WeChat's can be read in."""
     words = [word.strip() for value in accepted for word in value.split(",")]
-    return ", ".join(word for word in words if word.partition(";")[0].strip().lower() in READABLE) or "identity"
+    return (
+        ", ".join(word for word in words if word.partition(";")[0].strip().lower() in READABLE)
+        or "identity"
+    )
 
 
 def length(headers: Mapping[str, str]) -> int | None:

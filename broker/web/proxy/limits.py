@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from broker.config.schema import Proxy
+from broker.config.schema import ProxyTable
 
 MOST_KNOWN: Final = 4096
 
@@ -18,11 +18,16 @@ class TooFast(Busy):
     """Too many of one client's, whoever the calls are for: a service that loops, or a `rate` that is too small."""
 
 
-class Limits:
+class ProxyLimits:
     """Those of the configuration's `[proxy]`, on the clock `now` (steady seconds)."""
 
-    def __init__(self, table: Proxy, now: Callable[[], float]) -> None:
-        self._rate, self._burst, self._most, self._now = table.rate, table.burst, table.max_concurrency, now
+    def __init__(self, table: ProxyTable, now: Callable[[], float]) -> None:
+        self._rate, self._burst, self._most, self._now = (
+            table.rate,
+            table.burst,
+            table.max_concurrency,
+            now,
+        )
         self._left: dict[str, tuple[float, float]] = {}  # by client: what was left, and when
         self._under_way: Counter[str] = Counter()
 

@@ -5,14 +5,21 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, unquote_plus
 
-# These hand out tokens and tickets, each call counted: they are the drop-in's (dropin.py) or nobody's.
-TOKEN_PATHS: Final = ("/cgi-bin/token", "/cgi-bin/stable_token", "/cgi-bin/gettoken", "/cgi-bin/ticket/getticket")
+# These hand out tokens and tickets, each call counted: they are the drop-in's (compat.py) or
+# nobody's.
+TOKEN_PATHS: Final = (
+    "/cgi-bin/token",
+    "/cgi-bin/stable_token",
+    "/cgi-bin/gettoken",
+    "/cgi-bin/ticket/getticket",
+)
 OTHER_TOKENS: Final = "/sns/"
 PARAMETER: Final = "access_token"
-# WeChat's interfaces are named so, all of them. Whatever else servers may take for the same path (%74oken, ./token,
-# x/../token, token;x, token/, Token) does not get as far as being compared.
+# WeChat's interfaces are named so, all of them. Whatever else servers may take for the same path
+# (%74oken, ./token, x/../token, token;x, token/, Token) does not get as far as being compared.
 _PLAIN: Final = re.compile(r"/+((?:[A-Za-z0-9_-]+/)+[A-Za-z0-9_-]+)")
-# Names that other servers take for the token's: in another case, escaped twice, with what they strip, blanks or brackets.
+# Names that other servers take for the token's: in another case, escaped twice, with what they
+# strip, blanks or brackets.
 _LIKE_IT: Final = re.compile(r"[\W_]*access[\W_]*token[\W_]*(?:\[.*)?", re.IGNORECASE | re.DOTALL)
 _OTHER_JOINTS: Final = re.compile("[;?,]")
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
@@ -46,7 +53,9 @@ def is_doubtful(query: str) -> bool:
     """Whether somebody may take a parameter of a raw query for the token that is none to us, and so would not be replaced."""
     for part in query.split("&"):
         first, *behind = (one.partition("=")[0] for one in _OTHER_JOINTS.split(part))
-        if any(_is_like_it(name) for name in behind) or (not _is_token(part) and _is_like_it(first)):
+        if any(_is_like_it(name) for name in behind) or (
+            not _is_token(part) and _is_like_it(first)
+        ):
             return True
     return False
 
@@ -62,7 +71,11 @@ def with_token(query: str, token: str) -> str:
 
 def visible(query: str) -> str:
     """A query as it may stand in a request line: bytes that may not are escaped, the others stay as they are."""
-    return query if query.isascii() and query.isprintable() and "#" not in query else quote(query, _VISIBLE, errors="replace")
+    return (
+        query
+        if query.isascii() and query.isprintable() and "#" not in query
+        else quote(query, _VISIBLE, errors="replace")
+    )
 
 
 def _is_like_it(name: str) -> bool:

@@ -1,6 +1,7 @@
 """One proxied call on the wire: a body on its way up, the first look at the answer, the answer on its way down.
 
-Nothing is kept but the beginning of an upload, for a second try, and that of an answer, to see whether it is a refusal.
+Nothing is kept but the beginning of an upload, for a second try, and that of an answer, to see
+whether it is a refusal.
 """
 
 import asyncio
@@ -21,11 +22,13 @@ from broker.web.proxy import headers as hops
 
 LOOKED_AT: Final = 8192  # bytes of an answer; a refusal of WeChat's is a few hundred
 AT_ONCE: Final = 64 * 1024  # a body that is no longer is read whole, and sent in one piece
-GRAIN: Final = 0.1  # the part of a deadline by which it may come early: it is not moved for every byte
+GRAIN: Final = (
+    0.1  # the part of a deadline by which it may come early: it is not moved for every byte
+)
 _REFUSAL: Final = re.compile(rb"4(?:0001|0014|2001)")
 
 
-class Pace:
+class IdleDeadline:
     """The deadline of an exchange: so long without a byte in either direction, and so long altogether.
 
     As a context it raises TimeoutError. Calling it says that a byte has come or gone.
@@ -44,14 +47,23 @@ class Pace:
         self._is_on = True
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._is_on = False
         await self._limit.__aexit__(kind, error, trace)
 
     def __call__(self, beyond_s: float = 0.0) -> None:
         """A byte moved; what comes next may take `beyond_s` longer than a byte may."""
         now = self._loop.time()
-        if self._is_on and not self._limit.expired() and (beyond_s or abs(now - self._moved_at) > GRAIN * self._idle_s):
+        if (
+            self._is_on
+            and not self._limit.expired()
+            and (beyond_s or abs(now - self._moved_at) > GRAIN * self._idle_s)
+        ):
             self._moved_at = now + beyond_s
             self._limit.reschedule(min(self._moved_at + self._idle_s, self._end))
 
@@ -63,7 +75,7 @@ class TooLarge(Exception):  # noqa: N818 -- an answer, raised
 class Upload:
     """A request's body: read once, sent once or, where all that was read is still kept, twice."""
 
-    def __init__(self, request: web.Request, most: int, most_kept: int, pace: Pace) -> None:
+    def __init__(self, request: web.Request, most: int, most_kept: int, pace: IdleDeadline) -> None:
         self._content = request.content
         self._most, self._most_kept, self._pace = most, most_kept, pace
         self.length = hops.length(request.headers)
@@ -71,7 +83,9 @@ class Upload:
         self.is_too_large = (self.length or 0) > most
         self._seen = 0
         self._kept: bytearray | None = bytearray() if (self.length or 0) <= most_kept else None
-        self._reading = asyncio.Lock()  # a try that is given up may not have let go yet when the next begins
+        self._reading = (
+            asyncio.Lock()
+        )  # a try that is given up may not have let go yet when the next begins
 
     @property
     def can_be_sent_again(self) -> bool:
@@ -112,7 +126,7 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Peek:
     """What was seen of an answer: its beginning, and whether that is all."""
 
     head: bytes
@@ -120,24 +134,35 @@ class Look:
     is_refusal: bool  # WeChat says that the token will not do
 
 
-async def look(answer: aiohttp.ClientResponse, pace: Pace) -> Look:
-    """Read an answer's beginning, as far as it takes to see whether it refuses the token. Content types lie: bytes do not."""
+async def look(answer: aiohttp.ClientResponse, pace: IdleDeadline) -> Peek:
+    """Read an answer's beginning, as far as it takes to see whether it refuses the token.
+
+    Content types lie: bytes do not.
+    """
     declared = hops.length(answer.headers)
     if declared is not None and declared > LOOKED_AT:
-        return Look(b"", whole=answer.content.at_eof(), is_refusal=False)
+        return Peek(b"", whole=answer.content.at_eof(), is_refusal=False)
     coding = answer.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
     head = b""
     while piece := await answer.content.readany():
         pace()
         head += piece
-        is_no_object = declared is None and coding == "identity" and head.strip()[:1] not in {b"{", b""}
+        is_no_object = (
+            declared is None and coding == "identity" and head.strip()[:1] not in {b"{", b""}
+        )
         if len(head) > LOOKED_AT or is_no_object:
-            return Look(head, whole=False, is_refusal=False)
-    return Look(head, whole=True, is_refusal=answer.status == HTTPStatus.OK and _refuses(head, coding))
+            return Peek(head, whole=False, is_refusal=False)
+    return Peek(
+        head, whole=True, is_refusal=answer.status == HTTPStatus.OK and _refuses(head, coding)
+    )
 
 
 async def pass_on(
-    response: web.StreamResponse, request: web.Request, answer: aiohttp.ClientResponse, seen: Look, pace: Pace
+    response: web.StreamResponse,
+    request: web.Request,
+    answer: aiohttp.ClientResponse,
+    seen: Peek,
+    pace: IdleDeadline,
 ) -> None:
     """Write the rest of an answer as it comes, no faster than the client reads it."""
     await response.prepare(request)

@@ -1,6 +1,7 @@
 """The way out for proxied calls: a pool of connections of its own, and a client that changes nothing on the way.
 
-A request goes over the wire once, whatever becomes of it; redirects, cookies and compression are the caller's business.
+A request goes over the wire once, whatever becomes of it; redirects, cookies and compression are
+the caller's business.
 """
 
 from collections.abc import AsyncIterator
@@ -11,8 +12,14 @@ import aiohttp
 from aiohttp import hdrs
 
 MOST_CONNECTIONS: Final = 256  # over all apps
-KEPT_S: Final = 10.0  # an idle connection is closed before WeChat would: a request on one it has closed would be lost
-LEFT_ALONE: Final = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)  # else aiohttp adds its own
+# An idle connection is closed before WeChat would: a request on one it has closed would be lost
+KEPT_S: Final = 10.0
+LEFT_ALONE: Final = (
+    hdrs.ACCEPT,
+    hdrs.ACCEPT_ENCODING,
+    hdrs.CONTENT_TYPE,
+    hdrs.USER_AGENT,
+)  # else aiohttp adds its own
 
 
 @asynccontextmanager
@@ -25,7 +32,8 @@ async def outgoing(connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSess
         auto_decompress=False,
         skip_auto_headers=LEFT_ALONE,
     )
-    # As in wechat.py: aiohttp would repeat a request by itself where the server drops the connection.
+    # As in wechat.py: aiohttp would repeat a request by itself where the server drops the
+    # connection.
     session._retry_connection = False  # noqa: SLF001
     async with session:
         yield session

@@ -1,0 +1,46 @@
+"""The Host check: a service on loopback answers to its own names only.
+
+A web page can make a name of its own resolve to this machine (DNS rebinding) and then read the
+answers. Its requests carry that name in `Host`, so a name that is not one of ours is refused before
+anything else is looked at.
+"""
+
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final
+
+from aiohttp import hdrs, web
+
+LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
+_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@/?#\\\s]+))(?::[0-9]{1,5})?")
+
+
+class HostCheck:
+    """Knows the names and addresses a service answers to: loopback's, and those it is given."""
+
+    def __init__(self, hosts: Iterable[str] = ()) -> None:
+        self._hosts = LOOPBACK_NAMES | {host.strip("[]").lower() for host in hosts if host}
+
+    def is_ours(self, request: web.Request) -> bool:
+        """Return True if the request has exactly one Host header and it names this service."""
+        given = request.headers.getall(hdrs.HOST, [])
+        return len(given) == 1 and self.knows(host_name(given[0]))
+
+    def knows(self, name: str) -> bool:
+        """Return True if a name or address, without its port, is one of ours."""
+        return name in self._hosts or is_loopback(name)
+
+
+def host_name(host: str) -> str:
+    """Return the name in a Host header in lower case, without its port; empty where it is malformed."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def is_loopback(name: str) -> bool:
+    """Return True if the name is an IP address of loopback's."""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
