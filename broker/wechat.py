@@ -27,7 +27,7 @@ TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
 WECOM_PATH: Final = "/cgi-bin/gettoken"
 TICKET_PATH: Final = "/cgi-bin/ticket/getticket"
-# The cheap call that tells whether a token lives (wechat.md §2); WeCom has it
+# The cheap call that tells whether a token lives (WECHAT.md W34, W67); WeCom has it
 CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"
 
 
@@ -101,7 +101,7 @@ class WeChat:
         return Verdict.UNKNOWN if isinstance(answer, Failure) else verdict(answer)
 
     async def ticket(self, kind: Endpoint, token: Secret) -> Minted | Failure:
-        """Fetch a ticket, which `token` pays for (wechat.md §4)."""
+        """Fetch a ticket, which `token` pays for (WECHAT.md W54)."""
         answer = await self._call(
             "GET",
             self._base.with_path(TICKET_PATH),

@@ -1,9 +1,11 @@
 """The house rules, as tests: layers, style, types, and a README that tells the truth."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,51 @@ def test_the_tree_is_clean(command: list[str]) -> None:
         [tool, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- names and pointers -----------------------------------------------------------------------------
+
+
+def types_of(path: Path) -> list[str]:
+    """Classes, and aliases that are named like classes, at the top of a module."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found.append(node.name)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            found += [name] if name[0].isupper() and not name.isupper() else []
+    return found
+
+
+def test_each_type_name_is_defined_once() -> None:
+    counted = Counter(name for path in SOURCES for name in types_of(path))
+    assert [name for name, times in counted.items() if times > 1] == []
+
+
+def test_at_most_six_things_at_the_top_are_no_rooms() -> None:
+    top = [path for path in (ROOT / "broker").iterdir() if path.name != "__pycache__"]
+    assert len([path for path in top if not path.is_dir()]) <= 6
+
+
+NUMBERED = {
+    r"\bW\d+\b": ("broker/core/WECHAT.md", r"\*\*(W\d+)\*\*"),
+    r"\bscenarios? \d+\b": ("tests/SCENARIOS.md", r"\*\*(\d+)\*\*"),
+}
+
+
+@pytest.mark.parametrize("pattern", NUMBERED)
+def test_each_pointer_to_a_fact_or_scenario_resolves(pattern: str) -> None:
+    document, ids = NUMBERED[pattern]
+    known = set(re.findall(ids, (ROOT / document).read_text()))
+    files = [*(ROOT / "broker").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    used = {one for path in files for one in re.findall(pattern, path.read_text())}
+    assert used
+    assert {one.rpartition(" ")[2] for one in used} <= known
+
+
+def test_nothing_points_outside_of_the_repository() -> None:
+    files = [path for top in ("broker", "tests", "deploy") for path in (ROOT / top).rglob("*.py")]
+    outside = re.compile(r"\b(?:wechat|contract|design|house|scenarios)\.md\b|§")
+    found = {str(path) for path in files if outside.search(path.read_text())}
+    assert found <= {str(ROOT / "tests/test_house.py")}

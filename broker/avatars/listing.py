@@ -137,7 +137,7 @@ class Listing:
         async with self._breaker.calling():
             self._bucket.spend()
             listed = await self._api.followers(after)
-        # The real last page has a next_openid as well (wechat.md §3): the total tells, or a page
+        # The real last page has a next_openid as well (WECHAT.md W39): the total tells, or a page
         # that leads nowhere.
         is_last = (
             not listed.openids

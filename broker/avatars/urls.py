@@ -1,4 +1,7 @@
-"""What is an avatar's URL, and in which sizes it can be had. Pure; the facts are wechat.md §3."""
+"""What is an avatar's URL, and in which sizes it can be had.
+
+Pure; the facts are WECHAT.md W47 to W49.
+"""
 
 from ipaddress import ip_address
 from typing import Final

@@ -1,4 +1,4 @@
-"""The two data APIs: who follows, and what they show of themselves (wechat.md §3).
+"""The two data APIs: who follows, and what they show of themselves (WECHAT.md W38, W43).
 
 Errors of others end here.
 """

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 REFUSED: Final = frozenset(
     {40001, 40014, 42001}
-)  # what WeChat's data APIs say of a bad token (wechat.md §2)
+)  # what WeChat's data APIs say of a bad token (WECHAT.md W31)
 WATCH_S: Final = 55.0
 TIMEOUT_S: Final = 30.0
 NEAR_EXPIRY_S: Final = (

@@ -1,4 +1,4 @@
-"""What WeChat's bytes say: the parser that no bytes can break (wechat.md §2).
+"""What WeChat's bytes say: the parser that no bytes can break (WECHAT.md W21 to W26).
 
 An answer is JSON in UTF-8 whatever its content type says; an error is HTTP 200 with an integer
 `errcode`, which may come as a string. Nothing of WeChat's text is kept but an IP address and a
@@ -18,7 +18,7 @@ MOST_BYTES: Final = 64 * 1024
 LONGEST_LIFE: Final = 86400.0
 _TOKEN: Final = re.compile(
     r"[\x21-\x7e]{1,8192}"
-)  # opaque, at least 512 characters (wechat.md §1), but never blank
+)  # opaque, at least 512 characters (WECHAT.md W5), but never blank
 _RID: Final = re.compile(r"\brid: ?([0-9a-f]{1,16}(?:-[0-9a-f]{1,16}){1,3})\b")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,15}(?:\.0{1,9})?")
 

@@ -19,7 +19,7 @@ SECOND_ISSUER_FADES_AFTER: Final = 7 * 86400.0
 
 
 class Endpoint(StrEnum):
-    """Where a credential comes from: WeChat's isolated token endpoints (wechat.md §1), WeCom's (§5), tickets (§4).
+    """Where a credential comes from: WeChat's isolated token endpoints (WECHAT.md W1), WeCom's (W61), tickets (W54).
 
     A ticket is kept like a token. It is fetched with a token, does not die with it, and no cheap
     call tells if it lives.

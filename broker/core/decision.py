@@ -10,13 +10,13 @@ from zlib import crc32
 from broker.core.credential import NEVER, TICKETS, Credential, Doubt, Endpoint, Policy, Suspicion
 
 LIFETIME: Final = (
-    7200.0  # what WeChat grants (wechat.md §1); each answer's own expires_in is what counts
+    7200.0  # what WeChat grants (WECHAT.md W4); each answer's own expires_in is what counts
 )
 RENEWED_AFTER: Final = (
     2.0  # WeCom repeats a token until it has expired; this long after its end there is another one
 )
 ROTATES_WITHIN: Final = (
-    300.0  # the stable endpoint hands out another token only in the last 300 s (wechat.md §1)
+    300.0  # the stable endpoint hands out another token only in the last 300 s (WECHAT.md W9)
 )
 TICKET_FRACTION: Final = 0.8
 JITTER: Final = 0.1
@@ -41,10 +41,10 @@ def scheduled_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> 
     """When the schedule alone replaces the token, doubt or no doubt.
 
     Classic: half-life, ± 10 % so that a thousand apps do not call together. Stable: inside the last
-    300 s, before which WeChat repeats the same token (wechat.md §1); 10 to 20 % inside, because the
-    edge is theirs. WeCom: when it has expired, since until then the same one is repeated (§5).
-    Tickets: as classic, but later: nobody says whether the same one is repeated until its end (§4),
-    and then each time half would be left that costs a call.
+    300 s, before which WeChat repeats the same token (WECHAT.md W8); 10 to 20 % inside, because the
+    edge is theirs. WeCom: when it has expired, since until then the same one is repeated (WECHAT.md
+    W62). Tickets: as classic, but later: nobody says whether the same one is repeated until its end
+    (WECHAT.md W56), and then each time half would be left that costs a call.
     """
     token = credential.token
     if token is None:
@@ -91,7 +91,7 @@ def check_at(credential: Credential, policy: Policy) -> float:
     """When to ask WeChat if the held token is alive, which is free; never where there is no reason to.
 
     After a lost answer it is asked twice: at once, since a refusal ends the matter; and when the
-    overlap is surely over (its edge is fuzzy, wechat.md §1), since a token that still lives then
+    overlap is surely over (its edge is fuzzy, WECHAT.md W7), since a token that still lives then
     was never pushed out.
     """
     suspicion, token = credential.suspicion, credential.token

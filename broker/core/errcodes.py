@@ -1,7 +1,7 @@
-"""WeChat's errcodes: what class each belongs to, and what that asks of the broker (wechat.md §2); and WeCom's.
+"""WeChat's errcodes: what class each belongs to, and what that asks of the broker (WECHAT.md W29); and WeCom's.
 
 WeCom's numbers are its own even where they look alike:
-developer.work.weixin.qq.com/document/path/90313.
+WECHAT.md W65.
 """
 
 from dataclasses import dataclass
@@ -156,7 +156,7 @@ WECOM_RULES: Final[dict[int, Rule]] = {
 
 TOKEN_REFUSED: Final = frozenset(
     {40001, 40014, 42001}
-)  # on data APIs: the token may be bad (wechat.md §2)
+)  # on data APIs: the token may be bad (WECHAT.md W31)
 
 LONGEST_RETRY_AFTER: Final = (
     3600.0  # an answer may ask for more; it is a proxy's word, not WeChat's

@@ -1,8 +1,8 @@
 """The ledger's arithmetic: which calls count, against which limit, and when a slot frees.
 
-Nobody says when WeChat's quota day begins or whether failed calls count (wechat.md §1), so a call
-counts for 24 hours from its start, whatever came of it. No day, wherever it begins, is longer: what
-holds over any 24 hours holds for each of them.
+Nobody says when WeChat's quota day begins or whether failed calls count (WECHAT.md W17, W18), so a
+call counts for 24 hours from its start, whatever came of it. No day, wherever it begins, is longer:
+what holds over any 24 hours holds for each of them.
 """
 
 import math
@@ -16,7 +16,7 @@ from broker.core.decision import JITTER, LIFETIME, ROTATES_WITHIN
 
 DAY: Final = 86400.0
 BEIJING: Final = 8 * 3600.0
-FORCED_A_DAY: Final = 20  # force_refresh on the stable endpoint (wechat.md §1)
+FORCED_A_DAY: Final = 20  # force_refresh on the stable endpoint (WECHAT.md W12)
 FORCED_GAP: Final = 30.0
 
 

@@ -14,7 +14,7 @@ def claim_for(credential: Credential, endpoint: Endpoint, policy: Policy, now: f
 
     A refused token is replaced at the expense of reports, until its schedule is up anyway: so
     reports, however many, never take what the schedule needs. The stable endpoint repeats a refused
-    token unless forced (wechat.md §1).
+    token unless forced (WECHAT.md W13).
     """
     if credential.refused and now < scheduled_at(credential, endpoint, policy):
         return Claim(Lane.REPORT, force=endpoint is Endpoint.STABLE)

@@ -1,4 +1,4 @@
-"""The signatures that web pages need: made here, so that a ticket need not leave the broker (wechat.md §4)."""
+"""The signatures that web pages need: made here, so that a ticket need not leave the broker (WECHAT.md W57, W58)."""
 
 import hashlib
 

@@ -73,7 +73,7 @@ def after_secret_change(credential: Credential, fingerprint: str) -> Credential 
 
 
 def overlap_after_replacement(endpoint: Endpoint, policy: Policy, *, force: bool) -> float:
-    """Seconds that a token overlap_after_replacement the call which replaces it (wechat.md §1).
+    """Seconds that a token overlap_after_replacement the call which replaces it (WECHAT.md W7).
 
     The stable endpoint replaces none before its time, unless it is forced to, and then at once.
     WeCom and tickets none.

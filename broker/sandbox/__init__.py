@@ -1,4 +1,4 @@
-"""A stand-in for WeChat, true to wechat.md, which shares no code with the rest of ``broker``.
+"""A stand-in for WeChat, true to core/WECHAT.md, which shares no code with the rest of ``broker``.
 
 It is meant for development without an account and for tests: it can be told the time, and made to
 fail in every way that was ever seen. Start it with `serve`, or put `create_app` behind a test

@@ -1,4 +1,4 @@
-"""WeChat's words: the text of its errors and the bytes of its answers (wechat.md §2)."""
+"""WeChat's words: the text of its errors and the bytes of its answers (WECHAT.md W21, W22)."""
 
 import json
 import secrets
@@ -8,7 +8,7 @@ from typing import Any, Final
 from aiohttp import web
 
 UNNAMED: Final = 40035
-"""For mistakes whose errcode wechat.md does not give."""
+"""For mistakes whose errcode WECHAT.md does not give."""
 
 _WORDS: Final[Mapping[int, str]] = {
     -1: "system error",
@@ -43,7 +43,7 @@ class WeChatRefusal(Exception):  # noqa: N818 - an answer of WeChat's, not a bug
         self.words = words
 
     def answer(self, now: float) -> dict[str, Any]:
-        """Return the JSON answer; its tail, the rid, begins with the request's Unix time in hex (wechat.md §2)."""
+        """Return the JSON answer; its tail, the rid, begins with the request's Unix time in hex (WECHAT.md W24)."""
         words = _WORDS.get(self.errcode, "error") if self.words is None else self.words
         rid = f"{int(now):08x}-{secrets.token_hex(4)}-{secrets.token_hex(4)}"
         return {"errcode": self.errcode, "errmsg": f"{words} rid: {rid}"}

@@ -1,4 +1,4 @@
-"""The data APIs, which ask for an access_token (wechat.md §2 to §4)."""
+"""The data APIs, which ask for an access_token (WECHAT.md W31, W34, W38, W42, W43, W54)."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -82,7 +82,7 @@ def _profile(request: web.Request, account: SimulatedAccount, openid: Any) -> di
 
 
 async def _ticket(request: web.Request, account: SimulatedAccount) -> Reply:
-    """Give the ticket of that type; it has its own age and overlap_after_replacement the token (wechat.md §4)."""
+    """Give the ticket of that type; it has its own age and overlap_after_replacement the token (WECHAT.md W55)."""
     kind, now = request.query.get("type", ""), request.app[STATE].world.now()
     if kind not in {"jsapi", "wx_card"}:
         raise WeChatRefusal(UNNAMED)

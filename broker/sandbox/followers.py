@@ -1,4 +1,4 @@
-"""Followers who do not exist: openids, nicknames and what is withheld of them (wechat.md §3)."""
+"""Followers who do not exist: openids, nicknames and what is withheld of them (WECHAT.md W44)."""
 
 import base64
 import hashlib
@@ -50,7 +50,7 @@ def is_openid(candidate: str) -> bool:
 def page(appid: str, total: int, after: str) -> dict[str, Any] | None:
     """Answer user/get: up to 10 000 openids that follow ``after``; None if nobody has that openid.
 
-    The real last page has a non-empty next_openid; the empty page has no ``data`` (wechat.md §3).
+    The real last page has a non-empty next_openid; the empty page has no ``data`` (WECHAT.md W39).
     """
     last = index_of(appid, after) if after else -1
     if last is None:

@@ -1,4 +1,4 @@
-"""The token endpoints: how a call is read, logged, held, answered (wechat.md §1, §5, §6)."""
+"""The token endpoints: how a call is read, logged, held, answered (WECHAT.md W2, W3, W61, W88)."""
 
 import json
 from contextlib import suppress
@@ -71,7 +71,7 @@ def _truth(
     success = {"access_token": grant.token.value, "expires_in": grant.expires_in}
     return (
         {"errcode": 0, "errmsg": "ok"} | success if call.endpoint == WECOM else success
-    )  # wechat.md §1, §5
+    )  # WECHAT.md W4, W61
 
 
 def _grant(
@@ -95,7 +95,7 @@ def _grant(
 
 
 async def _params(request: web.Request, endpoint: str) -> dict[str, Any]:
-    """Read the parameters: stable_token has them in its JSON body only; the others also as query or form (§6)."""
+    """Read the parameters: stable_token has them in its JSON body only; the others also as query or form (WECHAT.md W3, W88)."""
     body = await request.read()
     query: dict[str, Any] = dict(request.query)
     if endpoint == STABLE and request.method == "POST":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class SandboxOptions:
     """How WeChat behaves here.
 
-    Seconds where a time; the defaults are the real platform's (wechat.md §1).
+    Seconds where a time; the defaults are the real platform's (WECHAT.md W4, W7, W9, W10).
     """
 
     expires_in: int = 7200
@@ -19,4 +19,4 @@ class SandboxOptions:
     followers: int = 24
     """How many followers an account has at first sight."""
     withhold_avatars: bool = False
-    """Withhold every nickname and avatar, as WeChat has done since 2021-12-27 (wechat.md §3)."""
+    """Withhold every nickname and avatar, as WeChat has done since 2021-12-27 (WECHAT.md W44)."""

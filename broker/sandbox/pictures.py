@@ -8,7 +8,7 @@ import zlib
 from functools import lru_cache
 
 SIZES = {0: 640, 46: 46, 64: 64, 96: 96, 132: 132}
-"""The last path segment of a headimgurl, and how many pixels it means (wechat.md §3)."""
+"""The last path segment of a headimgurl, and how many pixels it means (WECHAT.md W47)."""
 
 RGB = tuple[int, int, int]
 _GREY, _PALE = (214, 217, 222), (244, 245, 247)

@@ -61,7 +61,7 @@ def _without_quotation(record: logging.LogRecord) -> bool:
 
 
 async def _wechat(request: web.Request) -> web.StreamResponse:
-    """Answer what WeChat would be asked; some SDKs send ``//cgi-bin/token`` (wechat.md §6)."""
+    """Answer what WeChat would be asked; some SDKs send ``//cgi-bin/token`` (WECHAT.md W88)."""
     request[NOW] = request.app[STATE].world.now()
     path = re.sub("//+", "/", request.path)
     try:
@@ -73,7 +73,7 @@ async def _wechat(request: web.Request) -> web.StreamResponse:
 
 
 async def _picture(request: web.Request) -> web.Response:
-    """Show an avatar. A dead one is a placeholder image, not a 404 (wechat.md §3)."""
+    """Show an avatar. A dead one is a placeholder image, not a 404 (WECHAT.md W50)."""
     size = request.match_info["size"]
     # - "132" is the longest
     pixels = SIZES.get(int(size)) if size.isdecimal() and len(size) <= 3 else None  # noqa: PLR2004

@@ -10,7 +10,7 @@ _BEIJING = 8 * 3600
 
 @dataclass
 class QuotaWindow:
-    """A counter that starts again with every Beijing day (wechat.md §1), or every ``seconds``.
+    """A counter that starts again with every Beijing day (WECHAT.md W17), or every ``seconds``.
 
     ``limit`` None counts without ever refusing.
     """
@@ -45,7 +45,7 @@ class IssuedToken:
     value: str = field(default_factory=lambda: f"97_{secrets.token_urlsafe(99)}", repr=False)
 
     def errcode(self, now: float) -> int:
-        """Return what a data API says of it: 0, 40001 (pushed out or killed) or 42001 (old), see wechat.md §2."""
+        """Return what a data API says of it: 0, 40001 (pushed out or killed) or 42001 (old), see WECHAT.md W31."""
         if now >= self.refused_from:
             return 40001
         return 42001 if now >= self.expires_at else 0

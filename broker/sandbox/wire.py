@@ -189,7 +189,7 @@ async def _gzip_bomb(
 
 @lru_cache(maxsize=1)
 def _bomb() -> bytes:
-    """50 MB of a token that never ends, in 48 KB (wechat.md §2); packed piece by piece."""
+    """50 MB of a token that never ends, in 48 KB (WECHAT.md W28); packed piece by piece."""
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as out:
         out.write(b'{"access_token":"')

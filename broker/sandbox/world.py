@@ -1,4 +1,4 @@
-"""The platform behind the endpoints: accounts, secrets, tokens, quotas (wechat.md §1).
+"""The platform behind the endpoints: accounts, secrets, tokens, quotas (WECHAT.md W1).
 
 No I/O; the clock is told.
 """
@@ -103,7 +103,7 @@ class World:
     def admit(self, endpoint: str, params: Mapping[str, str]) -> SimulatedAccount:
         """OutcomeRules a token call's parameters.
 
-        A call that names an account counts, whatever comes of it (wechat.md §1).
+        A call that names an account counts, whatever comes of it (WECHAT.md W18).
         """
         if not params.get("appid"):
             raise WeChatRefusal(41002)
@@ -123,7 +123,7 @@ class World:
         return self._mint(account, account.classic)
 
     def stable(self, account: SimulatedAccount, *, force: bool) -> IssueResult:
-        """Return the same token, unless it is in its last seconds, or is forcibly replaced (wechat.md §1)."""
+        """Return the same token, unless it is in its last seconds, or is forcibly replaced (WECHAT.md W8, W9, W13)."""
         now, lineage = self.now(), account.stable
         current = lineage.current
         if force and now - account.forced_at >= _FORCE_GAP_S:
@@ -146,7 +146,7 @@ class World:
         )
 
     def gettoken(self, corpid: str, secret: str) -> IssueResult:
-        """WeCom: one token per (corpid, secret), repeated with its remaining seconds (wechat.md §5)."""
+        """WeCom: one token per (corpid, secret), repeated with its remaining seconds (WECHAT.md W62)."""
         now, key = self.now(), (corpid, secret)
         token = self._corps.get(key)
         if token and token.left(now) > 0:
@@ -161,7 +161,7 @@ class World:
         return self._owners[value][0] if value in self._owners else None
 
     def authorize(self, value: str) -> SimulatedAccount:
-        """OutcomeRules the access_token of a data call (wechat.md §2)."""
+        """OutcomeRules the access_token of a data call (WECHAT.md W31)."""
         if not value:
             raise WeChatRefusal(41001)
         if not re.fullmatch(r"[!-~]{16,}", value):

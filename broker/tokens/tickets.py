@@ -1,4 +1,4 @@
-"""Tickets (wechat.md §4): kept like tokens, by keepers of their own, for the apps and types that somebody asks for.
+"""Tickets (WECHAT.md W54, W55): kept like tokens, by keepers of their own, for the apps and types that somebody asks for.
 
 Nobody is fetched a ticket he never asked for: not every account may have them, and most do not need
 them.

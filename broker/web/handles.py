@@ -19,7 +19,7 @@ from broker.web.gate import Client, Gate
 SCOPE: Final = "proxy"
 PREFIX: Final = "tb_"
 LONGEST: Final = (
-    512  # what SDKs reserve for a token (wechat.md §1); names have at most 64 characters
+    512  # what SDKs reserve for a token (WECHAT.md W5); names have at most 64 characters
 )
 SIZE: Final = hashlib.sha256().digest_size
 

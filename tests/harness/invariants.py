@@ -1,4 +1,4 @@
-"""I1 to I6 of scenarios.md, to be checked after every scenario."""
+"""I1 to I6 of SCENARIOS.md, to be checked after every scenario."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The sandbox's token endpoints, against wechat.md §1, §2, §5, §6."""
+"""The sandbox's token endpoints, against WECHAT.md W1 to W14, W21 to W25, W61, W62, W88."""
 
 import ast
 import asyncio

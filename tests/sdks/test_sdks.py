@@ -1,4 +1,4 @@
-"""WeChat's SDKs, as deploy/sdk/README.md points them at the broker: real packages, a real daemon, the sandbox (wechat.md §6)."""
+"""WeChat's SDKs, as deploy/sdk/README.md points them at the broker: real packages, a real daemon, the sandbox (WECHAT.md W88 to W94)."""
 
 import hashlib
 import json

@@ -747,14 +747,14 @@ class Simulation:
         kinds: Sequence[dict[str, Any]] = (
             {"kind": "status", "status": 502},
             {"kind": "errcode", "errcode": 45009},
-            {"kind": "errcode", "errcode": 40001},  # a false one (wechat.md §2)
+            {"kind": "errcode", "errcode": 40001},  # a false one (WECHAT.md W32)
             {"kind": "garbage"},
             {"kind": "reset"},
         )
         self._order_fault(account, path="/cgi-bin/get_api_domain_ip", **self.luck.choice(kinds))
 
     def _draw_fault(self) -> dict[str, Any]:
-        """Any of the sandbox's; an HTTP error that hides a minted token is left out: wechat.md calls it a plain failure."""
+        """Any of the sandbox's; an HTTP error that hides a minted token is left out: WECHAT.md W29 calls it a plain failure."""
         kind = self.luck.choice(
             [
                 *sorted(LOSING),

@@ -118,8 +118,8 @@ async def test_while_everything_is_asked_at_once_no_callback_holds_the_loop(
     async with daemon(load(house.config)) as addresses:
         for _ in range(
             3
-            # A fault of ours shows each time; the machine's (a thread that holds the GIL is preempted)
-            # does not
+            # A fault of ours shows each time; the machine's (a thread that holds the GIL is
+            # preempted) does not
         ):
             rounds.append(await _busy(addresses, monkeypatch))
             if not rounds[-1].slow:

@@ -1,4 +1,4 @@
-"""Tickets are kept like tokens, on demand; signatures are made without handing them out (wechat.md §4)."""
+"""Tickets are kept like tokens, on demand; signatures are made without handing them out (WECHAT.md W55, W57, W58)."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""WeCom's tokens: repeated until they expire, one per app of a corpid (wechat.md §5)."""
+"""WeCom's tokens: repeated until they expire, one per app of a corpid (WECHAT.md W62)."""
 
 import hashlib
 import json

@@ -36,7 +36,7 @@ AN_HOUR = 3600
 
 @dataclass(frozen=True)
 class Case:
-    """A trouble, and what wechat.md asks for: the class, what the answer says, the pause, and what the ledger keeps."""
+    """A trouble, and what WECHAT.md W29 asks for: the class, what the answer says, the pause, and what the ledger keeps."""
 
     name: str
     fault: dict[str, Any]

@@ -1,4 +1,4 @@
-"""WeChat's own token paths, so that an SDK becomes a client by one changed line (wechat.md §6).
+"""WeChat's own token paths, so that an SDK becomes a client by one changed line (WECHAT.md W88, W94).
 
 The `secret` of a request is the client's broker key, never the AppSecret. Answers are WeChat's:
 HTTP 200 with an errcode and its words, even on failure, since on anything else some SDKs print the
@@ -222,7 +222,8 @@ async def _said(
         answer = dialect.refusal(refusal)
         if (
             refusal.until > NEVER
-            # A loop costs next to nothing; a good answer is not given so: asking again means something
+            # A loop costs next to nothing; a good answer is not given so: asking again means
+            # something
         ):
             again = json.dumps(answer).encode(), refusal.until
             request[AGAIN] = lambda: again

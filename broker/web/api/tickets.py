@@ -1,4 +1,4 @@
-"""/v1/tickets: tickets as tokens are handed out, and the signatures that pages need of them (wechat.md §4)."""
+"""/v1/tickets: tickets as tokens are handed out, and the signatures that pages need of them (WECHAT.md W55, W57, W58)."""
 
 import json
 import re

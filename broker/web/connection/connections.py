@@ -230,7 +230,8 @@ class Guarded(asyncio.Protocol):
 
         What we lean on of its inside (a test pins it).
         """
-        return self.inner is not None and bool(self.inner._request_in_progress)  # type: ignore[attr-defined]  # noqa: SLF001
+        inner: Any = self.inner
+        return inner is not None and bool(inner._request_in_progress)  # noqa: SLF001
 
 
 Guard = Callable[[Callable[[], asyncio.Protocol]], Guarded]
