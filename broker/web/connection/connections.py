@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from aiohttp import web
 
