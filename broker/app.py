@@ -117,7 +117,7 @@ async def daemon(
             emit=_emit(metrics),
             call_timeout_s=settings.wechat.timeout,
             emergency_budget=EmergencyBudget(_runtime_directory()),
-            on_change=response_cache.drop,
+            on_change=lambda _: response_cache.drop(),
         )
         registry = Registry(list(settings.apps.values()), dependencies)
         await registry.start()

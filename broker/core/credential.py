@@ -51,21 +51,22 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One of WeChat's accounts as the keeper knows it. `name` is what services call it."""
+    """One of WeChat's accounts as the keeper knows it. `name` is what services call it.
+
+    `id` is what the store knows the account by, together with its endpoint: the AppID, and for
+    WeCom the name too, since a corpid has a token per secret and so may have many apps.
+    """
 
     name: str
     appid: str
     secret: Secret
     endpoint: Endpoint = Endpoint.TOKEN
     daily_quota: int = 2000
+    id: str = field(init=False, default="")
 
-    @property
-    def id(self) -> str:
-        """What the store knows it by, with its endpoint.
-
-        WeCom has one token per secret: a corpid has many apps.
-        """
-        return f"{self.appid}/{self.name}" if self.endpoint is Endpoint.WECOM else self.appid
+    def __post_init__(self) -> None:
+        named = f"{self.appid}/{self.name}" if self.endpoint is Endpoint.WECOM else self.appid
+        object.__setattr__(self, "id", named)
 
 
 @dataclass(frozen=True, slots=True)

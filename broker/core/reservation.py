@@ -2,23 +2,11 @@
 
 from collections.abc import Sequence
 
-from broker.core.credential import Account, Credential, Endpoint, Policy
-from broker.core.decision import allowed_at, scheduled_at
+from broker.core.credential import Account, Credential, Policy
+from broker.core.decision import allowed_at
 from broker.core.errcodes import Kind
 from broker.core.ports import Claim, Decide, Denial, Reason
 from broker.core.quota import Entry, Lane, QuotaLimits, full
-
-
-def claim_for(credential: Credential, endpoint: Endpoint, policy: Policy, now: float) -> Claim:
-    """On whose behalf a due refresh is made.
-
-    A refused token is replaced at the expense of reports, until its schedule is up anyway: so
-    reports, however many, never take what the schedule needs. The stable endpoint repeats a refused
-    token unless forced (WECHAT.md W13).
-    """
-    if credential.refused and now < scheduled_at(credential, endpoint, policy):
-        return Claim(Lane.REPORT, force=endpoint is Endpoint.STABLE)
-    return Claim(Lane.SCHEDULED)
 
 
 def admit(account: Account, policy: Policy, seen: str | None, claim: Claim, lease: float) -> Decide:

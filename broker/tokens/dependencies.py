@@ -12,10 +12,11 @@ from broker.tokens.emergency_budget import EmergencyBudget
 
 @dataclass(slots=True)
 class Dependencies:
-    """`slots` bounds the calls to WeChat at once; `jitter` draws from [0, 1); `policy` may be replaced.
+    """What keepers are given.
 
-    `on_change` is called whenever an app's answer becomes another one, before anybody can ask for
-    it.
+    `policy` may be replaced while the daemon runs. `slots` bounds the calls to WeChat at once.
+    `jitter` draws from [0, 1). `on_change` is called with an app's name whenever its answers become
+    others, before anybody can be given one.
     """
 
     store: Store
@@ -27,4 +28,4 @@ class Dependencies:
     call_timeout_s: float
     emergency_budget: EmergencyBudget = field(default_factory=lambda: EmergencyBudget(None))
     jitter: Callable[[], float] = random.random
-    on_change: Callable[[], None] = lambda: None
+    on_change: Callable[[str], None] = lambda _: None

@@ -1,7 +1,4 @@
-"""What one app has published: the newest credential, and the ones who wait for the next.
-
-Reading it costs no I/O.
-"""
+"""The credential in force of one app, and those who wait for the next. Reading it costs no I/O."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,13 +12,14 @@ from broker.core.transitions import is_older
 
 
 class LiveCredential:
-    """The credential in force.
+    """What is served. `entries` is the ledger as last read or written.
 
-    `entries` is the ledger as last read or written; `on_change` hears before anyone is answered.
+    `on_change` is called with the app's name whenever its answers become others, before anybody can
+    be given one.
     """
 
     def __init__(
-        self, account: Account, clock: Clock, policy: Policy, on_change: Callable[[], None]
+        self, account: Account, clock: Clock, policy: Policy, on_change: Callable[[str], None]
     ) -> None:
         self.account = account
         self.credential = Credential()
@@ -31,33 +29,39 @@ class LiveCredential:
         self._on_change = on_change
         self._changed = asyncio.Event()
         self._stale_at = self._ends_at = NEVER
-        self._previous: tuple[HeldToken, float] | None = (
-            None  # the one before, and when it was replaced
-        )
+        self._previous: HeldToken | None = None  # the token before this one
+        self._replaced_at = NEVER
 
     def adopt(self, credential: Credential) -> bool:
-        """Publish, unless it is older than what was served already (the fence); whether the version is another now."""
+        """Publish a credential, unless it is older than the one in force (the fence).
+
+        Return True if the version is another one now.
+        """
         held = self.credential
         if held.token is not None and is_older(credential, held):
             return False
         self.credential = credential
+        is_new = credential.version != held.version
+        if is_new or credential.suspicion != held.suspicion or credential.token != held.token:
+            self._time(credential)
+        if is_new:
+            self._previous, self._replaced_at = held.token, self._clock.now()
+            self.wake()
+        return is_new
+
+    def _time(self, credential: Credential) -> None:
+        """Note until when the token is fresh, and until when it is good at all."""
         self._stale_at = scheduled_at(credential, self.account.endpoint, self.policy)
         self._ends_at = safe_end(credential)
-        self.reconsider()
-        if credential.version == held.version:
-            return False
-        if held.token is not None:
-            self._previous = held.token, self._clock.now()
-        self.wake()
-        return True
+        self._on_change(self.account.name)
 
     def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on."""
         self.policy = policy
-        self.adopt(self.credential)
+        self._time(self.credential)
 
     def serve(self, min_ttl: float = 0) -> Served | None:
-        """The token, if one may be handed out that lives at least `min_ttl` seconds more."""
+        """Return the token if it may be handed out and lives at least `min_ttl` seconds more."""
         now = self._clock.now()
         left, least = self._ends_at - now, max(min_ttl, self.policy.min_serve, 1)
         if left < least:
@@ -73,29 +77,22 @@ class LiveCredential:
         )
 
     def recognizes(self, token: str) -> bool:
-        """Whether this is the token in force, or the one before while it may still live."""
-        known = [self.credential.token] if self.credential.token else []
-        if (
-            self._previous is not None
-            and self._clock.now() < self._previous[1] + self.policy.overlap
-        ):
-            known.append(self._previous[0])
-        return any(one.value.matches(token) for one in known)
+        """Return True for the token in force, and for the one before it while that may live."""
+        held, before = self.credential.token, self._previous
+        if held is not None and held.value.matches(token):
+            return True
+        may_live = self._clock.now() < self._replaced_at + self.policy.overlap
+        return before is not None and may_live and before.value.matches(token)
 
     def seconds_to_live(self) -> float:
-        """Seconds the token may still be handed out; negative where it may not."""
+        """Return the seconds for which the token may be handed out; negative where it may not."""
         return self._ends_at - self._clock.now()
 
     def change(self) -> Awaitable[object]:
-        """What to wait on for the next version."""
+        """Return what to await for the next version."""
         return self._changed.wait()
-
-    def reconsider(self) -> None:
-        """Say that things stand otherwise than before: what is served, or what is due."""
-        self._on_change()
 
     def wake(self) -> None:
         """Wake everyone who waits for a change."""
-        self.reconsider()
         self._changed.set()
         self._changed = asyncio.Event()

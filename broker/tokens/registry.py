@@ -19,7 +19,7 @@ class Registry:
     def __init__(self, accounts: Sequence[Account], dependencies: Dependencies) -> None:
         self._dependencies = dependencies
         self._keepers = {
-            account.name: Keeper(account, dependencies, partial(self._changed, account.name))
+            account.name: Keeper(account, dependencies, partial(self._plan_changed, account.name))
             for account in accounts
         }
         appids = Counter(
@@ -38,7 +38,7 @@ class Registry:
 
     async def add(self, account: Account) -> Keeper:
         """Take up one more app. Raises StoreError."""
-        keeper = Keeper(account, self._dependencies, partial(self._changed, account.name))
+        keeper = Keeper(account, self._dependencies, partial(self._plan_changed, account.name))
         await keeper.start()
         self._keepers[account.name] = self._by_any_name[account.name] = keeper
         self._plan(account.name, NEVER)
@@ -91,20 +91,21 @@ class Registry:
                 self._plan(name, self._look(self._keepers[name], now))
 
     def _look(self, keeper: Keeper, now: float) -> float:
-        """One keeper's look, and when the next is due; a bug in it is told, costs that app a pause, and the others nothing."""
+        """Have one keeper look; return when it is looked at next.
+
+        A bug in it is told, costs that app a pause, and the others nothing.
+        """
         try:
-            keeper.tick()
-            return max(
-                keeper.due_at(), math.nextafter(now, math.inf)
-            )  # at the next tick, where it is due still
-        except Exception as error:  # noqa: BLE001 -- the daemon overlap_after_replacement its bugs
+            due_at = keeper.tick()
+        except Exception as error:  # noqa: BLE001 -- the daemon outlives its bugs
             self._dependencies.emit("crashed", keeper.account.name, error=error)
             return now + self._dependencies.policy.max_backoff
+        return max(due_at, math.nextafter(now, math.inf))  # what is due still: at the next tick
 
-    def _changed(self, name: str) -> None:
+    def _plan_changed(self, name: str) -> None:
+        """Look at an app with the next tick, since its plan is another than before."""
         if self._looks.get(name, math.inf) > self.ticked_at:
             self._plan(name, self.ticked_at)
-        self._dependencies.on_change()
 
     def _plan(self, name: str, at: float) -> None:
         self._looks[name] = at

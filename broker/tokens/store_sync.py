@@ -1,4 +1,8 @@
-"""One app's dealings with the store: what is written is published, and what the store does not take is kept in memory."""
+"""Keeps one app's memory and the store in agreement.
+
+What the store took is published; what it did not take is kept in memory and written again; what
+another process wrote is read; what the store lost is restored.
+"""
 
 from collections import deque
 from collections.abc import Sequence
@@ -26,36 +30,28 @@ from broker.core.secret import fingerprint
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.live import LiveCredential
 
-VERIFIES_WITHIN_S: Final = (
-    2.0  # how long a verification takes that another process has begun, as a rule
-)
+# How long a verification takes, as a rule, that another process has begun.
+VERIFIES_WITHIN_S: Final = 2.0
 
 
 class StoreSync:
-    """`reload_pending`: another process may have changed what is stored.
+    """One app's dealings with the store.
 
-    `unrecorded`: emergency calls that the ledger lacks.
-
-    `denials` are why the ledger denied calls, by lane, until another token comes; `resume_at` is
-    when a store that failed, or a bug, is tried again.
+    `reload_pending`: another process may have changed what is stored. `unrecorded`: emergency calls
+    that the ledger lacks. `retry_at`: steady time at which a store that failed is tried again.
     """
 
     def __init__(self, live: LiveCredential, dependencies: Dependencies) -> None:
-        self.denials: dict[Lane, Denial] = {}
         self.reload_pending = False
         self.unrecorded: deque[tuple[float, Minted | Failure]] = deque()
-        self.resume_at = NEVER
+        self.retry_at = NEVER
         self.is_shared = not dependencies.store.sole_owner
         self.checked_elsewhere_until = NEVER
         self._live = live
         self._dependencies = dependencies
         self._error: str | None = None
-        self._unsettled: tuple[Grant, str, Change] | None = (
-            None  # an outcome the store did not take
-        )
-        self._unwritten: Change | None = (
-            None  # what WeChat said of the token, and the store did not take
-        )
+        self._unsettled: tuple[Grant, str, Change] | None = None  # an outcome not yet taken
+        self._unwritten: Change | None = None  # what WeChat said of the token, not yet taken
         self._wall_offset = wall_offset(dependencies.clock)  # as it was when last written down
 
     @property
@@ -64,45 +60,37 @@ class StoreSync:
         return self._error or self._dependencies.store.last_error
 
     @property
-    def owe(self) -> bool:
-        """Whether something is to be written down, or read, or whether the store works again."""
-        is_unwritten = (
-            self._unsettled is not None or self._unwritten is not None or bool(self.unrecorded)
-        )
-        return is_unwritten or self.reload_pending or self._error is not None
+    def owes(self) -> bool:
+        """True if something is to be written or read, or the store is to be tried again."""
+        is_unwritten = self._unsettled is not None or self._unwritten is not None
+        return is_unwritten or bool(self.unrecorded) or self.reload_pending or bool(self._error)
 
     @property
     def wall_was_set(self) -> bool:
-        """Whether the wall clock was set since the account was last written."""
+        """True if the wall clock was set since the account was last written."""
         return abs(wall_offset(self._dependencies.clock) - self._wall_offset) > STEP_S
 
     def outcome_rules(self) -> OutcomeRules:
-        """Who judges calls, as of now."""
-        clock, spread = self._dependencies.clock, self._dependencies.jitter()
+        """Return the rules by which a call is judged now."""
+        clock, jitter = self._dependencies.clock, self._dependencies.jitter()
         return OutcomeRules(
             self._live.account,
             self._live.policy,
             clock.now(),
             clock.wall(),
-            spread,
+            jitter,
             shared=self.is_shared,
         )
+
+    # --- reading ----------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Take up what the store holds. Raises StoreError."""
         held = await self._dependencies.store.load(self._live.account)
         self._take(held.credential, held.entries)
 
-    async def after_secret_change(self) -> None:
-        """End a pause that was about another AppSecret than the one in use now."""
-        known = fingerprint(self._live.account.secret, self._live.credential.epoch)
-        if transitions.after_secret_change(self._live.credential, known) is not None:
-            await self.amend(
-                lambda credential, _: transitions.after_secret_change(credential, known)
-            )
-
     async def catch_up(self) -> None:
-        """Read what others wrote, write what was left unwritten.
+        """Read what others wrote and write what was left unwritten.
 
         Raises StoreError where nothing can be read.
         """
@@ -115,13 +103,6 @@ class StoreSync:
         elif self._error is not None or self.wall_was_set:
             await self._write_again()
 
-    async def _write_again(self) -> None:
-        """Write what is held: to see whether the store works, and since after a reboot it is known by the wall of that time."""
-        offset = wall_offset(self._dependencies.clock)
-        await self.amend(lambda held, _: held)
-        if self._error is None:
-            self._wall_offset = offset
-
     async def _reload(self) -> None:
         self.reload_pending = False
         try:
@@ -131,21 +112,40 @@ class StoreSync:
             raise
         memory = self._live.credential
         self.note_check(held.credential, memory)
-        self.denials.clear()
         self._take(held.credential, held.entries)
         await self.read_repair(held.credential, memory)
 
-    async def read_repair(self, stored: Credential, memory: Credential) -> None:
-        """Where the store lost the token that we hold, let it have it again.
+    async def _write_again(self) -> None:
+        """Write what is held, to see whether the store works.
 
-        In a shared store others may do so too, with other tokens: there a number of its own is
-        reserved for each.
+        It also puts down the wall clock as it is now: after a reboot the account is known by the
+        wall of the time at which it was last written.
+        """
+        offset = wall_offset(self._dependencies.clock)
+        await self.amend(lambda held, _: held)
+        if self._error is None:
+            self._wall_offset = offset
+
+    def note_check(self, found: Credential, memory: Credential) -> None:
+        """Remember whether another process has begun to verify the token we hold.
+
+        Its result is published only if it is bad.
+        """
+        # An instant that is read again may differ by as much as reading it took.
+        is_same = found.version == memory.version
+        began = is_same and found.checked_at > memory.checked_at + 1
+        self.checked_elsewhere_until = found.checked_at + VERIFIES_WITHIN_S if began else NEVER
+
+    async def read_repair(self, stored: Credential, memory: Credential) -> None:
+        """Restore the token we hold to a store that lost it.
+
+        In a shared store others may do so too, with other tokens: there each gets a call number of
+        its own, by a reservation.
         """
         if not transitions.is_older(stored, memory):
             return
         if self._unsettled is not None:
-            # Settling brings it back; given back before, it would look like another's, and be
-            # doubted
+            # Settling restores it. Restored before, it would look like another's and be doubted.
             self.reload_pending = True
             return
         if not self.is_shared or stored.epoch == memory.epoch:
@@ -161,14 +161,12 @@ class StoreSync:
         if isinstance(grant, Grant):
             call = grant.call
             await self.settle(
-                grant, "given back", lambda held, _: transitions.read_repair(held, memory, call)
+                grant,
+                "given back",
+                lambda held, _: transitions.read_repair(held, memory, call),
             )
 
-    def note_check(self, found: Credential, memory: Credential) -> None:
-        """Remember that another process has begun to verify, if it has; what comes of it is heard only if it is bad."""
-        # An instant read again may differ by what it took to read it.
-        began = found.version == memory.version and found.checked_at > memory.checked_at + 1
-        self.checked_elsewhere_until = found.checked_at + VERIFIES_WITHIN_S if began else NEVER
+    # --- writing ----------------------------------------------------------------------------------
 
     async def reserve(self, decide: Decide) -> Grant | Denied:
         """Ask for a token call, and publish what is held. Raises StoreError."""
@@ -178,28 +176,29 @@ class StoreSync:
         return grant
 
     async def settle(self, grant: Grant, outcome: str, change: Change) -> bool:
-        """Write the outcome and publish it; where the store does not take it, publish it all the same and try again.
+        """Write the outcome of a call and publish it.
 
-        Whether this was the first time.
+        Where the store does not take it, publish it all the same and try again later. Return True
+        if this was the first try.
         """
-        memory, again = self._live.credential, self._unsettled is not None
+        memory, is_first = self._live.credential, self._unsettled is None
         try:
             held = await self._dependencies.store.settle(self._live.account, grant, outcome, change)
         except StoreError as error:
             self.failed(error)
-            if not again:
+            if is_first:
                 self.adopt(change(memory, self._dependencies.clock.now()) or memory)
             self._unsettled = (grant, outcome, change)
         else:
             self._unsettled = self._error = None
             self.adopt(held)
-        return not again
+        return is_first
 
     async def amend(self, change: Change, *, lasting: bool = False) -> bool:
-        """Change what is stored, or, while the store is broken, what is in memory; whether anything changed.
+        """Change what is stored, or, while the store is broken, what is in memory.
 
-        `lasting`: it stays true, so memory goes by it, whatever is read, until the store has taken
-        it.
+        `lasting`: the change stays true, so memory goes by it, whatever is read, until the store
+        has taken it. Return True if anything changed.
         """
         try:
             credential, changed = await self._dependencies.store.amend(self._live.account, change)
@@ -217,20 +216,28 @@ class StoreSync:
         self.adopt(credential)
         return changed
 
+    async def after_secret_change(self) -> None:
+        """End a pause that was about another AppSecret than the one in use now."""
+        held = self._live.credential
+        known = fingerprint(self._live.account.secret, held.epoch)
+        if transitions.after_secret_change(held, known) is not None:
+            await self.amend(
+                lambda credential, _: transitions.after_secret_change(credential, known)
+            )
+
     def adopt(self, credential: Credential) -> None:
-        """Publish, and begin anew with a new token."""
+        """Publish a credential, changed by what the store has not taken yet."""
         if self._unwritten is not None:
             credential = self._unwritten(credential, self._dependencies.clock.now()) or credential
-        if self._live.adopt(credential):
-            self.denials.clear()
+        self._live.adopt(credential)
 
     def failed(self, error: StoreError) -> None:
-        """The store has failed: rest for a tick."""
-        self.stand(str(error))
-        self.resume_at = self._dependencies.clock.now() + self._live.policy.tick
+        """Rest for a tick: the store has failed."""
+        self.found(str(error))
+        self.retry_at = self._dependencies.clock.now() + self._live.policy.tick
 
-    def stand(self, error: str | None) -> None:
-        """What keeps the store from working, as was just found, and said once; None where it works."""
+    def found(self, error: str | None) -> None:
+        """Note what keeps the store from working, None where it works; emit it once."""
         if error is not None and self._error is None:
             self._dependencies.emit("store-failed", self._live.account.name, reason=error)
         self._error = error

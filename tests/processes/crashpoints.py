@@ -210,7 +210,7 @@ class HammeringStore(SqliteStore):
 class StumblingKeeper(Keeper):
     """A bug in every look."""
 
-    def tick(self) -> None:
+    def tick(self) -> float:
         raise RuntimeError("a bug")
 
 

@@ -127,7 +127,7 @@ async def test_what_is_published_never_goes_back_to_an_older_call(bench: Bench) 
     older = keeper.credential
     bench.clock.pass_(4000)
     await looked(keeper)
-    published = LiveCredential(ACCOUNT, bench.clock, bench.policy, lambda: None)
+    published = LiveCredential(ACCOUNT, bench.clock, bench.policy, lambda _: None)
     assert published.adopt(keeper.credential)
     assert not published.adopt(older)
     assert not published.adopt(replace(older, token=None))

@@ -130,7 +130,7 @@ async def daemon_on(
 
     lane = ResponseCache(Connections(100, bench.clock.now), tell, enabled=enabled)
     tools = await bench.dependencies()
-    tools.on_change = lane.drop
+    tools.on_change = lambda _: lane.drop()
     registry = Registry([ACCOUNT], tools)
     await registry.start()
     registry.tick()
@@ -314,7 +314,7 @@ async def test_a_token_that_wechat_refuses_is_not_given_again_while_another_is_f
 
 @pytest.mark.parametrize("min_ttl", [0, 3000.5, 100])
 def test_an_answer_is_never_good_beyond_its_own_words(bench: Bench, min_ttl: float) -> None:
-    published = LiveCredential(ACCOUNT, bench.clock, bench.policy, lambda: None)
+    published = LiveCredential(ACCOUNT, bench.clock, bench.policy, lambda _: None)
     token = HeldToken(Secret("t"), 1, bench.clock.now(), bench.clock.now() + 7200.25)
     published.adopt(Credential("e", token))
     stale_at = scheduled_at(published.credential, Endpoint.TOKEN, bench.policy)

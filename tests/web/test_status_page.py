@@ -270,7 +270,7 @@ async def test_a_second_issuer_is_named_and_a_first_sign_is_not_yet_one(daemon: 
 
 async def test_a_broken_store_is_said_and_the_page_goes_on(daemon: Daemon) -> None:
     (keeper,) = daemon.registry
-    keeper._refresher.store_sync.stand("database or disk is full")
+    keeper._sync.found("database or disk is full")
 
     async def broken(_since: float, _appid: str) -> list[dict[str, object]]:
         raise StoreError("disk I/O error")
