@@ -1,4 +1,4 @@
-"""What the broker holds for one account, and THE decision: when to ask WeChat for another token.
+"""What the broker holds for one account.
 
 Every instant (`*_at`, `not_before`, `safe_until`) is in seconds on one steady clock that runs
 through suspend and that nobody can set. A change of state is a function from one
@@ -19,7 +19,9 @@ SECOND_ISSUER_FADES_AFTER: Final = 7 * 86400.0
 
 
 class Endpoint(StrEnum):
-    """Where a credential comes from: WeChat's isolated token endpoints (WECHAT.md W1), WeCom's (W61), tickets (W54).
+    """Where a credential comes from.
+
+    WeChat's two isolated token endpoints (WECHAT.md W1), WeCom's (W61), the tickets' (W54).
 
     A ticket is kept like a token. It is fetched with a token, does not die with it, and no cheap
     call tells if it lives.
@@ -46,6 +48,7 @@ class Policy:
     max_backoff: float = 300
     min_serve: float = 15
     verify_gap: float = 10
+    verify_quota: int = 500
     report_quota: int = 200
 
 
@@ -80,6 +83,7 @@ class HeldToken:
     call: int
     requested_at: float  # before the request was sent: the safe end to count from
     expires_at: float
+    replace_at: float = NEVER  # by the plan that was made when it was minted
 
     @property
     def lifetime(self) -> float:
@@ -90,10 +94,9 @@ class HeldToken:
 class Doubt(StrEnum):
     """Why the token we hold may not be good."""
 
-    LOST_ANSWER = (  # a call may have minted another one: this one dies within the overlap
-        "lost-answer"
-    )
-    CLOCK = "clock"  # its age is not known
+    # A call may have minted another token: then this one dies within the overlap.
+    LOST_ANSWER = "lost-answer"
+    CLOCK = "clock"  # no clock can say how old it is
     REFUSED = "refused"  # WeChat itself said so
 
 
@@ -108,9 +111,9 @@ class Suspicion:
 
 @dataclass(frozen=True, slots=True)
 class SecondIssuer:
-    """Signs of a second issuer: tokens that WeChat refused before their time though we had not replaced them.
+    """Signs of a second issuer: tokens that WeChat refused too early though we replaced none.
 
-    `since` and `last` are wall time (they are for people).
+    `since` and `last` are wall time, for people.
     """
 
     count: int = 0
@@ -119,11 +122,11 @@ class SecondIssuer:
 
     @property
     def suspected(self) -> bool:
-        """Whether chance no longer explains it."""
+        """True if chance no longer explains it."""
         return self.count >= SUSPECTS_SECOND_ISSUER_AT
 
     def again(self, wall: float) -> "SecondIssuer":
-        """One more sign; signs a week apart do not add up."""
+        """Add one more sign; signs a week apart do not add up."""
         if self.since is None or self.last is None or wall - self.last > SECOND_ISSUER_FADES_AFTER:
             return SecondIssuer(1, wall, wall)
         return SecondIssuer(self.count + 1, self.since, wall)
@@ -143,22 +146,15 @@ class Credential:
     failure: Failure | None = None
     checked_at: float = NEVER  # last verification
     second_issuer: SecondIssuer = field(default_factory=SecondIssuer)
-    fingerprint: str = (
-        ""  # of the AppSecret that `failure` is about, too short to tell anything of it
-    )
+    # Of the AppSecret that `failure` is about; too short to tell anything of it.
+    fingerprint: str = ""
 
     @property
     def version(self) -> str | None:
-        """What clients compare: the store's epoch and the call's number, or None without a token."""
+        """What clients compare: the store's epoch and the call's number; None without a token."""
         return None if self.token is None else f"{self.epoch}-{self.token.call}"
 
     @property
     def refused(self) -> bool:
-        """Whether WeChat said that this token is dead."""
+        """True if WeChat said that this token is dead."""
         return self.suspicion is not None and self.suspicion.doubt is Doubt.REFUSED
-
-
-# --- the decision ---------------------------------------------------------------------------------
-
-
-# --- what changes it ------------------------------------------------------------------------------

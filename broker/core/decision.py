@@ -1,29 +1,59 @@
-"""THE decision: when the next token call is due, when to verify, and until when a token may be handed out.
+"""THE decision: when the next token call is due, when to verify, and until when a token is good.
 
 Every instant is in seconds on one steady clock that runs through suspend and that nobody can set.
+
+What a client is told of a token's life on the classic endpoint (times in seconds; a token that
+lives 7200, the default policy, no jitter)::
+
+    0                        3600     3840   3900                    7200
+    |------------------------|--------|------|-----------------------|
+    minted, and its          the schedule    dead, if the call       WeChat's own end: only if
+    replacement planned      makes a call    at 3600 minted          nobody made another call
+                             |<----- overlap ----->|
+                             |<- sure ->|
+                                        promised: `expires_in` counts to here
+
+Our own call is what kills the token, so the promise ends where the earliest such call may be made
+plus the part of the overlap that is sure. While a call is due, or failed and waits to be made
+again, that is the next attempt plus the sure part. After a lost answer the next attempt waits until
+what was promised before is over: it may push out the token at once, since WeChat keeps one
+generation only (WECHAT.md W6, W7).
+
+On the stable endpoint, at WeCom and for tickets no call of ours kills what is held (WECHAT.md W8,
+W61, W54): there the promise is WeChat's own end.
 """
 
 import math
 from typing import Final
 from zlib import crc32
 
-from broker.core.credential import NEVER, TICKETS, Credential, Doubt, Endpoint, Policy, Suspicion
+from broker.core.credential import (
+    NEVER,
+    TICKETS,
+    Credential,
+    Doubt,
+    Endpoint,
+    HeldToken,
+    Policy,
+    Suspicion,
+)
 
-LIFETIME: Final = (
-    7200.0  # what WeChat grants (WECHAT.md W4); each answer's own expires_in is what counts
-)
-RENEWED_AFTER: Final = (
-    2.0  # WeCom repeats a token until it has expired; this long after its end there is another one
-)
-ROTATES_WITHIN: Final = (
-    300.0  # the stable endpoint hands out another token only in the last 300 s (WECHAT.md W9)
-)
+# What WeChat grants (WECHAT.md W4). Each answer's own expires_in is what counts.
+LIFETIME: Final = 7200.0
+# WeCom repeats a token until it has expired; this long after its end there is another one.
+RENEWED_AFTER: Final = 2.0
+# The stable endpoint hands out another token only in the last 300 s (WECHAT.md W9).
+ROTATES_WITHIN: Final = 300.0
 TICKET_FRACTION: Final = 0.8
 JITTER: Final = 0.1
+SURE_PART: Final = 0.8  # of the overlap, whose edges are fuzzy (WECHAT.md W7)
+
+
+# --- the next call --------------------------------------------------------------------------------
 
 
 def refresh_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> float:
-    """When the next token call is due: as soon as it is wanted and allowed.
+    """Return when the next token call is due: as soon as it is wanted and allowed.
 
     Quota is the ledger's business (quota.py).
     """
@@ -31,14 +61,36 @@ def refresh_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> fl
 
 
 def wanted_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> float:
-    """When we would like another token; at once where there is none, or one in doubt."""
-    if credential.token is None or credential.suspicion is not None:
+    """Return when another token is wanted: at once where there is none, or one that is in doubt.
+
+    After a lost answer another call waits until what clients were promised is over.
+    """
+    token, suspicion = credential.token, credential.suspicion
+    if token is None:
         return NEVER
-    return scheduled_at(credential, endpoint, policy)
+    if suspicion is None:
+        return scheduled_at(credential, endpoint, policy)
+    if suspicion.doubt is not Doubt.LOST_ANSWER or endpoint is not Endpoint.TOKEN:
+        return NEVER
+    promised = suspicion.since + sure_overlap(token, endpoint, policy)
+    return min(promised, suspicion.safe_until, token.expires_at)
 
 
 def scheduled_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> float:
-    """When the schedule alone replaces the token, doubt or no doubt.
+    """Return when the schedule alone replaces the token, whether it is in doubt or not.
+
+    On the classic endpoint what was planned when the token was minted holds, since clients were
+    told so: another policy moves it later, never earlier.
+    """
+    token = credential.token
+    if token is None:
+        return NEVER
+    planned = planned_at(credential.epoch, token, endpoint, policy)
+    return max(token.replace_at, planned) if endpoint is Endpoint.TOKEN else planned
+
+
+def planned_at(epoch: str, token: HeldToken, endpoint: Endpoint, policy: Policy) -> float:
+    """Return when a policy replaces a token.
 
     Classic: half-life, ± 10 % so that a thousand apps do not call together. Stable: inside the last
     300 s, before which WeChat repeats the same token (WECHAT.md W8); 10 to 20 % inside, because the
@@ -46,49 +98,69 @@ def scheduled_at(credential: Credential, endpoint: Endpoint, policy: Policy) -> 
     W62). Tickets: as classic, but later: nobody says whether the same one is repeated until its end
     (WECHAT.md W56), and then each time half would be left that costs a call.
     """
-    token = credential.token
-    if token is None:
-        return NEVER
     if endpoint is Endpoint.WECOM:
         return token.expires_at + RENEWED_AFTER
-    # Derived from the version rather than drawn: the same after a restart, with nothing to store.
-    jitter = crc32(f"{credential.version}".encode()) / 2**32
+    lifetime = token.expires_at - token.requested_at
+    # Derived from the version rather than drawn: the same after a restart.
+    jitter = crc32(f"{epoch}-{token.call}".encode()) / 2**32
     if endpoint is Endpoint.STABLE:
-        margin = min(
-            ROTATES_WITHIN * (1 - JITTER * (1 + jitter)),
-            token.lifetime * (1 - policy.refresh_fraction),
-        )
-        return token.expires_at - margin
-    fraction = (
-        max(policy.refresh_fraction, TICKET_FRACTION)
-        if endpoint in TICKETS
-        else policy.refresh_fraction
-    )
-    return token.requested_at + token.lifetime * fraction * (1 + JITTER * (2 * jitter - 1))
+        inside = ROTATES_WITHIN * (1 - JITTER * (1 + jitter))
+        return token.expires_at - min(inside, lifetime * (1 - policy.refresh_fraction))
+    fraction = policy.refresh_fraction
+    if endpoint in TICKETS:
+        fraction = max(fraction, TICKET_FRACTION)
+    return token.requested_at + lifetime * fraction * (1 + JITTER * (2 * jitter - 1))
 
 
 def allowed_at(credential: Credential, policy: Policy) -> float:
-    """From when a call may be made, whatever wants it."""
+    """Return from when a call may be made, whatever wants it."""
     return max(credential.called_at + policy.min_gap, credential.not_before)
 
 
+# --- what is held ---------------------------------------------------------------------------------
+
+
 def safe_end(credential: Credential) -> float:
-    """Until when the token may be handed out."""
-    if credential.token is None:
+    """Return until when the token may be handed out, if nobody replaces it."""
+    token, suspicion = credential.token, credential.suspicion
+    if token is None:
         return NEVER
-    if credential.suspicion is None:
-        return credential.token.expires_at
-    return min(credential.token.expires_at, credential.suspicion.safe_until)
+    return token.expires_at if suspicion is None else min(token.expires_at, suspicion.safe_until)
 
 
-def seconds_left(credential: Credential, policy: Policy, now: float) -> int | None:
-    """Whole seconds the token may still be used, rounded down; None where it must not be handed out."""
-    left = safe_end(credential) - now
-    return math.floor(left) if left >= max(policy.min_serve, 1) else None
+def promised_until(credential: Credential, endpoint: Endpoint, policy: Policy, now: float) -> float:
+    """Return until when the token is surely good, our own next call included.
+
+    Never later than :func:`safe_end`. The drawing at the top of this module shows why.
+    """
+    token, end = credential.token, safe_end(credential)
+    if token is None or endpoint is not Endpoint.TOKEN:
+        return end
+    if credential.suspicion is not None:  # the next call may push it out at once
+        return min(end, max(refresh_at(credential, endpoint, policy), now))
+    sure = sure_overlap(token, endpoint, policy)
+    if credential.reserved_call is not None:  # a call is under way
+        return min(end, credential.called_at + sure)
+    return min(end, max(refresh_at(credential, endpoint, policy), now) + sure)
+
+
+def sure_overlap(token: HeldToken, endpoint: Endpoint, policy: Policy) -> float:
+    """Return the seconds that a token surely lives on after a call that replaces it.
+
+    WeChat keeps one generation only, so no longer than until its successor may be replaced.
+    """
+    if endpoint is not Endpoint.TOKEN:
+        return math.inf
+    lifetime = token.expires_at - token.requested_at
+    successor = lifetime * policy.refresh_fraction * (1 - JITTER)
+    return min(policy.overlap * SURE_PART, max(successor, policy.min_gap))
+
+
+# --- verification ---------------------------------------------------------------------------------
 
 
 def check_at(credential: Credential, policy: Policy) -> float:
-    """When to ask WeChat if the held token is alive, which is free; never where there is no reason to.
+    """Return when to ask WeChat if the held token is alive; infinite where nothing calls for it.
 
     After a lost answer it is asked twice: at once, since a refusal ends the matter; and when the
     overlap is surely over (its edge is fuzzy, WECHAT.md W7), since a token that still lives then
@@ -97,18 +169,18 @@ def check_at(credential: Credential, policy: Policy) -> float:
     suspicion, token = credential.suspicion, credential.token
     if suspicion is None or token is None or suspicion.doubt is not Doubt.LOST_ANSWER:
         return math.inf
-    overlap_over, allowed = (
-        _overlap_over(suspicion, policy),
-        credential.checked_at + policy.verify_gap,
-    )
+    over = overlap_over(suspicion, policy)
     if credential.checked_at < suspicion.since:
         wanted = suspicion.since
     else:
-        wanted = overlap_over if credential.checked_at < overlap_over else math.inf
-    at = max(wanted, allowed)
+        wanted = over if credential.checked_at < over else math.inf
+    at = max(wanted, credential.checked_at + policy.verify_gap)
     return at if at < token.expires_at else math.inf
 
 
-def _overlap_over(suspicion: Suspicion, policy: Policy) -> float:
-    """From when a token that lives was not pushed out by any of the calls in question: the last one's overlap counts."""
+def overlap_over(suspicion: Suspicion, policy: Policy) -> float:
+    """Return from when a token that lives was not pushed out by any of the calls in question.
+
+    The last call's overlap counts.
+    """
     return max(suspicion.safe_until, suspicion.since + policy.overlap) + policy.overlap / 5

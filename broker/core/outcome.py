@@ -59,7 +59,7 @@ class OutcomeRules:
         if isinstance(answer, Minted):
             good = answer.token, answer.expires_in
             return "minted", lambda held, _: minted(
-                held, call, started_at, good, self.account.endpoint
+                held, call, started_at, good, self.account.endpoint, self.policy
             )
         failure = replace(answer, wall=self.wall)
         wait = self._pause(failure, grant.credential.failures)

@@ -43,12 +43,14 @@ class Code(StrEnum):
 class Served:
     """A token that may be used for `expires_in` whole seconds from now (rounded down).
 
-    `until`: steady time to which this very answer stays true, at most a second ahead, unless
+    `token_expires_in`: until WeChat's own end, which is what counts where the broker can replace
+    nothing. `until`: steady time to which this very answer stays true, at most a second ahead, unless
     another credential comes.
     """
 
     credential: Credential
     expires_in: int
+    token_expires_in: int
     state: TokenState
     until: float
 

@@ -1,10 +1,18 @@
 """The credential in force of one app, and those who wait for the next. Reading it costs no I/O."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
-from broker.core.credential import NEVER, Account, Credential, HeldToken, Policy
-from broker.core.decision import safe_end, scheduled_at
+from broker.core.credential import (
+    NEVER,
+    Account,
+    Credential,
+    Endpoint,
+    HeldToken,
+    Policy,
+)
+from broker.core.decision import RENEWED_AFTER, promised_until, safe_end, scheduled_at
 from broker.core.ports import Clock
 from broker.core.quota import Entry
 from broker.core.serving import Served, TokenState
@@ -61,18 +69,36 @@ class LiveCredential:
         self._time(self.credential)
 
     def serve(self, min_ttl: float = 0) -> Served | None:
-        """Return the token if it may be handed out and lives at least `min_ttl` seconds more."""
-        now = self._clock.now()
-        left, least = self._ends_at - now, max(min_ttl, self.policy.min_serve, 1)
-        if left < least:
+        """Return the token if it may be handed out and is promised for `min_ttl` seconds more.
+
+        The last seconds of a WeCom token are served too: it cannot be replaced before its end
+        (WECHAT.md W62). A token in doubt whose promise is over is served with a short one, since
+        whoever holds it asks again soon.
+        """
+        now, held, policy = self._clock.now(), self.credential, self.policy
+        endpoint = self.account.endpoint
+        is_wecom = endpoint is Endpoint.WECOM
+        least = RENEWED_AFTER if is_wecom else max(policy.min_serve, 1)
+        left = self._ends_at - now
+        if left < max(least, min_ttl):
             return None
-        whole, is_stale = int(left), now >= self._stale_at
-        until = self._ends_at - max(whole, least)
+        promised = promised_until(held, endpoint, policy, now) - now
+        if held.suspicion is not None:
+            promised = max(promised, min(left, least))
+        if promised < max(min_ttl, 1):
+            return None
+        is_stale = now >= self._stale_at
+        # While a call is due the promise moves with the clock; rounding down strictly leaves a
+        # moment in which the same answer may be repeated.
+        whole = math.ceil(promised) - 1 if is_stale else int(promised)
         state = TokenState.STALE if is_stale else TokenState.FRESH
+        until = now + promised - max(whole, min_ttl, 1)
+        until = min(until, self._ends_at - max(int(left), least))
         return Served(
-            self.credential,
+            held,
             whole,
-            TokenState.SUSPECT if self.credential.suspicion else state,
+            int(left),
+            TokenState.SUSPECT if held.suspicion else state,
             until if is_stale else min(until, self._stale_at),
         )
 

@@ -39,9 +39,16 @@ REFUSED = Suspicion(Doubt.REFUSED, T0 + 100, T0 + 100)
         pytest.param(
             replace(HELD, suspicion=LOST),
             Endpoint.TOKEN,
+            T0 + 340,
+            T0 + 340,
+            id="an answer was lost: when what was promised is over",
+        ),
+        pytest.param(
+            replace(HELD, suspicion=LOST),
+            Endpoint.STABLE,
             T0 + 30,
             T0 + 30,
-            id="in doubt: as soon as min_gap allows",
+            id="in doubt, stable: as soon as min_gap allows",
         ),
         pytest.param(
             replace(HELD, suspicion=REFUSED),
@@ -86,22 +93,68 @@ def test_two_apps_do_not_call_together_and_a_restart_keeps_the_plan() -> None:
     assert plans == {decision.refresh_at(state, Endpoint.TOKEN, POLICY) for state in others}
 
 
+PLANNED = replace(HELD, token=HeldToken(Secret("t"), 7, T0, T0 + 7200, T0 + 3700))
+FAILED = replace(PLANNED, not_before=T0 + 4000)
+IN_FLIGHT = replace(PLANNED, called_at=T0 + 3702, reserved_call=8)
+
+
 @pytest.mark.parametrize(
-    ("state", "now", "left"),
+    ("state", "endpoint", "now", "until"),
     [
-        (HELD, T0 + 0.5, 7199),
-        (HELD, T0 + 7185, 15),
-        (HELD, T0 + 7185.1, None),
-        (replace(HELD, suspicion=LOST), T0 + 100, 300),
-        (replace(HELD, suspicion=LOST), T0 + 386, None),
-        (replace(HELD, suspicion=REFUSED), T0 + 101, None),
-        (Credential(), T0, None),
+        pytest.param(PLANNED, Endpoint.TOKEN, T0, T0 + 3940, id="the plan and the sure part"),
+        pytest.param(PLANNED, Endpoint.TOKEN, T0 + 3703, T0 + 3943, id="due, not begun"),
+        pytest.param(IN_FLIGHT, Endpoint.TOKEN, T0 + 3710, T0 + 3942, id="a call under way"),
+        pytest.param(FAILED, Endpoint.TOKEN, T0 + 3710, T0 + 4240, id="failed: the next attempt"),
+        pytest.param(PLANNED, Endpoint.TOKEN, T0 + 7100, T0 + 7200, id="never past WeChat's end"),
+        pytest.param(
+            replace(HELD, suspicion=LOST), Endpoint.TOKEN, T0 + 100, T0 + 340, id="lost answer"
+        ),
+        pytest.param(
+            replace(HELD, suspicion=LOST), Endpoint.TOKEN, T0 + 350, T0 + 350, id="lost, retried"
+        ),
+        pytest.param(
+            replace(HELD, suspicion=REFUSED), Endpoint.TOKEN, T0 + 101, T0 + 100, id="refused"
+        ),
+        pytest.param(PLANNED, Endpoint.STABLE, T0, T0 + 7200, id="stable: nothing kills it early"),
+        pytest.param(PLANNED, Endpoint.WECOM, T0 + 7100, T0 + 7200, id="WeCom: the same"),
+        pytest.param(Credential(), Endpoint.TOKEN, T0, NEVER, id="nothing held"),
     ],
 )
-def test_seconds_left_are_whole_never_more_than_the_truth_and_none_below_min_serve(
-    state: Credential, now: float, left: int | None
+def test_what_is_promised(state: Credential, endpoint: Endpoint, now: float, until: float) -> None:
+    assert decision.promised_until(state, endpoint, POLICY, now) == pytest.approx(until)
+
+
+def test_a_plan_that_was_told_moves_later_and_never_earlier() -> None:
+    hasty, lazy = Policy(refresh_fraction=0.2), Policy(refresh_fraction=0.8)
+    assert decision.scheduled_at(PLANNED, Endpoint.TOKEN, hasty) == T0 + 3700
+    assert decision.scheduled_at(PLANNED, Endpoint.TOKEN, lazy) > T0 + 5000
+
+
+def test_the_plan_is_made_when_the_token_is_minted() -> None:
+    after = transitions.minted(Credential("e"), 5, T0, (Secret("n"), 7200.0), policy=POLICY)
+    assert after.token is not None
+    assert after.token.replace_at == decision.scheduled_at(after, Endpoint.TOKEN, POLICY)
+    assert T0 + 3240 <= after.token.replace_at <= T0 + 3960
+
+
+@given(
+    lifetime=st.floats(1, 86400),
+    fraction=st.floats(0.1, 0.9),
+    overlap=st.floats(0, 900),
+    age=st.floats(0, 1),
+)
+def test_no_promise_outlives_the_schedules_own_call(
+    lifetime: float, fraction: float, overlap: float, age: float
 ) -> None:
-    assert decision.seconds_left(state, POLICY, now) == left
+    """Whenever it is given, before the call or while it is due: the previous token lives on."""
+    policy = Policy(refresh_fraction=fraction, overlap=overlap)
+    answer = (Secret("n"), lifetime)
+    held = transitions.minted(Credential("e", called_at=T0), 1, T0, answer, policy=policy)
+    assert held.token is not None
+    now = T0 + age * lifetime
+    called_at = max(decision.refresh_at(held, Endpoint.TOKEN, policy), now)
+    dies_at = min(called_at + overlap, held.token.expires_at)
+    assert decision.promised_until(held, Endpoint.TOKEN, policy, now) <= dies_at + 1e-6
 
 
 def test_an_older_answer_changes_nothing_but_closes_its_call() -> None:

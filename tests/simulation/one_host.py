@@ -275,7 +275,7 @@ class Checker:
         ends_at = max(token.expires_at, self.claimed.get(token.value, 0.0))
         if now >= ends_at:
             self._note(account, f"a token too old by {now - ends_at:.0f} s", now)
-        elif served.expires_in > ends_at - now:
+        elif served.token_expires_in > ends_at - now:
             self._note(
                 account,
                 f"a token said to live {served.expires_in - ends_at + now:.0f} s more than it does",

@@ -54,7 +54,7 @@ async def test_after_a_reboot_ages_go_by_the_wall(bench: Bench) -> None:
     keeper = await bench.restarted()
     served = keeper.serve()
     assert served is not None
-    assert (served.expires_in, keeper.credential.suspicion) == (6200, None)
+    assert (served.token_expires_in, keeper.credential.suspicion) == (6200, None)
     assert keeper.usage().last_24h == 1
 
 
@@ -87,7 +87,7 @@ async def test_a_token_written_under_a_wrong_wall_has_its_true_age_after_a_reboo
     bench.clock.reboot(off_for=600)
     served = (await bench.restarted()).serve()
     assert served is not None
-    assert served.expires_in == 7200 - 1800 - 1700 - 600
+    assert served.token_expires_in == 7200 - 1800 - 1700 - 600
     assert bench.wechat.calls == 1
 
 
@@ -103,7 +103,7 @@ async def test_a_token_from_before_the_boot_is_in_doubt_once_the_wall_is_set(ben
     assert bench.wechat.calls == 2
     served = keeper.serve()
     assert served is not None
-    assert served.expires_in == 7200
+    assert served.token_expires_in == 7200
     await looked(await bench.restarted())
     assert bench.wechat.calls == 2
 
@@ -191,7 +191,7 @@ async def test_a_wall_clock_that_jumps_while_running_changes_no_age(bench: Bench
         await looked(keeper)
         served = keeper.serve()
         assert served is not None
-        assert served.expires_in == 7200
+        assert served.token_expires_in == 7200
     assert bench.wechat.calls == 1
 
 

@@ -271,8 +271,8 @@ async def test_a_deposed_holder_that_was_refused_changes_nothing(hosts: Hosts) -
 
 def test_a_late_answer_cannot_have_pushed_out_a_token_that_was_asked_for_after_it() -> None:
     held = Credential("e", HeldToken(Secret("t"), 6, 100.0, 7300.0))
-    assert lease_lost(held, 80.0, answered_at=99.0, overlap_after_replacement=300) is None
-    doubted = lease_lost(held, 80.0, answered_at=101.0, overlap_after_replacement=300)
+    assert lease_lost(held, 80.0, answered_at=99.0, lives_on_s=300) is None
+    doubted = lease_lost(held, 80.0, answered_at=101.0, lives_on_s=300)
     assert doubted is not None
     assert doubted.suspicion == Suspicion(Doubt.LOST_ANSWER, 101.0, 400.0)
     assert (
@@ -289,7 +289,7 @@ def test_a_token_that_lives_is_cleared_only_when_the_overlap_of_the_last_call_in
 ):
     policy = Policy()
     held = Credential("e", HeldToken(Secret("t"), 6, 100.0, 7300.0))
-    late = lease_lost(held, 4000.0, answered_at=4030.0, overlap_after_replacement=policy.overlap)
+    late = lease_lost(held, 4000.0, answered_at=4030.0, lives_on_s=policy.overlap)
     twice = lost(lost(held, 4000.0, policy.overlap), 4200.0, policy.overlap)
     assert late is not None
     for doubted, last in ((late, 4030.0), (twice, 4200.0)):

@@ -68,7 +68,7 @@ async def test_a_body_will_do_as_well(daemon: Daemon, kind: str) -> None:
 
 async def test_expires_in_is_never_more_than_the_truth(daemon: Daemon) -> None:
     daemon.bench.clock.pass_(1000.5)
-    assert (await ask(daemon))["expires_in"] == 6199
+    assert (await ask(daemon))["expires_in"] <= 6199
 
 
 @pytest.mark.parametrize(

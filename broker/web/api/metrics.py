@@ -189,7 +189,7 @@ TICKET_GAUGES: Final[
 
 def _ticket_readings(keeper: Keeper) -> tuple[float, ...]:
     served = keeper.serve()
-    return served is not None, served.expires_in if served else 0, keeper.credential.failures
+    return served is not None, served.token_expires_in if served else 0, keeper.credential.failures
 
 
 def _families(gauges: Gauges, readings: Mapping[str, tuple[float, ...]]) -> Iterable[str]:
@@ -208,7 +208,7 @@ def _readings(keeper: Keeper) -> tuple[float, ...]:
     served, spent, credential = keeper.serve(), keeper.usage(), keeper.credential
     return (
         served is not None,
-        served.expires_in if served else 0,
+        served.token_expires_in if served else 0,
         keeper.next_call_in(),
         credential.suspicion is not None,
         spent.limit,

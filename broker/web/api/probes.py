@@ -111,7 +111,7 @@ def _check(keeper: Keeper) -> dict[str, Any]:
         ),
     ]
     status = "fail" if served is None else "warn" if any(worries) else "pass"
-    observed = {"observedValue": served.expires_in if served else 0, "observedUnit": "s"}
+    observed = {"observedValue": served.token_expires_in if served else 0, "observedUnit": "s"}
     return {
         "componentType": "component",
         "status": status,

@@ -108,6 +108,7 @@ def _held(keeper: Keeper, spent: Usage) -> dict[str, Any]:
         "state": served.state.value if served else "unavailable",
         "version": credential.version,
         "expires_in": served.expires_in if served else 0,
+        "token_expires_in": served.token_expires_in if served else 0,
         "next_refresh_in": max(0, round(keeper.next_call_in())),
         "last_error": (
             failure

@@ -152,7 +152,13 @@ def _unchanged(version: str) -> web.Response:
 
 def _token(edge: Edge, keeper: Keeper, served: Served, **more: str) -> web.Response:
     name = keeper.account.name
-    key = (served.credential, served.expires_in, served.state, more.get("outcome"))
+    key = (
+        served.credential,
+        served.expires_in,
+        served.token_expires_in,
+        served.state,
+        more.get("outcome"),
+    )
     kept = edge.rendered.get(name)
     if kept is None or kept[0] != key:
         kept = edge.rendered[name] = (key, *_rendered(edge, keeper, served, more))
@@ -188,6 +194,7 @@ def _rendered(
         "access_token": served.token.value.reveal(),
         "expires_in": served.expires_in,
         "expires_at": iso(edge.wall() + served.expires_in),
+        "token_expires_in": served.token_expires_in,
         "version": version,
         "state": served.state.value,
         **more,
