@@ -24,9 +24,7 @@ from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S, Compat
 from broker.web.api.metrics import Metrics
 from broker.web.connection.connections import Connections, Guarded
 from broker.web.connection.fast_path import (
-    AWAKE_S,
     MOST_KEPT,
-    SOON_S,
     CachedConnection,
     ResponseCache,
     is_one_request,
@@ -661,44 +659,3 @@ async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) 
         assert keeper is not None
         await keeper.refresh(5)
         assert f"{CANARY}-main-t2".encode() in await peer.ask(ask)
-
-
-# --- awake ----------------------------------------------------------------------------------------
-
-
-async def test_who_asks_again_at_once_finds_the_loop_awake_and_who_pauses_lets_it_sleep(
-    bench: Bench, daemon: Daemon
-) -> None:
-    naps: list[float | None] = []
-    # Asyncio's, of which the tests' loop is one
-    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
-    select = selector.select
-
-    def seen(timeout: float | None = None) -> object:
-        naps.append(timeout)
-        return select(timeout)
-
-    async def sleeps() -> bool:
-        naps.clear()
-        for _ in range(20):
-            await asyncio.get_running_loop().run_in_executor(
-                None, int
-            )  # which a loop that has nothing to do waits for
-        return any(timeout != 0 for timeout in naps)
-
-    selector.select = seen
-    try:
-        peer = await daemon.peer()
-        for _ in range(3):
-            await peer.ask()
-            bench.clock.pass_(SOON_S * 2)
-        assert await sleeps()
-        await peer.ask()
-        bench.clock.pass_(SOON_S / 2)
-        await peer.ask()
-        assert not await sleeps()
-        bench.clock.pass_(AWAKE_S)
-        await asyncio.sleep(0)
-        assert await sleeps()
-    finally:
-        selector.select = select

@@ -15,7 +15,6 @@ that wait for the next version wait together: see long_poll.py.
 """
 
 import asyncio
-import os
 import re
 import socket
 from collections.abc import Callable
@@ -38,9 +37,6 @@ _SINCE: Final = web.RequestKey(
 )  # the loop's time at which it began to wait, of one that has waited already
 MOST_KEPT: Final = 1024
 LONGEST_REQUEST: Final = 4096
-SOON_S: Final = 0.0001
-# A client that another program held up for a moment still finds us awake: that makes the p99
-AWAKE_S: Final = 0.0005
 HEAD_END: Final = b"\r\n\r\n"
 MORE: Final = re.compile(
     rb"\r\n(?:content-length|transfer-encoding|expect|upgrade):", re.IGNORECASE
@@ -95,8 +91,6 @@ class ResponseCache:
             False: {},
         }  # by "is a Unix socket"
         self._groups = {is_unix: PollGroups(self.now, tell) for is_unix in self._kept}
-        self._awake_until = NEVER
-        self._is_awake = False
 
     def guard(self, make: Callable[[], asyncio.Protocol]) -> Guarded:
         """A connection's protocol around the one of aiohttp's that `make` makes."""
@@ -190,25 +184,6 @@ class ResponseCache:
         for groups in self._groups.values():
             await groups.end()
 
-    def stay_awake(self, now: float) -> None:
-        """Somebody has asked again within SOON_S, and is likely to do so once more: to be woken takes longer than to answer.
-
-        So the loop looks for AWAKE_S whether there is something to do, instead of going to sleep;
-        between two looks whoever else wants the processor has it. Nobody who pauses between two
-        requests costs anything.
-        """
-        self._awake_until = now + AWAKE_S
-        if not self._is_awake:
-            self._is_awake = True
-            self._stay()
-
-    def _stay(self) -> None:
-        if self.now() < self._awake_until:
-            os.sched_yield()
-            asyncio.get_running_loop().call_soon(self._stay)
-        else:
-            self._is_awake = False
-
     def account(self) -> None:
         """Tell of the answers given since the last time."""
         for kept in self._kept.values():
@@ -255,8 +230,6 @@ class CachedConnection(Waiter):
                 kept = self.kept.get(data)
                 if kept is not None and ((now := self._now()) < kept.until or kept.renew(now)):
                     kept.count += 1
-                    if now - self.heard_at < SOON_S:
-                        self._response_cache.stay_awake(now)
                     self.heard_at = now
                     self._write(kept.data)
                     return
