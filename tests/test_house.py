@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 # The core is pure; the client library and the sandbox stand alone.
 LAYERS = [
     {"core", "client", "sandbox"},
-    {"system", "http", "wechat"},
-    {"config"},
+    {"system", "http"},
+    {"config", "wechat"},
     {"store", "tokens"},
     {"web", "avatars"},
     {"app"},
