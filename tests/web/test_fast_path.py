@@ -2,14 +2,10 @@
 
 import asyncio
 import re
-import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from broker.core.credential import Credential, Doubt, Endpoint, HeldToken
@@ -18,153 +14,27 @@ from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.core.secret import Secret
 from broker.tokens.live import LiveCredential
-from broker.tokens.registry import Registry
-from broker.tokens.tickets import Tickets
-from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S, Compat
-from broker.web.api.metrics import Metrics
-from broker.web.connection.connections import Connections, Guarded
+from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S
 from broker.web.connection.fast_path import (
     MOST_KEPT,
     CachedConnection,
-    ResponseCache,
     is_one_request,
 )
-from broker.web.connection.lifecycle import accepting, answering
-from broker.web.context import Edge
-from broker.web.gate import Client, Gate
-from broker.web.server import application
+from broker.web.gate import Client
 from tests.harness.doubles import ACCOUNT, CANARY, LOST, Bench, looked
-
-ASK = b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n"
-KEY, OTHER = "a key of some length", "another key of some length"
-
-
-def request(path: str = "/v1/tokens/main", *headers: str) -> bytes:
-    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "X-Token-Broker: 1", *headers, "", ""]
-    return "\r\n".join(lines).encode()
-
-
-@dataclass
-class Peer:
-    """A connection, and what came over it."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def ask(self, chunk: bytes = ASK) -> bytes:
-        """Send a chunk in one piece; the answer, as it came."""
-        self.writer.write(chunk)
-        return await self.answer()
-
-    async def answer(self) -> bytes:
-        async with asyncio.timeout(10):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"Content-Length: (\d+)", head)
-            return head + await self.reader.readexactly(
-                int(length[1]) if length and b" 304 " not in head else 0
-            )
-
-
-@dataclass
-class Daemon:
-    """The application behind its door, on TCP and a Unix socket, and the number of answers that the lane gave."""
-
-    registry: Registry
-    lane: ResponseCache
-    gate: Gate
-    metrics: Metrics
-    port: int
-    path: Path
-    peers: list[Peer] = field(default_factory=list)
-
-    async def peer(self, *, unix: bool = False) -> Peer:
-        opening = (
-            asyncio.open_unix_connection(self.path)
-            if unix
-            else asyncio.open_connection("127.0.0.1", self.port)
-        )
-        self.peers.append(Peer(*await opening))
-        return self.peers[-1]
-
-    async def arrived(self, peer: Peer, how: Callable[[CachedConnection], bool]) -> None:
-        """Until the daemon has read what a peer wrote, as its connection shows."""
-        name = peer.writer.get_extra_info("sockname")
-        async with asyncio.timeout(10):
-            while not any(
-                how(one)
-                for one in self.lane.connections._open
-                if isinstance(one, CachedConnection) and _peer_of(one) == name
-            ):
-                await asyncio.sleep(0)
-
-    @property
-    def repeated(self) -> int:
-        self.lane.account()
-        return sum(self.told)
-
-    told: list[int] = field(default_factory=list)
-
-
-def _peer_of(rider: CachedConnection) -> object:
-    return rider.transport.get_extra_info("peername") if rider.transport else None
-
-
-@asynccontextmanager
-async def daemon_on(
-    bench: Bench, keys: dict[str, Client] | None = None, *, enabled: bool = True
-) -> AsyncIterator[Daemon]:
-    told: list[int] = []
-    metrics = Metrics()
-
-    def tell(
-        resource: web.AbstractResource | None,
-        _client: Client | None,
-        status: int,
-        number: int,
-        _last: float,
-    ) -> None:
-        told.append(number)
-        metrics.request(resource, status, number)
-
-    lane = ResponseCache(Connections(100, bench.clock.now), tell, enabled=enabled)
-    tools = await bench.dependencies()
-    tools.on_change = lane.drop
-    registry = Registry([ACCOUNT], tools)
-    await registry.start()
-    registry.tick()
-    await registry.drain()
-    bench.clock.pass_(0.3)
-    gate = Gate(keys or {}, [])
-    metrics.edge = edge = Edge(registry, 5.0, lane, bench.clock.wall)
-    drop_in = Compat(gate, Tickets(registry, tools, bench.wechat))
-    app = application(edge, gate, metrics, lambda *_: None, drop_in.routes())
-    path = bench.path.parent / f"express-{enabled}.sock"
-    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
-        tcp.bind(("127.0.0.1", 0))
-        unix.bind(str(path))
-        async with answering(app) as runner, accepting(runner, [tcp, unix], lane):
-            daemon = Daemon(registry, lane, gate, metrics, tcp.getsockname()[1], path, told=told)
-            try:
-                yield daemon
-            finally:
-                for peer in daemon.peers:
-                    peer.writer.close()
-                registry.stop()
-
-
-@pytest.fixture
-async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
-    async with daemon_on(bench) as daemon:
-        yield daemon
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
-
-def without_date(answer: bytes) -> bytes:
-    return re.sub(rb"Date: [^\r]*", b"Date: -", answer)
-
+from tests.harness.peers import (
+    ASK,
+    KEY,
+    OTHER,
+    Daemon,
+    Peer,
+    connection_of,
+    daemon_on,
+    request,
+    status,
+    two_keys,
+    without_date,
+)
 
 # --- what is repeated -----------------------------------------------------------------------------
 
@@ -216,18 +86,8 @@ async def test_a_connection_that_only_the_lane_has_answered_is_not_silent(daemon
     peer = await daemon.peer()
     await peer.ask()
     assert daemon.repeated == 1
-    rider = _connection(daemon, peer)
+    rider = connection_of(daemon, peer)
     assert rider.heard_at == daemon.lane.now()
-
-
-def _connection(daemon: Daemon, peer: Peer) -> Guarded:
-    name = peer.writer.get_extra_info("sockname")
-    (found,) = [
-        one
-        for one in daemon.lane.connections._open
-        if one.transport is not None and one.transport.get_extra_info("peername") == name
-    ]
-    return found
 
 
 async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_stops(
@@ -238,7 +98,7 @@ async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_sto
         peer, silent = await daemon.peer(), await daemon.peer()
         await peer.ask()
         assert daemon.repeated == 1
-        assert _connection(daemon, peer).inner is None
+        assert connection_of(daemon, peer).inner is None
         daemon.registry.stop()
         assert b"Connection: close" in await peer.ask()
     async with asyncio.timeout(10):
@@ -376,7 +236,7 @@ async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_lane(
 
 
 async def test_a_key_that_is_taken_away_is_refused_at_once(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         chunk = request("/v1/tokens/main", f"Authorization: Bearer {KEY}")
         assert status(await peer.ask(chunk)) == status(await peer.ask(chunk)) == 200
@@ -404,7 +264,7 @@ async def test_who_was_let_in_before_a_reload_and_answered_after_it_is_not_answe
 @asynccontextmanager
 async def daemon_on_the_way(bench: Bench) -> AsyncIterator[tuple[Daemon, bytes, Peer]]:
     """A daemon whose first token is being fetched while somebody asks for it."""
-    opening = daemon_on(bench, _keys())
+    opening = daemon_on(bench, two_keys())
     task = asyncio.create_task(opening.__aenter__())
     await bench.wechat.arrived.wait()
     bench.wechat.gate.set()
@@ -419,16 +279,8 @@ async def daemon_on_the_way(bench: Bench) -> AsyncIterator[tuple[Daemon, bytes, 
 # --- who is who -----------------------------------------------------------------------------------
 
 
-def _keys() -> dict[str, Client]:
-    import hashlib  # noqa: PLC0415 -- only here
-
-    scopes = frozenset({"read"})
-    named = {KEY: Client("one", scopes), OTHER: Client("two", scopes, frozenset({"shop"}))}
-    return {hashlib.sha256(key.encode()).hexdigest(): client for key, client in named.items()}
-
-
 async def test_nobody_is_answered_with_anothers_rights(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         for _ in range(3):
             assert (
@@ -448,7 +300,7 @@ async def test_nobody_is_answered_with_anothers_rights(bench: Bench) -> None:
 
 
 async def test_what_the_unix_socket_may_a_tcp_peer_may_not(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         near, far = await daemon.peer(unix=True), await daemon.peer()
         assert status(await near.ask()) == status(await near.ask()) == 200
         assert status(await far.ask()) == 401
@@ -564,7 +416,7 @@ async def test_a_peer_that_does_not_read_is_aiohttps(daemon: Daemon) -> None:
     await (await daemon.peer()).ask()
     peer = await daemon.peer()
     await peer.ask()
-    rider = _connection(daemon, peer)
+    rider = connection_of(daemon, peer)
     assert isinstance(rider, CachedConnection)
     rider.pause_writing()
     rider.resume_writing()
@@ -613,7 +465,7 @@ async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemo
     await peer.ask(request("/livez"))
 
     def answering() -> bool:
-        return _connection(daemon, peer).is_answering
+        return connection_of(daemon, peer).is_answering
 
     assert not answering()
     peer.writer.write(request("/v1/tokens/main?wait=0.2", f"If-None-Match: {etag[1].decode()}"))
@@ -630,7 +482,7 @@ async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemo
 async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_never_come_from_there(
     bench: Bench,
 ) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         ask = request(
             f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
@@ -646,7 +498,7 @@ async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_nev
 
 
 async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         ask = request(
             f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"

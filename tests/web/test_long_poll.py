@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,16 +25,16 @@ from broker.web.connection.long_poll import (
 )
 from broker.web.gate import Client
 from tests.harness.doubles import LOST, Bench
-from tests.web.test_fast_path import (
+from tests.harness.peers import (
     KEY,
     OTHER,
     Daemon,
     Peer,
-    _connection,
-    _keys,
+    connection_of,
     daemon_on,
     request,
     status,
+    two_keys,
     without_date,
 )
 
@@ -44,12 +44,6 @@ OF_THIS_DAEMON = re.compile(
     rb"main-t\d+|[-0-9]+T[0-9:]+Z|(?<=expires_in\": )\d+|(?<=retry_after\": )\d+|(?<=Retry-After:"
     rb" )\d+"
 )
-
-
-@pytest.fixture
-async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
-    async with daemon_on(bench) as daemon:
-        yield daemon
 
 
 def held(daemon: Daemon) -> str:
@@ -73,7 +67,7 @@ async def rotate(bench: Bench, daemon: Daemon) -> str:
 
 
 def rider(daemon: Daemon, peer: Peer) -> CachedConnection:
-    found = _connection(daemon, peer)
+    found = connection_of(daemon, peer)
     assert isinstance(found, CachedConnection)
     return found
 
@@ -453,7 +447,7 @@ async def test_who_waits_when_the_lane_ends_waits_with_aiohttp(
 
 
 async def test_who_may_not_ask_any_more_is_refused_and_others_wait_on(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         mine, theirs = (
             watch(daemon, LONG, f"Authorization: Bearer {KEY}"),
             watch(daemon, LONG, "X-Note: -"),
@@ -473,7 +467,7 @@ async def test_who_may_not_ask_any_more_is_refused_and_others_wait_on(bench: Ben
 async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_looked_at(
     bench: Bench,
 ) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
         await first(daemon, chunk)
         peers = [await parked(daemon, chunk) for _ in range(AT_ONCE + AT_ONCE // 2)]
@@ -492,7 +486,7 @@ async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_look
 
 
 async def test_who_waits_across_a_reload_waits_no_longer_for_it(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         chunk, loop = watch(daemon, 1, f"Authorization: Bearer {KEY}"), asyncio.get_running_loop()
         await first(daemon, chunk)
         began = loop.time()
@@ -517,7 +511,7 @@ async def test_the_one_that_is_looked_at_after_a_reload_may_be_gone(
 
 
 async def test_who_was_let_in_before_a_reload_opens_no_room_after_it(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
         await first(daemon, chunk)
         daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
@@ -529,7 +523,7 @@ async def test_who_was_let_in_before_a_reload_opens_no_room_after_it(bench: Benc
 
 
 async def test_nobody_waits_with_anothers_rights(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         await first(daemon, watch(daemon, LONG, f"Authorization: Bearer {KEY}"))
         other = watch(daemon, LONG, f"Authorization: Bearer {OTHER}")
         assert status(await (await daemon.peer()).ask(other)) == 403
