@@ -15,12 +15,11 @@ from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api.compat import Compat
 from broker.web.api.metrics import Metrics
-from broker.web.connection.connections import Connections, Guarded
-from broker.web.connection.fast_path import (
-    CachedConnection,
-    ResponseCache,
-)
+from broker.web.connection.connection import Connection
+from broker.web.connection.connections import Connections
+from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
+from broker.web.connection.long_poll import PollGroups
 from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.server import application
@@ -58,10 +57,10 @@ class Peer:
 
 @dataclass
 class Daemon:
-    """The application behind its door, on TCP and a Unix socket, and the number of answers that the lane gave."""
+    """The application on TCP and a Unix socket, and how many answers aiohttp did not write."""
 
     registry: Registry
-    lane: ResponseCache
+    cache: ResponseCache
     gate: Gate
     metrics: Metrics
     port: int
@@ -77,64 +76,72 @@ class Daemon:
         self.peers.append(Peer(*await opening))
         return self.peers[-1]
 
-    async def arrived(self, peer: Peer, how: Callable[[CachedConnection], bool]) -> None:
+    async def arrived(self, peer: Peer, how: Callable[[Connection], bool]) -> None:
         """Until the daemon has read what a peer wrote, as its connection shows."""
         name = peer.writer.get_extra_info("sockname")
         async with asyncio.timeout(10):
             while not any(
                 how(one)
-                for one in self.lane.connections._open
-                if isinstance(one, CachedConnection) and _peer_of(one) == name
+                for one in self.cache.connections._open
+                if one.transport is not None and one.transport.get_extra_info("peername") == name
             ):
                 await asyncio.sleep(0)
 
     @property
     def repeated(self) -> int:
-        self.lane.account()
-        return sum(self.told)
+        self.cache.account()
+        return sum(self.counted)
 
-    told: list[int] = field(default_factory=list)
+    @property
+    def groups(self) -> PollGroups:
+        """The poll groups of the TCP socket."""
+        return self.cache._paths[False].groups
 
-
-def _peer_of(rider: CachedConnection) -> object:
-    return rider.transport.get_extra_info("peername") if rider.transport else None
+    counted: list[int] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def daemon_on(
-    bench: Bench, keys: dict[str, Client] | None = None, *, enabled: bool = True
+    bench: Bench,
+    keys: dict[str, Client] | None = None,
+    *,
+    enabled: bool = True,
+    connections: Connections | None = None,
 ) -> AsyncIterator[Daemon]:
-    told: list[int] = []
+    counted: list[int] = []
     metrics = Metrics()
 
-    def tell(
+    def on_answered(
         resource: web.AbstractResource | None,
         _client: Client | None,
         status: int,
         number: int,
         _last: float,
     ) -> None:
-        told.append(number)
+        counted.append(number)
         metrics.request(resource, status, number)
 
-    lane = ResponseCache(Connections(100, bench.clock.now), tell, enabled=enabled)
-    tools = await bench.dependencies()
-    tools.on_change = lane.drop
-    registry = Registry([ACCOUNT], tools)
+    connections = connections or Connections(100, bench.clock.now)
+    cache = ResponseCache(connections, on_answered, enabled=enabled)
+    dependencies = await bench.dependencies()
+    dependencies.on_change = cache.drop
+    registry = Registry([ACCOUNT], dependencies)
     await registry.start()
     registry.tick()
     await registry.drain()
     bench.clock.pass_(0.3)
     gate = Gate(keys or {}, [])
-    metrics.edge = edge = Edge(registry, 5.0, lane, bench.clock.wall)
-    drop_in = Compat(gate, Tickets(registry, tools, bench.wechat))
-    app = application(edge, gate, metrics, lambda *_: None, drop_in.routes())
-    path = bench.path.parent / f"express-{enabled}.sock"
+    metrics.edge = edge = Edge(registry, 5.0, cache, bench.clock.wall)
+    compat = Compat(gate, Tickets(registry, dependencies, bench.wechat))
+    app = application(edge, gate, metrics, lambda *_: None, compat.routes())
+    path = bench.path.parent / f"broker-{enabled}.sock"
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", 0))
         unix.bind(str(path))
-        async with answering(app) as runner, accepting(runner, [tcp, unix], lane):
-            daemon = Daemon(registry, lane, gate, metrics, tcp.getsockname()[1], path, told=told)
+        async with answering(app) as runner, accepting(runner, [tcp, unix], cache):
+            daemon = Daemon(
+                registry, cache, gate, metrics, tcp.getsockname()[1], path, counted=counted
+            )
             try:
                 yield daemon
             finally:
@@ -151,11 +158,11 @@ def without_date(answer: bytes) -> bytes:
     return re.sub(rb"Date: [^\r]*", b"Date: -", answer)
 
 
-def connection_of(daemon: Daemon, peer: Peer) -> Guarded:
+def connection_of(daemon: Daemon, peer: Peer) -> Connection:
     name = peer.writer.get_extra_info("sockname")
     (found,) = [
         one
-        for one in daemon.lane.connections._open
+        for one in daemon.cache.connections._open
         if one.transport is not None and one.transport.get_extra_info("peername") == name
     ]
     return found

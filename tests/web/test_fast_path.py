@@ -1,12 +1,14 @@
-"""The express lane: the same request, the same answer, and not one condition less than it takes."""
+"""The response cache: an equal request gets an equal answer, only while nothing has changed."""
 
 import asyncio
+import math
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import web
 
 from broker.core.credential import Credential, Doubt, Endpoint, HeldToken
 from broker.core.decision import scheduled_at
@@ -15,11 +17,11 @@ from broker.core.ports import Verdict
 from broker.core.secret import Secret
 from broker.tokens.live import LiveCredential
 from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S
-from broker.web.connection.fast_path import (
-    MOST_KEPT,
-    CachedConnection,
-    is_one_request,
-)
+from broker.web.connection.cached_response import MOST_CACHED, is_one_request
+from broker.web.connection.connection import State
+from broker.web.connection.connections import Connections
+from broker.web.connection.fast_path import AGAIN, APP, ResponseCache
+from broker.web.connection.lifecycle import accepting, answering
 from broker.web.gate import Client
 from tests.harness.doubles import ACCOUNT, CANARY, LOST, Bench, looked
 from tests.harness.peers import (
@@ -54,7 +56,7 @@ async def test_a_request_like_one_before_gets_the_same_bytes_on_any_connection(
     assert daemon.repeated == 2
 
 
-async def test_what_the_lane_says_is_what_aiohttp_would_say(bench: Bench, daemon: Daemon) -> None:
+async def test_a_cached_response_is_what_aiohttp_would_write(bench: Bench, daemon: Daemon) -> None:
     etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
     assert etag
     chunks = [
@@ -66,10 +68,10 @@ async def test_what_the_lane_says_is_what_aiohttp_would_say(bench: Bench, daemon
     repeated = [[await (await daemon.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
     assert daemon.repeated == 4 + 1
     async with daemon_on(bench, enabled=False) as plain:
-        said = [[await (await plain.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
+        written = [[await (await plain.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
         assert plain.repeated == 0
-    assert [without_date(one) for one in repeated] == [without_date(one) for one in said]
-    assert [status(one) for one in said] == [200, 200, 200, 304]
+    assert [without_date(one) for one in repeated] == [without_date(one) for one in written]
+    assert [status(one) for one in written] == [200, 200, 200, 304]
 
 
 async def test_metrics_count_repeated_answers_like_others(daemon: Daemon) -> None:
@@ -81,13 +83,12 @@ async def test_metrics_count_repeated_answers_like_others(daemon: Daemon) -> Non
     assert daemon.repeated == 6
 
 
-async def test_a_connection_that_only_the_lane_has_answered_is_not_silent(daemon: Daemon) -> None:
+async def test_a_connection_that_only_the_cache_has_answered_is_not_silent(daemon: Daemon) -> None:
     await (await daemon.peer()).ask()
     peer = await daemon.peer()
     await peer.ask()
     assert daemon.repeated == 1
-    rider = connection_of(daemon, peer)
-    assert rider.heard_at == daemon.lane.now()
+    assert connection_of(daemon, peer).heard_at == daemon.cache.now()
 
 
 async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_stops(
@@ -98,7 +99,7 @@ async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_sto
         peer, silent = await daemon.peer(), await daemon.peer()
         await peer.ask()
         assert daemon.repeated == 1
-        assert connection_of(daemon, peer).inner is None
+        assert connection_of(daemon, peer).handler is None
         daemon.registry.stop()
         assert b"Connection: close" in await peer.ask()
     async with asyncio.timeout(10):
@@ -115,12 +116,12 @@ async def test_it_is_never_said_to_live_longer_than_it_does(bench: Bench, daemon
     for step in (0.0, 0.4, 0.5, 0.2, 0.9, 1.0, 0.3):
         await peer.ask()
         bench.clock.pass_(step)
-        said = re.search(rb'"expires_in": (\d+)', await peer.ask())
+        found = re.search(rb'"expires_in": (\d+)', await peer.ask())
         held = token.credential.token
-        assert said
+        assert found
         assert held
         left = held.expires_at - bench.clock.now()
-        assert left - 1 < int(said[1]) <= left
+        assert left - 1 < int(found[1]) <= left
 
 
 async def test_another_version_is_served_at_once(bench: Bench, daemon: Daemon) -> None:
@@ -225,7 +226,7 @@ async def test_a_schedule_that_has_stopped_shows(bench: Bench, daemon: Daemon) -
     assert status(await peer.ask(request("/livez"))) == 200
 
 
-async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_lane(
+async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_cache(
     daemon: Daemon,
 ) -> None:
     peer = await daemon.peer()
@@ -242,7 +243,7 @@ async def test_a_key_that_is_taken_away_is_refused_at_once(bench: Bench) -> None
         assert status(await peer.ask(chunk)) == status(await peer.ask(chunk)) == 200
         assert daemon.repeated == 1
         daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
-        daemon.lane.drop()
+        daemon.cache.drop()
         assert status(await peer.ask(chunk)) == 401
 
 
@@ -254,7 +255,7 @@ async def test_who_was_let_in_before_a_reload_and_answered_after_it_is_not_answe
         peer.writer.write(chunk)
         await asyncio.wait_for(bench.wechat.arrived.wait(), 10)
         daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
-        daemon.lane.drop()
+        daemon.cache.drop()
         bench.wechat.before_answer = lambda: bench.clock.pass_(0.3)
         bench.wechat.gate.set()
         assert status(await peer.answer()) == 200  # its request was let in
@@ -321,6 +322,57 @@ async def test_only_good_answers_of_routes_that_say_so_are_repeated(
     assert daemon.repeated == 0
 
 
+async def test_a_change_of_one_app_drops_what_is_about_it_or_about_no_one_app(
+    daemon: Daemon,
+) -> None:
+    peer, of_app, of_all = await daemon.peer(), ASK, request("/readyz")
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    daemon.cache.drop("shop")
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    assert daemon.repeated == 1, "of the app that has not changed"
+    daemon.cache.drop("main")
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    assert daemon.repeated == 1
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    assert daemon.repeated == 3
+    daemon.cache.drop()
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    assert daemon.repeated == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "handled"), [("shop", 1), ("main", 2), (None, 2)], ids=["another", "its own", "all"]
+)
+async def test_an_answer_is_not_kept_if_its_app_has_changed_since_the_request_came(
+    changed: str | None, handled: int
+) -> None:
+    cache, times = ResponseCache(Connections(100)), list[None]()
+
+    async def handler(request: web.Request) -> web.Response:
+        cache.note_request(request)
+        times.append(None)
+        request[APP], request[AGAIN] = "main", lambda: (b"ok", math.inf)
+        cache.drop(changed)
+        return web.Response(body=b"ok")
+
+    app = web.Application()
+    app.add_routes([web.get("/", handler)])
+    app.on_response_prepare.append(cache.keep)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        async with answering(app) as runner, accepting(runner, [sock], cache):
+            peer = Peer(*await asyncio.open_connection(*sock.getsockname()))
+            for _ in range(2):
+                assert (await peer.ask(request("/"))).endswith(b"ok")
+            peer.writer.close()
+    assert len(times) == handled
+
+
 async def test_a_bad_answer_is_not_repeated(bench: Bench) -> None:
     bench.wechat.answers.append(LOST)
     async with daemon_on(bench) as daemon:
@@ -351,7 +403,7 @@ async def test_a_request_behind_half_a_request_is_not_looked_up(daemon: Daemon) 
     peer = await daemon.peer()
     await peer.ask()
     peer.writer.write(b"GET /v1/tokens/main HTTP/1.1\r\nX-Note: ")
-    await daemon.arrived(peer, lambda rider: not rider._is_regular)
+    await daemon.arrived(peer, lambda connection: connection.state is State.AIOHTTP)
     answer = await peer.ask()  # the rest of that header, and of that request
     assert status(answer) == 200
     assert daemon.repeated == 1
@@ -374,7 +426,7 @@ async def test_an_answer_does_not_overtake_one_that_is_still_to_come(daemon: Dae
     peer = await daemon.peer()
     assert etag
     peer.writer.write(request("/v1/tokens/main?wait=0.3", f"If-None-Match: {etag[1].decode()}"))
-    await daemon.arrived(peer, lambda rider: rider.is_at_work)
+    await daemon.arrived(peer, lambda connection: connection.state is State.ANSWERING)
     assert status(await peer.ask()) == 304
     assert status(await peer.answer()) == 200
     assert daemon.repeated == 1
@@ -416,19 +468,19 @@ async def test_a_peer_that_does_not_read_is_aiohttps(daemon: Daemon) -> None:
     await (await daemon.peer()).ask()
     peer = await daemon.peer()
     await peer.ask()
-    rider = connection_of(daemon, peer)
-    assert isinstance(rider, CachedConnection)
-    rider.pause_writing()
-    rider.resume_writing()
+    connection = connection_of(daemon, peer)
+    connection.pause_writing()
+    connection.resume_writing()
     assert status(await peer.ask()) == 200
     assert daemon.repeated == 1
 
 
-async def test_what_is_kept_is_bounded(daemon: Daemon) -> None:
+async def test_the_cache_is_bounded(daemon: Daemon) -> None:
     peer = await daemon.peer()
-    for number in range(MOST_KEPT + 10):
+    for number in range(MOST_CACHED + 10):
         await peer.ask(request("/livez", f"X-Number: {number}"))
-    assert sum(len(kept) for kept in daemon.lane._kept.values()) <= MOST_KEPT
+    cached = [path.responses.by_request for path in daemon.cache._paths.values()]
+    assert 0 < sum(map(len, cached)) <= MOST_CACHED
 
 
 @pytest.mark.parametrize(
@@ -454,32 +506,10 @@ def test_a_chunk_is_one_request_or_it_is_not(chunk: bytes, *, is_one: bool) -> N
     assert is_one_request(chunk) is is_one
 
 
-# --- what it leans on -----------------------------------------------------------------------------
-
-
-async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemon) -> None:
-    assert "_request_in_progress" in RequestHandler.__slots__
-    etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
-    assert etag
-    peer = await daemon.peer()
-    await peer.ask(request("/livez"))
-
-    def answering() -> bool:
-        return connection_of(daemon, peer).is_answering
-
-    assert not answering()
-    peer.writer.write(request("/v1/tokens/main?wait=0.2", f"If-None-Match: {etag[1].decode()}"))
-    async with asyncio.timeout(10):
-        while not answering():
-            await asyncio.sleep(0)
-    assert status(await peer.answer()) == 304
-    assert not answering()
-
-
 # --- SDKs -----------------------------------------------------------------------------------------
 
 
-async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_never_come_from_there(
+async def test_an_sdk_that_loops_is_refused_by_the_cache_and_its_good_answers_never_come_from_there(
     bench: Bench,
 ) -> None:
     async with daemon_on(bench, two_keys()) as daemon:
@@ -487,8 +517,8 @@ async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_nev
         ask = request(
             f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
         )
-        said = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
-        assert all(b"access_token" in answer for answer in said)
+        good = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
+        assert all(b"access_token" in answer for answer in good)
         assert daemon.repeated == 0
         refused = [await peer.ask(ask) for _ in range(10)]
         assert all(b'"errcode": 45011' in answer for answer in refused)
