@@ -33,10 +33,10 @@ from broker.web.api.compat import Compat
 from broker.web.api.metrics import Metrics
 from broker.web.api.tickets import TicketDesk
 from broker.web.client_stats import ClientStats
+from broker.web.connection.cached_response import OnAnswered
 from broker.web.connection.connections import Connections, most_connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering, answers
-from broker.web.connection.long_poll import OnAnswered
 from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.handles import Handles
@@ -117,7 +117,7 @@ async def daemon(
             emit=_emit(metrics),
             call_timeout_s=settings.wechat.timeout,
             emergency_budget=EmergencyBudget(_runtime_directory()),
-            on_change=lambda _: response_cache.drop(),
+            on_change=response_cache.drop,
         )
         registry = Registry(list(settings.apps.values()), dependencies)
         await registry.start()

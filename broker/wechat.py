@@ -22,6 +22,7 @@ from broker.core.credential import Account, Endpoint
 from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
+from broker.http.no_retry import session_without_retries
 
 TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
@@ -52,22 +53,16 @@ class WeChat:
         """
         # A connection per call: calls are rare, and an idle connection that WeChat has closed would
         # lose an answer.
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True, limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
+        session = session_without_retries(
+            aiohttp.TCPConnector(force_close=True, limit=0),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={
                 "Accept": "application/json",
                 "Accept-Encoding": "identity",
                 "User-Agent": "token-broker",
             },
-            auto_decompress=False,  # bounded by hand below: aiohttp would inflate 48 KB to 50 MB
             trace_configs=[_note_when_sent()],
         )
-        # aiohttp repeats a GET by itself when the server drops the connection; on the classic
-        # endpoint that is a token call without a reservation. There is no public switch;
-        # tests/wechat/test_wechat.py counts requests on the wire.
-        session._retry_connection = False  # noqa: SLF001
         async with session:
             yield cls(session, api_base, timeout_s, wecom_base or api_base)
 
@@ -158,7 +153,10 @@ def _note_when_sent() -> aiohttp.TraceConfig:
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    """Return the decoded body, None where it is over the bound or cannot be decoded."""
+    """Return the decoded body, None where it is over the bound or cannot be decoded.
+
+    The session decodes nothing: aiohttp would inflate 48 KB to 50 MB.
+    """
     raw = bytearray()
     async for chunk in response.content.iter_any():
         raw += chunk

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 # The core is pure; the client library and the sandbox stand alone.
 LAYERS = [
     {"core", "client", "sandbox"},
-    {"system", "http", "wechat"},
-    {"config"},
+    {"system", "http"},
+    {"config", "wechat"},
     {"store", "tokens"},
     {"web", "avatars"},
     {"app"},
@@ -38,7 +38,9 @@ def imports_of(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {
-                f"{node.module}.{alias.name}" for alias in node.names if node.module == "broker"
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if node.module == "broker" or node.module.startswith("tests")
             }
     return found
 
@@ -135,3 +137,35 @@ def test_nothing_points_outside_of_the_repository() -> None:
     outside = re.compile(r"\b(?:wechat|contract|design|house|scenarios)\.md\b|§")
     found = {str(path) for path in files if outside.search(path.read_text())}
     assert found <= {str(ROOT / "tests/test_house.py")}
+
+
+# --- tests ------------------------------------------------------------------------------------------
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def test_no_module_imports_a_test_module() -> None:
+    importing = [
+        (str(path.relative_to(ROOT)), name)
+        for path in TESTS
+        for name in imports_of(path)
+        if re.match(r"tests\b.*\.(test_|conftest)", name)
+    ]
+    assert importing == [], "what is shared belongs into tests/harness/"
+
+
+def test_no_fixture_is_written_twice() -> None:
+    written: dict[str, list[str]] = {}
+    for path in TESTS:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and any(
+                "fixture" in ast.unparse(decorator) for decorator in node.decorator_list
+            ):
+                steps = [ast.unparse(one) for one in node.body if not is_docstring(one)]
+                where = f"{path.relative_to(ROOT)}: {node.name}"
+                written.setdefault("\n".join(steps), []).append(where)
+    assert [places for places in written.values() if len(places) > 1] == []
+
+
+def is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

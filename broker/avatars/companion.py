@@ -17,6 +17,7 @@ from broker.avatars.images import Images
 from broker.avatars.urls import is_loopback, origin
 from broker.avatars.wechat_api import DataApi
 from broker.client import AsyncTokenClient, BrokerError
+from broker.http.no_retry import session_without_retries
 
 QLOGO: Final = ("http://*.qlogo.cn", "https://*.qlogo.cn")
 # An idle connection is closed by us, before WeChat does: a POST that meets a closed one is lost
@@ -97,17 +98,12 @@ async def companion(
 
 
 def _session() -> aiohttp.ClientSession:
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(keepalive_timeout=KEEP_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
+    # A repeated user/get would be counted twice by WeChat.
+    return session_without_retries(
+        aiohttp.TCPConnector(keepalive_timeout=KEEP_S),
         headers={
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": "token-broker",
         },
-        auto_decompress=False,
     )
-    # aiohttp repeats a GET by itself when the server drops the connection, and user/get is counted.
-    # No public switch.
-    session._retry_connection = False  # noqa: SLF001
-    return session

@@ -2,10 +2,11 @@
 
 import http.client
 import json
-import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
+from broker.client.protocol import BrokerAddress
+from broker.client.sync import BrokerConnection
 from broker.system.address import Address
 
 TIMEOUT_S: Final = 30.0
@@ -13,17 +14,6 @@ TIMEOUT_S: Final = 30.0
 
 class NoAnswer(Exception):  # noqa: N818 -- said to a person
     """The daemon does not answer, or not with what was asked for. Says why."""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def daemon(addresses: Sequence[Address], path: str, key: str | None) -> Any:
@@ -58,13 +48,13 @@ def daemon(addresses: Sequence[Address], path: str, key: str | None) -> Any:
     return answer
 
 
-def _connection(address: Address) -> http.client.HTTPConnection:
+def _connection(address: Address) -> BrokerConnection:
     if address.kind == "unix":
-        return _UnixConnection(str(address.path))
+        return BrokerConnection(BrokerAddress.of_socket(address.path), TIMEOUT_S)
     # A wildcard listens on every address; loopback is one of them.
     # Compared, not bound
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
-    return http.client.HTTPConnection(host, address.port, timeout=TIMEOUT_S)
+    return BrokerConnection(BrokerAddress("", host, address.port), TIMEOUT_S)
 
 
 COLUMNS: Final = (

@@ -125,7 +125,7 @@ class BrokerAddress:
     def parse(cls, broker: str) -> "BrokerAddress":
         """Read `http://host:port` or `unix:/path`; raises ValueError."""
         if broker.startswith("unix:/"):
-            return cls("http://localhost", "localhost", 80, broker.removeprefix("unix:"))
+            return cls.of_socket(broker.removeprefix("unix:"))
         parts = urlsplit(broker)
         if (
             parts.scheme != "http"
@@ -135,6 +135,11 @@ class BrokerAddress:
         ):
             raise ValueError("the broker's address is http://HOST:PORT or unix:/PATH")
         return cls(f"http://{parts.netloc}", parts.hostname, parts.port or 80)
+
+    @classmethod
+    def of_socket(cls, path: str) -> "BrokerAddress":
+        """Return the address of the Unix socket at `path`."""
+        return cls("http://localhost", "localhost", 80, path)
 
 
 class ClientKey:

@@ -181,7 +181,7 @@ class TokenClient:
 
     def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         kind = {"Content-Type": "application/json"} if body is not None else {}
-        connection = _Connection(self._address, protocol.timeout(path))
+        connection = BrokerConnection(self._address, protocol.timeout(path))
         asked_at = now()
         try:
             connection.request(method, path, body, {**self._key.headers(), **kind, **headers})
@@ -191,12 +191,18 @@ class TokenClient:
             connection.close()
 
 
-class _Connection(http.client.HTTPConnection):
+class BrokerConnection(http.client.HTTPConnection):
+    """An HTTP connection to the broker over TCP or over its Unix socket.
+
+    It connects with the first request. `timeout_s` bounds each read and write.
+    """
+
     def __init__(self, address: BrokerAddress, timeout_s: float) -> None:
         super().__init__(address.host, address.port, timeout=timeout_s)
         self._path = address.path
 
     def connect(self) -> None:
+        """Open the socket. Raises OSError."""
         if self._path is None:
             super().connect()
             return

@@ -33,7 +33,7 @@ class HostCheck:
 
 
 def host_name(host: str) -> str:
-    """Return the name in a Host header in lower case, without its port; empty where it is malformed."""
+    """Return the name in a Host header, in lower case and without its port; empty if malformed."""
     found = _HOST.fullmatch(host)
     return (found[1] or found[2]).lower() if found else ""
 

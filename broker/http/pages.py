@@ -1,4 +1,4 @@
-"""What pages for people are made of: templates, and static files under names that change with their content."""
+"""What pages consist of: templates, and static files whose names change with their content."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ FOR_EVER: Final = "public, max-age=31536000, immutable"  # the name changes with
 class Pages:
     """The `templates/` and `static/` of one directory.
 
-    Templates see `paths`: the address of each static file by its name.
+    Templates are given `paths`, which has the address of each static file by its name.
     """
 
     def __init__(self, here: Path) -> None:
@@ -36,7 +36,7 @@ class Pages:
 
     @cached_property
     def _jinja(self) -> "jinja2.Environment":
-        # A daemon that shows no page has no need of it, and starts sooner
+        # A daemon that shows no page does not need it, and starts sooner without.
         import jinja2  # noqa: PLC0415
 
         environment = jinja2.Environment(

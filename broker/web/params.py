@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from broker.core.serving import Code, Unavailable
 from broker.http.problems import ProblemError, problem
 from broker.tokens.keeper import Keeper
+from broker.web.connection.fast_path import APP
 from broker.web.context import EDGE
 from broker.web.gate import CLIENT
 
@@ -42,6 +43,7 @@ def keeper_of(request: web.Request, scope: str) -> Keeper:
         raise ProblemError(
             404, "unknown-app", "No app has this name or AppID; GET /v1/status lists them."
         )
+    request[APP] = keeper.account.name
     return keeper
 
 

@@ -2,23 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker.sandbox import SandboxOptions
-from tests.avatars.test_avatars import BATCHGET, TTL, USER_GET, Scene, scene
+from tests.harness.companion import BATCHGET, TTL, USER_GET, Scene, scene
 from tests.harness.doubles import APPID
 
 QUIET_DAY = 1_790_006_400.0  # 2026-09-22 00:00 in Beijing
-
-
-@pytest.fixture
-async def there(tmp_path: Path) -> AsyncIterator[Scene]:
-    async with scene(tmp_path) as there:
-        yield there
 
 
 async def refusal(there: Scene, path: str = "/avatars") -> dict[str, Any]:

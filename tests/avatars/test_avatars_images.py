@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from broker.avatars.errors import AvatarError
 from broker.avatars.images import LARGEST, Images, PublicOnly
-from tests.avatars.test_avatars import BATCHGET, TTL, Scene, scene
+from tests.harness.companion import BATCHGET, TTL, Scene, scene
 
 
 @pytest.fixture

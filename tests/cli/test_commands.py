@@ -5,25 +5,14 @@ import socket
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-
-import pytest
 
 from broker import __version__
 from broker.store.sqlite.file import MIGRATIONS
 from tests.harness import invariants
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.processes import ME, House, ask, process, run, until
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    with house.sandboxed():
-        house.configure()
-        yield house
 
 
 def test_serve_says_where_it_listens_and_serves_a_token_that_wechat_accepts(house: House) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 import stat
 import subprocess
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,11 @@ from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.fake_systemd import needs
 from tests.harness.places import DEPLOY
 from tests.harness.proxy_harness import GOOD, Hostile, Proxied, raw
+from tests.harness.units import INSTALL, directives
 
-INSTALL = DEPLOY / "install.sh"
 SERVICES = ["token-broker.service", "token-broker-avatars.service"]
 UNITS = [*SERVICES, "token-broker.socket"]
 EXPOSURE = 15  # tenths, of 100
-
-
-def directives(unit: str) -> dict[str, list[str]]:
-    """What a unit says, each key with all its values."""
-    found = defaultdict(list)
-    for line in (DEPLOY / unit).read_text().splitlines():
-        if "=" in line and not line.startswith("#"):
-            key, value = line.split("=", 1)
-            found[key].append(value)
-    return dict(found)
 
 
 def told(*command: str | Path, **environ: str) -> "subprocess.CompletedProcess[str]":

@@ -22,11 +22,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.deploy.test_deploy import INSTALL, directives
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.fake_systemd import HANDOVER, Ear, held, missing, needs
 from tests.harness.places import TESTS
 from tests.harness.processes import PATIENCE_S, House, until
+from tests.harness.units import INSTALL, directives
 
 USER, GROUP, CLIENTS = 54321, 54321, 54322  # nobody's
 SERVICE = directives("token-broker.service")

@@ -48,14 +48,6 @@ def ear() -> Iterator[Ear]:
     ear.close()
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    with house.sandboxed():
-        house.configure()
-        yield house
-
-
 # --- what is said ---------------------------------------------------------------------------------
 
 

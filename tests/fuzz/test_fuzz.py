@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.core.credential import Account
@@ -32,13 +32,11 @@ from broker.core.secret import Secret
 from broker.wechat import WeChat
 from tests.harness import invariants
 from tests.harness.doubles import ACCOUNT, CANARY, stable
+from tests.harness.fuzzing import BOUNDED, connected, mostly, statuses, tell
 from tests.harness.places import ROOT
 from tests.harness.processes import House, ask, until
 
 T = TypeVar("T")
-BOUNDED = settings(
-    max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
 
 # --- the API, by its own description --------------------------------------------------------------
 
@@ -124,10 +122,6 @@ def described(house: House, way_in: str) -> dict[str, Any]:
             if parameter["name"] == "app":
                 parameter["schema"] = {"anyOf": [{"const": "main"}, {"type": "string"}]}
     return document
-
-
-def tell(what: str, *figures: object) -> None:
-    print(f"\n{what}:", *figures)
 
 
 # --- WeChat's answers, on the socket --------------------------------------------------------------
@@ -228,11 +222,6 @@ def line() -> Iterator[Line]:
         runner.run(stack.aclose())
         server.close()
         tell("upstream answers", f"{line.calls} answers, {line.size:,} bytes;", dict(line.outcomes))
-
-
-def mostly(good: bytes, bad: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Seven in eight are good, so that most answers have one or two faults, not ten."""
-    return st.integers(0, 7).flatmap(lambda n: bad if n == 1 else st.just(good))
 
 
 # What a gateway, a captive portal or a broken proxy may put around, before, behind or instead of an
@@ -472,14 +461,6 @@ class Intruder:
                 answer += more
         assert statuses(answer) == [200]
         assert b"access_token" in answer
-
-
-def connected(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=20)
-
-
-def statuses(answer: bytes) -> list[int]:
-    return [int(code) for code in re.findall(rb"HTTP/[01]\.\d (\d{3}) ", answer)]
 
 
 @contextlib.contextmanager

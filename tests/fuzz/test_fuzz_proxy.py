@@ -20,8 +20,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.test_fuzz import BOUNDED, connected, mostly, statuses, tell
 from tests.harness.doubles import APPID, CANARY
+from tests.harness.fuzzing import BOUNDED, connected, mostly, statuses, tell
 from tests.harness.processes import House, until
 from tests.harness.proxy_harness import Hostile, Seen, says
 

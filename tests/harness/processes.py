@@ -147,6 +147,13 @@ class House:
         """Ask the daemon; status and JSON."""
         return ask("GET", self.daemon + path, headers={**ME, **headers})
 
+    def served(self) -> dict[str, Any]:
+        """The token that the daemon serves, with the times just before and after (unix seconds)."""
+        asked_at = time.time()
+        status, token = self.get("/v1/tokens/main")
+        assert status == 200, token
+        return {**token, "asked_at": asked_at, "received_at": time.time()}
+
     def post(self, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
         """Tell the daemon; status and JSON."""
         return ask("POST", self.daemon + path, body, {**ME, **headers})
@@ -162,6 +169,14 @@ class House:
     def calls(self) -> list[dict[str, Any]]:
         """The token calls that the sandbox has seen of us."""
         return [call for call in self.control("/calls") if call["by"] == "client"]
+
+    def in_flight(self) -> bool:
+        """Return True if the sandbox holds a token call of ours."""
+        return bool(self.control("")["accounts"][APPID]["in_flight"])
+
+    def outcomes(self) -> list[str | None]:
+        """The outcome of each call in the ledger, oldest first; None while it is not known."""
+        return [row["outcome"] for row in self.ledger()]
 
     def ledger(self) -> list[dict[str, Any]]:
         """The ledger's rows."""

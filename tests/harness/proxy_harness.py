@@ -260,3 +260,10 @@ async def errcode(answer: ClientResponse) -> int:
     assert answer.headers["Cache-Control"] == "no-store"
     assert isinstance(body["errmsg"], str)
     return int(body["errcode"])
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Let others run until it is so, at most 10 seconds."""
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.005)

@@ -2,10 +2,8 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,30 +23,23 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield house
 
 
-def served(house: House) -> dict[str, Any]:
-    asked_at = time.time()
-    status, token = house.get("/v1/tokens/main")
-    assert status == 200, token
-    return {**token, "asked_at": asked_at, "received_at": time.time()}
-
-
 def test_killed_between_reservation_and_answer_the_call_is_spent_and_the_token_suspect_then_replaced_once(
     house: House,
 ) -> None:
     with house.serving() as daemon:
-        first = served(house)
+        first = house.served()
         house.control("/hold", {"appid": APPID})
         # An administrator's refresh is the real path, at a moment of the test's choosing.
         threading.Thread(target=order_refreshes, args=[house], daemon=True).start()
-        until(lambda: held_at_the_sandbox(house), "a call is held at the sandbox")
+        until(house.in_flight, "a call is held at the sandbox")
         daemon.kill()
     assert house.ledger()[-1]["outcome"] is None
     house.control("/release", {"appid": APPID})
     with house.serving() as daemon:
-        again = served(house)
+        again = house.served()
         assert again["state"] in {"suspect", "fresh"}
         assert again["expires_in"] <= 300 or again["version"] != first["version"]
-        last = until(lambda: (t := served(house))["state"] == "fresh" and t, "replaced")
+        last = until(lambda: (t := house.served())["state"] == "fresh" and t, "replaced")
         assert last["version"] != first["version"]
         daemon.end()
     assert len(house.calls()) <= 3  # the first, the one that was cut off, its replacement
@@ -62,17 +53,13 @@ def order_refreshes(house: House) -> None:
             house.post("/v1/tokens/main/refresh")
 
 
-def held_at_the_sandbox(house: House) -> bool:
-    return bool(house.control("")["accounts"][APPID]["in_flight"])
-
-
 def test_killed_after_the_call_was_settled_the_restart_serves_the_new_token(house: House) -> None:
     with house.serving() as daemon:
-        first = served(house)
+        first = house.served()
         until(lambda: house.post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over")
         daemon.kill()
     with house.serving():
-        second = served(house)
+        second = house.served()
     assert second["version"] != first["version"]
     assert second["state"] == "fresh"
     assert len(house.calls()) == 2
@@ -83,7 +70,7 @@ def test_twenty_restarts_with_a_valid_token_make_no_call(house: House) -> None:
     answers = []
     for _ in range(5):
         with house.serving() as daemon:
-            answers.append(served(house))
+            answers.append(house.served())
             daemon.kill()
     assert len({answer["version"] for answer in answers}) == 1
     assert len(house.calls()) == 1

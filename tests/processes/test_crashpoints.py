@@ -6,7 +6,6 @@ import itertools
 import shutil
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -16,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.harness import invariants
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID
 from tests.harness.processes import until
-from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
 
 LIFETIME = 20  # of a token
 OVERLAP = 10
@@ -36,12 +35,6 @@ SPENT = ("reserve:committed", "reserve:done", "reserve:returned", "call:asked")
 LOST = ("call:returned", "settle:asked", "settle:begin", "settle:commit")
 SETTLED = ("settle:committed", "settle:done", "settle:returned")
 CLASSIC, STABLE = "token", "stable_token"
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with fork_server() as it:
-        yield it
 
 
 @pytest.fixture
@@ -63,17 +56,10 @@ def endpoint() -> str:
     return CLASSIC
 
 
-def served(house: ForkedDaemon) -> dict[str, Any]:
-    asked_at = time.time()
-    status, token = house.get("/v1/tokens/main")
-    assert status == 200, token
-    return {**token, "asked_at": asked_at, "received_at": time.time()}
-
-
 def kept(house: ForkedDaemon) -> dict[str, Any]:
     """A daemon fetched a token and was killed; what it served."""
     with house.living() as daemon:
-        first = served(house)
+        first = house.served()
         daemon.kill()
     return first
 
@@ -87,14 +73,10 @@ def killed_at(house: ForkedDaemon, step: str) -> None:
         assert daemon.ended() == -9
 
 
-def outcomes(house: ForkedDaemon) -> list[str | None]:
-    return [row["outcome"] for row in house.ledger()]
-
-
 def replaced(house: ForkedDaemon, first: dict[str, Any]) -> dict[str, Any]:
     """The first answer with another token."""
     token: dict[str, Any] = until(
-        lambda: (it := served(house))["version"] != first["version"] and it, "another token"
+        lambda: (it := house.served())["version"] != first["version"] and it, "another token"
     )
     assert token["state"] == "fresh"
     return token
@@ -106,9 +88,9 @@ def test_killed_before_the_reservation_is_committed_nothing_has_happened(
 ) -> None:
     first = kept(house)
     killed_at(house, step)
-    assert (outcomes(house), len(house.calls())) == (["minted"], 1)
+    assert (house.outcomes(), len(house.calls())) == (["minted"], 1)
     with house.living():
-        again = served(house)
+        again = house.served()
     assert (again["version"], again["state"]) == (first["version"], "fresh")
     assert (len(house.calls()), endpoint) == (1, house.ledger()[0]["endpoint"])
     invariants.check(house, [first, again])
@@ -120,7 +102,7 @@ def test_killed_between_reservation_and_call_it_counts_as_spent_and_the_token_go
 ) -> None:
     first = kept(house)
     killed_at(house, step)
-    assert (outcomes(house), len(house.calls())) == (["minted", None], 1)
+    assert (house.outcomes(), len(house.calls())) == (["minted", None], 1)
     doubted(house, endpoint, first)
 
 
@@ -130,7 +112,7 @@ def test_killed_before_the_answer_is_stored_the_old_token_is_in_doubt_and_replac
 ) -> None:
     first = kept(house)
     killed_at(house, step)
-    assert (outcomes(house), len(house.calls())) == (["minted", None], 2)
+    assert (house.outcomes(), len(house.calls())) == (["minted", None], 2)
     doubted(house, endpoint, first)
 
 
@@ -141,7 +123,7 @@ def doubted(house: ForkedDaemon, endpoint: str, first: dict[str, Any]) -> None:
         "/hold", {"appid": APPID}
     )  # so that the first answer comes before the next call's
     with house.living():
-        again = served(house)
+        again = house.served()
         assert again["version"] == first["version"]
         house.control("/release", {"appid": APPID})
         if endpoint == CLASSIC:
@@ -170,9 +152,9 @@ def test_killed_before_the_new_token_is_published_the_restart_serves_it(
 ) -> None:
     first = kept(house)
     killed_at(house, step)
-    assert (outcomes(house), len(house.calls())) == (["minted", "minted"], 2)
+    assert (house.outcomes(), len(house.calls())) == (["minted", "minted"], 2)
     with house.living():
-        again = served(house)
+        again = house.served()
     assert again["version"] == f"{first['version'].split('-')[0]}-2"
     assert again["access_token"] != first["access_token"]
     assert (again["state"], endpoint) == ("fresh", house.ledger()[1]["endpoint"])
@@ -197,11 +179,11 @@ def test_killed_while_a_doubt_is_looked_into_the_token_is_still_replaced_once(
     first = kept(house)
     house.control("/faults", {"kind": "drop", "mint": True})
     killed_at(house, step)
-    assert outcomes(house) == ["minted", "lost"]
+    assert house.outcomes() == ["minted", "lost"]
     with house.living():
         last = replaced(house, first)
         assert house.get("/v1/status")[1]["apps"][0]["second_issuer"]["count"] == 0
-    assert outcomes(house) == ["minted", "lost", "minted"]
+    assert house.outcomes() == ["minted", "lost", "minted"]
     assert len(house.calls()) == 3
     invariants.check(house, [first, last])
 
@@ -225,7 +207,7 @@ def test_killed_again_while_a_crash_is_being_understood_it_is_understood_later(
     for _ in range(3):
         with house.living(step) as daemon:
             assert daemon.ended() == -9
-        assert (outcomes(house), len(house.calls())) == (["minted", None], 2)
+        assert (house.outcomes(), len(house.calls())) == (["minted", None], 2)
         if step == "amend:committed":  # then it is done: the next start has nothing to close
             break
     doubted(house, CLASSIC, first)
@@ -276,7 +258,7 @@ def test_killed_before_any_statement_of_a_migration_the_schema_is_old_or_new_and
             assert daemon.ended() == -9
         seen.append(version_of(house.store))
         with house.living(wiring="migrating"):
-            again = served(house)
+            again = house.served()
         assert again["version"] == first["version"]
         assert version_of(house.store) == 3
         if seen[-1] == 3:
@@ -311,7 +293,7 @@ def test_killed_during_a_checkpoint_the_file_is_whole_and_holds_all_that_was_com
             break
     assert within == 6, "the kills missed what they were meant for"
     with house.living():
-        assert served(house)["access_token"] == "x" * 512
+        assert house.served()["access_token"] == "x" * 512
     assert house.said("store-set-aside") == []
 
 
@@ -326,7 +308,7 @@ def test_killed_during_a_forced_call_the_token_that_it_killed_is_not_served_agai
         ordering.start()
         assert daemon.ended() == -9
         ordering.join()
-    assert (outcomes(house), house.ledger()[-1]["forced"]) == (["minted", None], 1)
+    assert (house.outcomes(), house.ledger()[-1]["forced"]) == (["minted", None], 1)
     with house.living():
         status, problem = house.get("/v1/tokens/main")
         assert status == 503

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.harness import invariants
-from tests.processes.crashpoints import Child, ForkedDaemon, ForkServer, fork_server
+from tests.harness.crashpoints import Child, ForkedDaemon, ForkServer
 
 APPS = {"main": "token", "shop": "token", "mini": "stable_token", "game": "stable_token"}
 # A token lives 20 s and is due after 0.2: where a daemon lives as long as a test has patience, it
@@ -32,12 +32,6 @@ min_serve = 1
 overlap = 10
 """
 LONGEST_LIFE_S = 0.2
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with fork_server() as it:
-        yield it
 
 
 @pytest.fixture

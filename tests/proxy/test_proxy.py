@@ -15,15 +15,9 @@ from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.web.gate import Client
 from tests.harness.doubles import CANARY, Bench
-from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcode, raw, says
+from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcode, raw, says, until
 
 GET = "/cgi-bin/user/get"
-
-
-@pytest.fixture
-async def wechat() -> AsyncIterator[Hostile]:
-    async with Hostile().serving() as wechat:
-        yield wechat
 
 
 @pytest.fixture
@@ -35,12 +29,6 @@ async def broker(bench: Bench, wechat: Hostile) -> AsyncIterator[Proxied]:
 
 def value(number: int) -> str:
     return f"{CANARY}-main-t{number}"
-
-
-async def until(true: Any) -> None:
-    async with asyncio.timeout(10):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 # --- the way up -----------------------------------------------------------------------------------

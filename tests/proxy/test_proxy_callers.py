@@ -42,12 +42,6 @@ CLIENTS = {
 
 
 @pytest.fixture
-async def wechat() -> AsyncIterator[Hostile]:
-    async with Hostile().serving() as wechat:
-        yield wechat
-
-
-@pytest.fixture
 async def local(bench: Bench, wechat: Hostile) -> AsyncIterator[Proxied]:
     """A machine without clients."""
     async with Proxied(bench, wechat).serving(accounts=[ACCOUNT, SHOP]) as broker:

@@ -11,7 +11,7 @@ import pytest
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from tests.harness.doubles import Bench
-from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcode, raw, says
+from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcode, raw, says, until
 
 GET = "/cgi-bin/user/get"
 HEAD = f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n".encode()
@@ -38,12 +38,6 @@ async def start(bench: Bench) -> AsyncIterator[Start]:
 async def silence(_seen: Seen, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
     while await reader.read(65536):
         pass
-
-
-async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def said(broker: Proxied, request: bytes, deadline_s: float = 4) -> bytes:

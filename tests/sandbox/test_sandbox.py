@@ -7,90 +7,21 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from aiohttp.test_utils import TestClient
 from pytest_aiohttp import AiohttpClient
 
 import broker.sandbox
-from broker.sandbox import SandboxOptions, create_app, serve
+from broker.sandbox import SandboxOptions, serve
 from broker.sandbox.answers import WeChatRefusal
-from broker.sandbox.state import STATE, SandboxState
+from broker.sandbox.state import SandboxState
+from tests.harness.sandbox_bench import APP, SECRET, T0, SandboxBench
 
-T0 = 1_800_000_000.0 // 86_400 * 86_400 - 8 * 3600  # midnight in Beijing
-APP, SECRET = "wx0123456789abcdef", "s3cret"
 REFUSED = (
     "invalid credential, access_token is invalid or not latest, could get access_token by"
     " getStableAccessToken, more details at https://mmbizurl.cn/s/JtxxFh33r rid: "
 )
-
-
-class Bench:
-    """A sandbox behind a real socket, its clock in hand."""
-
-    def __init__(self) -> None:
-        self.time = T0
-        self.client: TestClient[Any, Any]
-        self.state: SandboxState
-
-    async def opened(
-        self,
-        aiohttp_client: AiohttpClient,
-        options: SandboxOptions = SandboxOptions(),  # noqa: B008
-    ) -> "Bench":
-        """Start it."""
-        app = create_app(options, lambda: self.time)
-        self.client, self.state = await aiohttp_client(app), app[STATE]
-        return self
-
-    async def get(self, path: str, **query: str) -> dict[str, Any]:
-        """Ask by GET; WeChat answers 200 whatever happens."""
-        """Start it."""
-        answer = await self.client.get(path, params=query)
-        assert answer.status == 200
-        return dict(await answer.json(content_type=None))
-
-    async def post(self, path: str, body: object, **query: str) -> dict[str, Any]:
-        """Ask by POST with a JSON body."""
-        answer = await self.client.post(path, json=body, params=query)
-        assert answer.status in {200, 201}, await answer.text()
-        return dict(await answer.json(content_type=None))
-
-    async def classic(self, appid: str = APP, secret: str = SECRET) -> dict[str, Any]:
-        """Make one classic token call."""
-        return await self.get(
-            "/cgi-bin/token", grant_type="client_credential", appid=appid, secret=secret
-        )
-
-    async def stable(self, *, force: bool = False, appid: str = APP) -> dict[str, Any]:
-        """Make one stable token call."""
-        asked = {
-            "grant_type": "client_credential",
-            "appid": appid,
-            "secret": SECRET,
-            "force_refresh": force,
-        }
-        return await self.post("/cgi-bin/stable_token", asked)
-
-    async def errcode(self, granted: dict[str, Any]) -> int:
-        """Say what a data API thinks of the token."""
-        answer = await self.get("/cgi-bin/get_api_domain_ip", access_token=granted["access_token"])
-        return int(answer.get("errcode", 0))
-
-    async def calls(self, since: int = 0) -> list[dict[str, Any]]:
-        """Read the log of token calls."""
-        return list(await (await self.client.get(f"/sandbox/calls?since={since}")).json())
-
-    async def account(self, appid: str = APP) -> dict[str, Any]:
-        """Read what is known of one account."""
-        return dict((await self.get("/sandbox"))["accounts"][appid])
-
-
-@pytest.fixture
-async def bench(aiohttp_client: AiohttpClient) -> Bench:
-    return await Bench().opened(aiohttp_client)
 
 
 def test_the_sandbox_imports_nothing_of_the_broker() -> None:
@@ -110,7 +41,7 @@ def test_the_sandbox_imports_nothing_of_the_broker() -> None:
                 }, (file, name)
 
 
-async def test_success_has_a_token_and_seconds_and_no_errcode(bench: Bench) -> None:
+async def test_success_has_a_token_and_seconds_and_no_errcode(bench: SandboxBench) -> None:
     answer = await bench.classic()
     assert set(answer) == {"access_token", "expires_in"}
     assert answer["expires_in"] == 7200
@@ -118,7 +49,9 @@ async def test_success_has_a_token_and_seconds_and_no_errcode(bench: Bench) -> N
     assert await bench.errcode(answer) == 0
 
 
-async def test_errors_are_http_200_with_a_rid_that_begins_with_the_time(bench: Bench) -> None:
+async def test_errors_are_http_200_with_a_rid_that_begins_with_the_time(
+    bench: SandboxBench,
+) -> None:
     answer = await bench.client.get("/cgi-bin/token?appid=nonsense")
     assert (answer.status, answer.headers["Content-Type"]) == (
         200,
@@ -130,7 +63,7 @@ async def test_errors_are_http_200_with_a_rid_that_begins_with_the_time(bench: B
     )
 
 
-async def test_slashes_arrive_escaped(bench: Bench) -> None:
+async def test_slashes_arrive_escaped(bench: SandboxBench) -> None:
     answer = await bench.client.get("/cgi-bin/get_api_domain_ip?access_token=" + "x" * 40)
     text = await answer.text()
     assert r"https:\/\/mmbizurl.cn\/s\/JtxxFh33r" in text
@@ -168,7 +101,7 @@ async def test_slashes_arrive_escaped(bench: Bench) -> None:
     ],
 )
 async def test_bad_parameters_have_wechats_codes_and_words(
-    bench: Bench, query: dict[str, str], errcode: int, words: str
+    bench: SandboxBench, query: dict[str, str], errcode: int, words: str
 ) -> None:
     for answer in (
         await bench.get("/cgi-bin/token", **query),
@@ -179,7 +112,7 @@ async def test_bad_parameters_have_wechats_codes_and_words(
 
 
 async def test_the_first_secret_is_bound_and_another_is_refused_and_costs_a_call(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     token = await bench.classic()
     refused = await bench.classic(secret="another")
@@ -190,7 +123,7 @@ async def test_the_first_secret_is_bound_and_another_is_refused_and_costs_a_call
 
 
 @pytest.mark.parametrize("path", ["/cgi-bin/token", "//cgi-bin/token"])
-async def test_the_classic_endpoint_takes_what_sdks_send(bench: Bench, path: str) -> None:
+async def test_the_classic_endpoint_takes_what_sdks_send(bench: SandboxBench, path: str) -> None:
     asked = {"grant_type": "client_credential", "appid": APP, "secret": SECRET}
     url = bench.client.make_url("/").with_path(path, encoded=True)
     for sent in ({"params": asked}, {"data": asked}, {"json": asked}):
@@ -200,7 +133,7 @@ async def test_the_classic_endpoint_takes_what_sdks_send(bench: Bench, path: str
     assert "access_token" in await answer.json(content_type=None)
 
 
-async def test_stable_token_wants_a_post_with_a_json_body(bench: Bench) -> None:
+async def test_stable_token_wants_a_post_with_a_json_body(bench: SandboxBench) -> None:
     asked = {"grant_type": "client_credential", "appid": APP, "secret": SECRET}
     assert (await bench.get("/cgi-bin/stable_token", **asked))["errcode"] == 43002
     form = await bench.client.post("/cgi-bin/stable_token", data=asked)
@@ -212,7 +145,7 @@ async def test_stable_token_wants_a_post_with_a_json_body(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "body", [b"\xff\xfe", b"[1]", b"null", b"[" * 50_000, b'{"appid": 1}', b'{"appid": NaN}']
 )
-async def test_nonsense_bodies_are_missing_parameters(bench: Bench, body: bytes) -> None:
+async def test_nonsense_bodies_are_missing_parameters(bench: SandboxBench, body: bytes) -> None:
     for path in ("/cgi-bin/token", "/cgi-bin/stable_token"):
         answer = await bench.client.post(path, data=body)
         assert (await answer.json(content_type=None))["errcode"] == 41002
@@ -222,7 +155,7 @@ async def test_nonsense_bodies_are_missing_parameters(bench: Bench, body: bytes)
 
 
 async def test_every_classic_call_mints_and_the_previous_token_works_for_exactly_the_overlap(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     first, second = await bench.classic(), await bench.classic()
     assert first["access_token"] != second["access_token"]
@@ -233,12 +166,12 @@ async def test_every_classic_call_mints_and_the_previous_token_works_for_exactly
     assert await bench.errcode(second) == 0
 
 
-async def test_only_one_previous_generation_works(bench: Bench) -> None:
+async def test_only_one_previous_generation_works(bench: SandboxBench) -> None:
     first, second, third = await bench.classic(), await bench.classic(), await bench.classic()
     assert [await bench.errcode(token) for token in (first, second, third)] == [40001, 0, 0]
 
 
-async def test_a_token_dies_of_age_on_the_second(bench: Bench) -> None:
+async def test_a_token_dies_of_age_on_the_second(bench: SandboxBench) -> None:
     token = await bench.classic()
     bench.time = T0 + 7199.9
     assert await bench.errcode(token) == 0
@@ -246,7 +179,7 @@ async def test_a_token_dies_of_age_on_the_second(bench: Bench) -> None:
     assert await bench.errcode(token) == 42001
 
 
-async def test_the_overlap_does_not_lengthen_a_classic_tokens_life(bench: Bench) -> None:
+async def test_the_overlap_does_not_lengthen_a_classic_tokens_life(bench: SandboxBench) -> None:
     old = await bench.classic()
     bench.time = T0 + 7100
     await bench.classic()
@@ -257,7 +190,7 @@ async def test_the_overlap_does_not_lengthen_a_classic_tokens_life(bench: Bench)
 
 
 async def test_the_options_set_lifetime_overlap_and_quota(aiohttp_client: AiohttpClient) -> None:
-    bench = await Bench().opened(
+    bench = await SandboxBench().opened(
         aiohttp_client, SandboxOptions(expires_in=60, overlap=10, daily_quota=2)
     )
     first, second = await bench.classic(), await bench.classic()
@@ -270,7 +203,7 @@ async def test_the_options_set_lifetime_overlap_and_quota(aiohttp_client: Aiohtt
 async def test_the_quota_day_is_beijings_and_a_call_refused_by_it_pushes_nothing_out(
     aiohttp_client: AiohttpClient,
 ) -> None:
-    bench = await Bench().opened(aiohttp_client, SandboxOptions(daily_quota=2))
+    bench = await SandboxBench().opened(aiohttp_client, SandboxOptions(daily_quota=2))
     bench.time = T0 + 86_399
     old, new = await bench.classic(), await bench.classic()
     assert (await bench.classic())["errcode"] == 45009
@@ -279,7 +212,7 @@ async def test_the_quota_day_is_beijings_and_a_call_refused_by_it_pushes_nothing
     assert "access_token" in await bench.classic()
 
 
-async def test_accounts_do_not_touch_each_other(bench: Bench) -> None:
+async def test_accounts_do_not_touch_each_other(bench: SandboxBench) -> None:
     mine = await bench.classic()
     for _ in range(3):
         await bench.classic("wx_another-1")
@@ -290,14 +223,14 @@ async def test_accounts_do_not_touch_each_other(bench: Bench) -> None:
 # The stable endpoint: the same token, until it rotates or is forced.
 
 
-async def test_stable_repeats_the_token_with_its_remaining_seconds(bench: Bench) -> None:
+async def test_stable_repeats_the_token_with_its_remaining_seconds(bench: SandboxBench) -> None:
     first = await bench.stable()
     bench.time = T0 + 6900
     assert await bench.stable() == {"access_token": first["access_token"], "expires_in": 300}
 
 
 async def test_stable_rotates_in_the_last_300_seconds_and_then_both_work_5_minutes(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     first = await bench.stable()
     bench.time = T0 + 7150
@@ -312,7 +245,7 @@ async def test_stable_rotates_in_the_last_300_seconds_and_then_both_work_5_minut
 async def test_a_short_lived_stable_token_rotates_at_half_its_life(
     aiohttp_client: AiohttpClient,
 ) -> None:
-    bench = await Bench().opened(aiohttp_client, SandboxOptions(expires_in=60))
+    bench = await SandboxBench().opened(aiohttp_client, SandboxOptions(expires_in=60))
     first = await bench.stable()
     bench.time = T0 + 30
     assert (await bench.stable())["expires_in"] == 30
@@ -320,21 +253,21 @@ async def test_a_short_lived_stable_token_rotates_at_half_its_life(
     assert (await bench.stable())["access_token"] != first["access_token"]
 
 
-async def test_an_expired_stable_token_is_not_revived_by_its_successor(bench: Bench) -> None:
+async def test_an_expired_stable_token_is_not_revived_by_its_successor(bench: SandboxBench) -> None:
     first = await bench.stable()
     bench.time = T0 + 7200
     second = await bench.stable()
     assert [await bench.errcode(first), await bench.errcode(second)] == [42001, 0]
 
 
-async def test_force_refresh_kills_the_old_token_at_once(bench: Bench) -> None:
+async def test_force_refresh_kills_the_old_token_at_once(bench: SandboxBench) -> None:
     first = await bench.stable()
     second = await bench.stable(force=True)
     assert first["access_token"] != second["access_token"]
     assert [await bench.errcode(first), await bench.errcode(second)] == [40001, 0]
 
 
-async def test_force_refresh_within_30_seconds_silently_does_nothing(bench: Bench) -> None:
+async def test_force_refresh_within_30_seconds_silently_does_nothing(bench: SandboxBench) -> None:
     first = await bench.stable(force=True)
     bench.time = T0 + 29
     assert await bench.stable(force=True) == {
@@ -346,7 +279,7 @@ async def test_force_refresh_within_30_seconds_silently_does_nothing(bench: Benc
     assert (await bench.account())["quota_used"]["force_refresh"] == 2
 
 
-async def test_force_refresh_is_allowed_20_times_a_day(bench: Bench) -> None:
+async def test_force_refresh_is_allowed_20_times_a_day(bench: SandboxBench) -> None:
     for _ in range(20):
         token = await bench.stable(force=True)
         bench.time += 30
@@ -357,7 +290,7 @@ async def test_force_refresh_is_allowed_20_times_a_day(bench: Bench) -> None:
 
 
 async def test_after_a_40001_normal_mode_repeats_the_bad_token_and_only_force_changes_it(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     bad = await bench.stable()
     await bench.post("/sandbox/kill", {"appid": APP})
@@ -366,7 +299,7 @@ async def test_after_a_40001_normal_mode_repeats_the_bad_token_and_only_force_ch
     assert await bench.errcode(await bench.stable(force=True)) == 0
 
 
-async def test_after_a_40001_the_next_classic_call_gives_a_good_token(bench: Bench) -> None:
+async def test_after_a_40001_the_next_classic_call_gives_a_good_token(bench: SandboxBench) -> None:
     bad = await bench.classic()
     await bench.post("/sandbox/kill", {"appid": APP})
     assert await bench.errcode(bad) == 40001
@@ -374,7 +307,7 @@ async def test_after_a_40001_the_next_classic_call_gives_a_good_token(bench: Ben
     assert [await bench.errcode(bad), await bench.errcode(good)] == [40001, 0]
 
 
-async def test_the_two_endpoints_are_isolated(bench: Bench) -> None:
+async def test_the_two_endpoints_are_isolated(bench: SandboxBench) -> None:
     stable = await bench.stable()
     classic = [await bench.classic() for _ in range(3)]
     await bench.stable(force=True)
@@ -409,13 +342,13 @@ async def test_stable_has_its_own_quota_of_10_000_a_minute_and_500_000_a_day() -
     ("token", "errcode"),
     [("", 41001), ("short", 40014), ("x" * 20 + " " + "x" * 20, 40014), ("x" * 40, 40001)],
 )
-async def test_a_data_api_judges_the_token(bench: Bench, token: str, errcode: int) -> None:
+async def test_a_data_api_judges_the_token(bench: SandboxBench, token: str, errcode: int) -> None:
     answer = await bench.get("/cgi-bin/get_api_domain_ip", access_token=token)
     assert answer["errcode"] == errcode
     assert errcode != 40001 or answer["errmsg"].startswith(REFUSED)
 
 
-async def test_wecom_repeats_one_token_per_secret_and_says_errcode_0(bench: Bench) -> None:
+async def test_wecom_repeats_one_token_per_secret_and_says_errcode_0(bench: SandboxBench) -> None:
     first = await bench.get("/cgi-bin/gettoken", corpid="ww1", corpsecret="a")
     other = await bench.get("/cgi-bin/gettoken", corpid="ww1", corpsecret="b")
     assert (first["errcode"], first["expires_in"]) == (0, 7200)
@@ -514,7 +447,7 @@ async def test_serve_notices_by_itself_that_the_peer_of_a_held_or_silenced_call_
             pass
 
 
-async def test_the_description_shows_no_secret_and_no_token(bench: Bench) -> None:
+async def test_the_description_shows_no_secret_and_no_token(bench: SandboxBench) -> None:
     granted = await bench.classic(secret="hidden-secret")
     shown = str(await bench.get("/sandbox")) + str(await bench.calls())
     assert "hidden-secret" not in shown

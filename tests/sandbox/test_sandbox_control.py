@@ -7,22 +7,19 @@ import pytest
 from pytest_aiohttp import AiohttpClient
 
 from broker.sandbox import SandboxOptions
-from tests.sandbox.test_sandbox import APP, SECRET, T0, Bench
+from tests.harness.sandbox_bench import APP, SECRET, T0, SandboxBench
 
 
-@pytest.fixture
-async def bench(aiohttp_client: AiohttpClient) -> Bench:
-    return await Bench().opened(aiohttp_client)
-
-
-async def until_in_flight(bench: Bench, count: int) -> None:
+async def until_in_flight(bench: SandboxBench, count: int) -> None:
     """Poll, by requests: as long as it takes, within reason."""
     async with asyncio.timeout(5):
         while (await bench.account())["in_flight"] != count:
             pass
 
 
-async def test_the_description_has_options_accounts_faults_and_documentation(bench: Bench) -> None:
+async def test_the_description_has_options_accounts_faults_and_documentation(
+    bench: SandboxBench,
+) -> None:
     await bench.classic()
     await bench.stable()
     bench.time = T0 + 86_400
@@ -48,7 +45,7 @@ async def test_the_description_has_options_accounts_faults_and_documentation(ben
     }
 
 
-async def test_calls_are_logged_in_order_with_the_hash_of_the_token(bench: Bench) -> None:
+async def test_calls_are_logged_in_order_with_the_hash_of_the_token(bench: SandboxBench) -> None:
     minted = await bench.classic()
     await bench.classic(secret="wrong")
     bench.time = T0 + 5
@@ -73,7 +70,7 @@ async def test_calls_are_logged_in_order_with_the_hash_of_the_token(bench: Bench
 async def test_a_second_issuer_pushes_our_token_out_and_spends_our_quota(
     aiohttp_client: AiohttpClient,
 ) -> None:
-    bench = await Bench().opened(aiohttp_client, SandboxOptions(daily_quota=2))
+    bench = await SandboxBench().opened(aiohttp_client, SandboxOptions(daily_quota=2))
     ours = await bench.classic()
     await bench.post("/sandbox/faults", {"kind": "drop", "times": None})
     call = await bench.post("/sandbox/issue", {"appid": APP})
@@ -85,7 +82,9 @@ async def test_a_second_issuer_pushes_our_token_out_and_spends_our_quota(
     assert (await bench.account())["quota_used"]["token"] == 2
 
 
-async def test_kill_refuses_all_live_tokens_of_the_account_and_no_others(bench: Bench) -> None:
+async def test_kill_refuses_all_live_tokens_of_the_account_and_no_others(
+    bench: SandboxBench,
+) -> None:
     mine = [await bench.classic(), await bench.classic(), await bench.stable()]
     other = await bench.classic("wx_other")
     assert (await bench.account())["live_tokens"] == 3
@@ -94,7 +93,7 @@ async def test_kill_refuses_all_live_tokens_of_the_account_and_no_others(bench: 
     assert (await bench.account())["live_tokens"] == 0
 
 
-async def test_advance_moves_the_clock(bench: Bench) -> None:
+async def test_advance_moves_the_clock(bench: SandboxBench) -> None:
     token = await bench.classic()
     await bench.post("/sandbox/advance", {"seconds": 7199})
     assert await bench.errcode(token) == 0
@@ -102,7 +101,7 @@ async def test_advance_moves_the_clock(bench: Bench) -> None:
     assert await bench.errcode(token) == 42001
 
 
-async def test_followers_can_come_and_go_and_withhold(bench: Bench) -> None:
+async def test_followers_can_come_and_go_and_withhold(bench: SandboxBench) -> None:
     token = (await bench.classic())["access_token"]
     before = (await bench.get("/cgi-bin/user/get", access_token=token))["data"]["openid"]
     await bench.post("/sandbox/followers", {"appid": APP, "followers": 2, "withhold": True})
@@ -115,7 +114,7 @@ async def test_followers_can_come_and_go_and_withhold(bench: Bench) -> None:
     assert info == {"subscribe": 0, "openid": before[2]}
 
 
-async def test_held_calls_wait_and_all_go_on_at_once_when_released(bench: Bench) -> None:
+async def test_held_calls_wait_and_all_go_on_at_once_when_released(bench: SandboxBench) -> None:
     await bench.post("/sandbox/hold", {"appid": APP})
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(bench.classic()) for _ in range(5)]
@@ -130,7 +129,7 @@ async def test_held_calls_wait_and_all_go_on_at_once_when_released(bench: Bench)
 
 
 async def test_a_held_call_whose_peer_hangs_up_mints_nothing_and_is_no_longer_in_flight(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     await bench.post("/sandbox/hold", {"appid": APP})
     task = asyncio.create_task(bench.classic())
@@ -180,7 +179,7 @@ async def test_a_held_call_whose_peer_hangs_up_mints_nothing_and_is_no_longer_in
     ],
 )
 async def test_a_wrong_order_is_a_400_that_names_what_is_wrong(
-    bench: Bench, path: str, body: str, named: str
+    bench: SandboxBench, path: str, body: str, named: str
 ) -> None:
     answer = await bench.client.post(f"/sandbox/{path}", data=body)
     assert (answer.status, answer.content_type) == (400, "application/problem+json")
@@ -188,7 +187,7 @@ async def test_a_wrong_order_is_a_400_that_names_what_is_wrong(
 
 
 @pytest.mark.parametrize("since", ["x", "-1", "1" * 30, "²"])
-async def test_since_must_be_a_number(bench: Bench, since: str) -> None:
+async def test_since_must_be_a_number(bench: SandboxBench, since: str) -> None:
     assert (await bench.client.get("/sandbox/calls", params={"since": since})).status == 400
 
 
@@ -196,12 +195,14 @@ async def test_since_must_be_a_number(bench: Bench, since: str) -> None:
     ("method", "path"),
     [("GET", "/sandbox/nothing"), ("POST", "/sandbox"), ("PUT", "/sandbox/kill")],
 )
-async def test_there_is_nothing_else_under_sandbox(bench: Bench, method: str, path: str) -> None:
+async def test_there_is_nothing_else_under_sandbox(
+    bench: SandboxBench, method: str, path: str
+) -> None:
     answer = await bench.client.request(method, path)
     assert (answer.status, answer.content_type) == (404, "application/problem+json")
 
 
-async def test_faults_are_bounded_and_can_be_forgotten_all_or_by_appid(bench: Bench) -> None:
+async def test_faults_are_bounded_and_can_be_forgotten_all_or_by_appid(bench: SandboxBench) -> None:
     for _ in range(999):
         await bench.post("/sandbox/faults", {"kind": "drop", "appid": APP, "times": None})
     await bench.post("/sandbox/faults", {"kind": "drop", "appid": "wx_other"})
@@ -213,7 +214,7 @@ async def test_faults_are_bounded_and_can_be_forgotten_all_or_by_appid(bench: Be
     assert await deleted.json() == {"deleted": 1}
 
 
-async def test_accounts_are_bounded(bench: Bench) -> None:
+async def test_accounts_are_bounded(bench: SandboxBench) -> None:
     for number in range(10_000):
         bench.state.world.account(f"wx{number}")
     assert (await bench.classic("wx_one-more", SECRET))["errcode"] == -1

@@ -15,13 +15,13 @@ from pytest_aiohttp import AiohttpClient
 from broker.sandbox import SandboxOptions
 from broker.sandbox.answers import encode
 from broker.sandbox.pictures import draw, picture_id
-from tests.sandbox.test_sandbox import APP, T0, Bench
+from tests.harness.sandbox_bench import APP, T0, SandboxBench
 
 
 class Caller:
     """A bench with a token in hand."""
 
-    def __init__(self, bench: Bench, token: str) -> None:
+    def __init__(self, bench: SandboxBench, token: str) -> None:
         self.bench = bench
         self.token = token
 
@@ -39,7 +39,7 @@ class Caller:
 
 
 async def calling(aiohttp_client: AiohttpClient, options: SandboxOptions) -> Caller:
-    bench = await Bench().opened(aiohttp_client, options)
+    bench = await SandboxBench().opened(aiohttp_client, options)
     return Caller(bench, (await bench.classic())["access_token"])
 
 

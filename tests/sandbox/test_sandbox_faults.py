@@ -9,21 +9,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from pytest_aiohttp import AiohttpClient
 
 from broker.sandbox import faults, wire
-from tests.sandbox.test_sandbox import APP, Bench
+from tests.harness.sandbox_bench import APP, SandboxBench
 
 TOKEN = f"/cgi-bin/token?grant_type=client_credential&appid={APP}&secret=s3cret"
 
 
-@pytest.fixture
-async def bench(aiohttp_client: AiohttpClient) -> Bench:
-    return await Bench().opened(aiohttp_client)
-
-
 @asynccontextmanager
-async def asking(bench: Bench, path: str = TOKEN) -> AsyncIterator[asyncio.StreamReader]:
+async def asking(bench: SandboxBench, path: str = TOKEN) -> AsyncIterator[asyncio.StreamReader]:
     """Ask over a bare socket, which repeats nothing by itself."""
     reader, writer = await asyncio.open_connection(bench.client.host, bench.client.port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: sandbox\r\n\r\n".encode())
@@ -34,11 +28,11 @@ async def asking(bench: Bench, path: str = TOKEN) -> AsyncIterator[asyncio.Strea
         writer.close()
 
 
-async def order(bench: Bench, kind: str, **fields: object) -> None:
+async def order(bench: SandboxBench, kind: str, **fields: object) -> None:
     await bench.post("/sandbox/faults", {"kind": kind, **fields})
 
 
-async def outcomes(bench: Bench) -> list[tuple[int | str | None, bool]]:
+async def outcomes(bench: SandboxBench) -> list[tuple[int | str | None, bool]]:
     return [(call["outcome"], call["minted"]) for call in await bench.calls()]
 
 
@@ -46,14 +40,16 @@ def test_every_kind_in_the_catalogue_can_be_performed() -> None:
     assert set(faults.KINDS) == set(wire._BENT) | set(wire._LOST)
 
 
-async def test_a_fault_lasts_as_many_calls_as_ordered_and_they_come_in_order(bench: Bench) -> None:
+async def test_a_fault_lasts_as_many_calls_as_ordered_and_they_come_in_order(
+    bench: SandboxBench,
+) -> None:
     await order(bench, "errcode", errcode=-1, times=2)
     await order(bench, "errcode", errcode=45011)
     answers = [await bench.classic() for _ in range(4)]
     assert [answer.get("errcode") for answer in answers] == [-1, -1, 45011, None]
 
 
-async def test_times_null_lasts_until_deleted(bench: Bench) -> None:
+async def test_times_null_lasts_until_deleted(bench: SandboxBench) -> None:
     await order(bench, "errcode", errcode=-1, times=None)
     assert [(await bench.classic())["errcode"] for _ in range(5)] == [-1] * 5
     await bench.client.delete("/sandbox/faults")
@@ -61,7 +57,7 @@ async def test_times_null_lasts_until_deleted(bench: Bench) -> None:
 
 
 async def test_a_fault_concerns_its_appid_and_by_default_the_token_endpoints_only(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     token = await bench.classic()
     await order(bench, "errcode", errcode=-1, appid="wx_other", times=None)
@@ -71,14 +67,14 @@ async def test_a_fault_concerns_its_appid_and_by_default_the_token_endpoints_onl
     assert (await bench.classic("wx_other"))["errcode"] == -1
 
 
-async def test_a_data_path_can_answer_a_false_40001(bench: Bench) -> None:
+async def test_a_data_path_can_answer_a_false_40001(bench: SandboxBench) -> None:
     token = await bench.classic()
     await order(bench, "errcode", errcode=40001, path="/cgi-bin/get_api_domain_ip", appid=APP)
     assert [await bench.errcode(token), await bench.errcode(token)] == [40001, 0]
 
 
 async def test_errcode_says_wechats_words_with_the_ip_for_40164_and_counts_the_call(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     await order(bench, "errcode", errcode=40164)
     await order(bench, "errcode", errcode=89507, errmsg="come back in an hour")
@@ -89,7 +85,7 @@ async def test_errcode_says_wechats_words_with_the_ip_for_40164_and_counts_the_c
     assert (await bench.account())["quota_used"]["token"] == 2
 
 
-async def test_status_answers_any_status_body_and_headers(bench: Bench) -> None:
+async def test_status_answers_any_status_body_and_headers(bench: SandboxBench) -> None:
     await order(bench, "status", status=503, body="busy", headers={"Retry-After": "120"})
     await order(bench, "status", status=302, headers={"Location": "http://127.0.0.1:1/"})
     busy = await bench.client.get(TOKEN)
@@ -99,14 +95,14 @@ async def test_status_answers_any_status_body_and_headers(bench: Bench) -> None:
     assert await outcomes(bench) == [("status", False)] * 2
 
 
-async def test_silence_ends_when_its_seconds_are_over(bench: Bench) -> None:
+async def test_silence_ends_when_its_seconds_are_over(bench: SandboxBench) -> None:
     await order(bench, "silence", seconds=0.01)
     async with asking(bench) as reader:
         assert await reader.read() == b""
     assert await outcomes(bench) == [("silence", False)]
 
 
-async def test_silence_lasts_until_the_peer_hangs_up(bench: Bench) -> None:
+async def test_silence_lasts_until_the_peer_hangs_up(bench: SandboxBench) -> None:
     await order(bench, "silence")
     async with asking(bench):
         while not await bench.calls():
@@ -116,7 +112,7 @@ async def test_silence_lasts_until_the_peer_hangs_up(bench: Bench) -> None:
     assert await outcomes(bench) == [("silence", False)]
 
 
-async def test_drop_closes_without_an_answer_and_mints_nothing(bench: Bench) -> None:
+async def test_drop_closes_without_an_answer_and_mints_nothing(bench: SandboxBench) -> None:
     await order(bench, "drop")
     async with asking(bench) as reader:
         assert await reader.read() == b""
@@ -129,7 +125,9 @@ async def test_drop_closes_without_an_answer_and_mints_nothing(bench: Bench) -> 
     )
 
 
-async def test_a_lost_answer_has_minted_counted_and_pushed_the_old_token_out(bench: Bench) -> None:
+async def test_a_lost_answer_has_minted_counted_and_pushed_the_old_token_out(
+    bench: SandboxBench,
+) -> None:
     old = await bench.classic()
     await order(bench, "drop", mint=True)
     async with asking(bench) as reader:
@@ -140,7 +138,7 @@ async def test_a_lost_answer_has_minted_counted_and_pushed_the_old_token_out(ben
     assert await bench.errcode(old) == 40001
 
 
-async def test_reset_is_a_reset(bench: Bench) -> None:
+async def test_reset_is_a_reset(bench: SandboxBench) -> None:
     await order(bench, "reset")
     async with asking(bench) as reader:
         with pytest.raises(ConnectionResetError):
@@ -157,7 +155,7 @@ async def test_reset_is_a_reset(bench: Bench) -> None:
     ],
 )
 async def test_garbage_is_http_200_with_any_bytes(
-    bench: Bench, fields: dict[str, str], expected: bytes
+    bench: SandboxBench, fields: dict[str, str], expected: bytes
 ) -> None:
     await order(bench, "garbage", content_type="text/plain", **fields)
     answer = await bench.client.get(TOKEN)
@@ -168,7 +166,7 @@ async def test_garbage_is_http_200_with_any_bytes(
     )
 
 
-async def test_drip_sends_the_true_answer_byte_by_byte(bench: Bench) -> None:
+async def test_drip_sends_the_true_answer_byte_by_byte(bench: SandboxBench) -> None:
     await order(bench, "drip", interval=0, mint=True)
     async with asking(bench) as reader:
         assert await reader.read(1) == b"H"
@@ -178,14 +176,14 @@ async def test_drip_sends_the_true_answer_byte_by_byte(bench: Bench) -> None:
     assert await outcomes(bench) == [("drip", True)]
 
 
-async def test_a_drip_nobody_waits_for_ends(bench: Bench) -> None:
+async def test_a_drip_nobody_waits_for_ends(bench: SandboxBench) -> None:
     await order(bench, "drip", interval=0.001)
     async with asking(bench) as reader:
         assert await reader.read(1) == b"H"
     await idle(bench)
 
 
-async def idle(bench: Bench) -> None:
+async def idle(bench: SandboxBench) -> None:
     """Wait until no token call is in flight: the sandbox has noticed that we left."""
     async with asyncio.timeout(5):
         while bench.state.calls.traffic(APP).in_flight:
@@ -194,7 +192,7 @@ async def idle(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("kind", "ended"), [("endless_headers", False), ("endless_body", True)])
 async def test_headers_or_a_body_never_end_until_the_peer_hangs_up(
-    bench: Bench, kind: str, *, ended: bool
+    bench: SandboxBench, kind: str, *, ended: bool
 ) -> None:
     await order(bench, kind)
     async with asking(bench) as reader:
@@ -205,7 +203,7 @@ async def test_headers_or_a_body_never_end_until_the_peer_hangs_up(
 
 
 async def test_an_endless_body_waits_for_a_slow_reader_instead_of_filling_memory(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     await order(bench, "endless_body")
     with socket.socket() as peer:
@@ -222,7 +220,7 @@ async def test_an_endless_body_waits_for_a_slow_reader_instead_of_filling_memory
     await idle(bench)
 
 
-def buffered(bench: Bench) -> int:
+def buffered(bench: SandboxBench) -> int:
     """Count the bytes that the sandbox's sockets still hold in user space."""
     runner = bench.client.server.runner
     assert runner is not None
@@ -232,7 +230,7 @@ def buffered(bench: Bench) -> int:
     )
 
 
-async def test_a_gzip_bomb_is_48_kb_that_inflate_to_50_mb(bench: Bench) -> None:
+async def test_a_gzip_bomb_is_48_kb_that_inflate_to_50_mb(bench: SandboxBench) -> None:
     await order(bench, "gzip_bomb")
     async with asking(bench) as reader:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -242,7 +240,9 @@ async def test_a_gzip_bomb_is_48_kb_that_inflate_to_50_mb(bench: Bench) -> None:
     assert len(gzip.decompress(packed)) > 50_000_000
 
 
-async def test_slow_gives_the_true_answer_which_was_made_before_the_wait(bench: Bench) -> None:
+async def test_slow_gives_the_true_answer_which_was_made_before_the_wait(
+    bench: SandboxBench,
+) -> None:
     await order(bench, "slow", seconds=0.01)
     assert await bench.errcode(await bench.classic()) == 0
     await order(bench, "slow", seconds=60)
@@ -253,7 +253,7 @@ async def test_slow_gives_the_true_answer_which_was_made_before_the_wait(bench: 
     await idle(bench)
 
 
-async def test_same_token_repeats_it_with_the_remaining_seconds(bench: Bench) -> None:
+async def test_same_token_repeats_it_with_the_remaining_seconds(bench: SandboxBench) -> None:
     first = await bench.classic()
     bench.time += 100
     await order(bench, "same_token")
@@ -262,7 +262,7 @@ async def test_same_token_repeats_it_with_the_remaining_seconds(bench: Bench) ->
     assert (await bench.classic())["access_token"] != first["access_token"]
 
 
-async def test_same_token_stops_even_a_forced_or_a_due_rotation(bench: Bench) -> None:
+async def test_same_token_stops_even_a_forced_or_a_due_rotation(bench: SandboxBench) -> None:
     first = await bench.stable()
     await order(bench, "same_token", times=2)
     assert await bench.stable(force=True) == first
@@ -272,7 +272,7 @@ async def test_same_token_stops_even_a_forced_or_a_due_rotation(bench: Bench) ->
 
 
 async def test_answer_changes_values_of_the_true_answer_and_null_removes_a_key(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     await order(bench, "answer", answer={"expires_in": "7200", "access_token": None, "extra": 1})
     assert await bench.classic() == {"expires_in": "7200", "extra": 1}
@@ -281,7 +281,7 @@ async def test_answer_changes_values_of_the_true_answer_and_null_removes_a_key(
     assert (await bench.get("/cgi-bin/user/get", access_token=token))["count"] == -1
 
 
-async def test_a_fault_on_an_upload_leaves_the_body_unread(bench: Bench) -> None:
+async def test_a_fault_on_an_upload_leaves_the_body_unread(bench: SandboxBench) -> None:
     token = (await bench.classic())["access_token"]
     await order(bench, "status", status=502, path="/cgi-bin/media/upload")
     path = f"/cgi-bin/media/upload?access_token={token}"

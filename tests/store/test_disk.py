@@ -4,12 +4,11 @@ Disk and database: whatever breaks, memory serves, nothing is called without bei
 is deleted.
 """
 
-import contextlib
 import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from broker.store.sqlite.store import SqliteStore
 from broker.tokens.emergency_budget import BUDGET, EmergencyBudget
 from broker.tokens.keeper import Keeper
 from tests.harness.doubles import ACCOUNT, CANARY, DOWN, Bench, looked, value_of
+from tests.harness.small_disk import fill
 
 
 def token(number: int) -> str:
@@ -30,37 +30,10 @@ def token(number: int) -> str:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB, ours alone."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must be able to mount a tmpfs: {mounted.stderr.decode()}")
-        pytest.skip("needs root to mount a small file system")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-@pytest.fixture
 def tight(bench: Bench, small_disk: Path) -> Bench:
     """Keepers whose store is on the small disk."""
     bench.path = small_disk / "broker.db"
     return bench
-
-
-def fill(disk: Path) -> Path:
-    """Leave no byte free."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as out, contextlib.suppress(OSError):
-        while out.write(b"x" * 4096) == 4096:
-            pass
-    return ballast
 
 
 async def in_need(bench: Bench, runtime: Path | None) -> Keeper:

@@ -1,6 +1,5 @@
 """D25. Summer time, a leap second, another time zone: nothing happens."""
 
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import pytest
 
 from tests.harness import invariants
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import Bench, looked, value_of
-from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
-from tests.processes.test_crashpoints import served
 
 ZONES = [
     "Asia/Shanghai",
@@ -23,19 +21,13 @@ ZONES = [
 ]
 
 
-@pytest.fixture
-def forks() -> Iterator[ForkServer]:
-    with fork_server() as it:
-        yield it
-
-
 def test_daemons_of_all_time_zones_agree_on_one_store(tmp_path: Path, forks: ForkServer) -> None:
     house, answers, today = ForkedDaemon(tmp_path, fork_server=forks), [], []
     with house.simulating():
         house.configure()
         for zone in ZONES:
             with house.living(environ={"TZ": zone}):
-                answers.append(served(house))
+                answers.append(house.served())
                 today.append(house.get("/v1/status")[1]["apps"][0]["quota"]["used_today"])
         assert {answer["version"] for answer in answers} == {answers[0]["version"]}
         assert {answer["state"] for answer in answers} == {"fresh"}

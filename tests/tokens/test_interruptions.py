@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.harness import invariants
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID
 from tests.harness.processes import ME, PATIENCE_S, until
-from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
 
 QUICK = "min_gap = 0.3\nmax_backoff = 1\nverify_gap = 0.1\nmin_serve = 2\noverlap = 5\n"
 BRIEF = {"TOKEN_BROKER_WECHAT__TIMEOUT": "0.5"}
@@ -25,12 +25,6 @@ EAGER = {
 LIFETIME = 5
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with fork_server() as it:
-        yield it
-
-
 @pytest.fixture
 def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
     house = ForkedDaemon(tmp_path, fork_server=forks)
@@ -39,35 +33,20 @@ def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
         yield house
 
 
-def served(house: ForkedDaemon) -> dict[str, Any]:
-    asked_at = time.time()
-    status, token = house.get("/v1/tokens/main")
-    assert status == 200, token
-    return {**token, "asked_at": asked_at, "received_at": time.time()}
-
-
-def in_flight(house: ForkedDaemon) -> bool:
-    return bool(house.control("")["accounts"][APPID]["in_flight"])
-
-
-def outcomes(house: ForkedDaemon) -> list[str | None]:
-    return [row["outcome"] for row in house.ledger()]
-
-
 def test_an_answer_that_never_comes_is_awaited_no_longer_than_a_call_may_take(
     house: ForkedDaemon,
 ) -> None:
     with house.living(environ=BRIEF | EAGER) as daemon:
-        first = served(house)
+        first = house.served()
         house.control("/hold", {"appid": APPID})
-        until(lambda: in_flight(house), "a call is held")
+        until(house.in_flight, "a call is held")
         asked_to_end = time.monotonic()
         assert daemon.end() == 0
         assert time.monotonic() - asked_to_end < 0.5 + 2
-    assert outcomes(house) == ["minted", "lost"]
+    assert house.outcomes() == ["minted", "lost"]
     house.control("/release", {"appid": APPID})
     with house.living():
-        again = served(house)
+        again = house.served()
         assert (again["version"], again["state"]) == (first["version"], "suspect")
     invariants.check(house, [first, again])
 
@@ -77,10 +56,10 @@ def test_after_a_stop_that_outlasted_the_token_one_refresh_follows_and_the_dead_
 ) -> None:
     answers: list[dict[str, Any]] = []
     with house.living() as daemon:
-        answers.append(served(house))
+        answers.append(house.served())
         dead_at = answers[0]["received_at"] + LIFETIME - 2  # min_serve
         daemon.send(signal.SIGSTOP)
-        asking = threading.Thread(target=lambda: answers.append(served(house)))
+        asking = threading.Thread(target=lambda: answers.append(house.served()))
         asking.start()
         until(lambda: time.time() > dead_at, "the token has died")
         daemon.send(signal.SIGCONT)
@@ -95,9 +74,9 @@ def test_a_call_under_way_while_the_process_was_stopped_is_judged_by_its_own_dea
     house: ForkedDaemon,
 ) -> None:
     with house.living(environ=BRIEF | EAGER) as daemon:
-        first = served(house)
+        first = house.served()
         house.control("/hold", {"appid": APPID})
-        until(lambda: in_flight(house), "a call is held")
+        until(house.in_flight, "a call is held")
         called_at = time.monotonic()
         daemon.send(signal.SIGSTOP)
         house.control(
@@ -106,10 +85,10 @@ def test_a_call_under_way_while_the_process_was_stopped_is_judged_by_its_own_dea
         until(lambda: time.monotonic() > called_at + 0.6, "the deadline is over")
         daemon.send(signal.SIGCONT)
         last = until(
-            lambda: (it := served(house))["version"] != first["version"] and it, "another token"
+            lambda: (it := house.served())["version"] != first["version"] and it, "another token"
         )
         assert daemon.end() == 0
-    assert outcomes(house)[:3] == ["minted", "lost", "minted"]
+    assert house.outcomes()[:3] == ["minted", "lost", "minted"]
     invariants.check(house, [first, last])
 
 
@@ -121,13 +100,16 @@ def test_the_caller_that_started_a_call_hangs_up_and_the_others_get_its_token(
         environ={"TOKEN_BROKER_POLICY__TICK": "300"}
     ) as daemon:  # so that it is a caller who starts the next
         until(
-            lambda: house.ledger() and outcomes(house) == ["transient"], "the first call has failed"
+            lambda: house.ledger() and house.outcomes() == ["transient"],
+            "the first call has failed",
         )
         house.control("/hold", {"appid": APPID})
         hasty = HTTPConnection(house.daemon.removeprefix("http://"), timeout=PATIENCE_S)
         until(lambda: asks(hasty, house), "a call that a caller started")
         answers: list[dict[str, Any]] = []
-        patient = [threading.Thread(target=lambda: answers.append(served(house))) for _ in range(5)]
+        patient = [
+            threading.Thread(target=lambda: answers.append(house.served())) for _ in range(5)
+        ]
         for thread in patient:
             thread.start()
         hasty.close()
@@ -147,7 +129,7 @@ def asks(caller: HTTPConnection, house: ForkedDaemon) -> bool:
     if select.select([caller.sock], [], [], 0.1)[0]:
         caller.getresponse().read()
         return False
-    return in_flight(house)
+    return house.in_flight()
 
 
 def test_a_bug_in_every_look_is_told_once_and_http_goes_on_answering(house: ForkedDaemon) -> None:

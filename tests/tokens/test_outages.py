@@ -1,24 +1,17 @@
 """WeChat down, an answer lost, somebody else with our secret: told step by step, through the daemon's own front door."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.harness import invariants
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID
 from tests.harness.processes import ask, until
-from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
 
 QUICK = "min_gap = 0.3\nmax_backoff = 0.6\nverify_gap = 0.1\nmin_serve = 1\n"
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with fork_server() as it:
-        yield it
 
 
 @pytest.fixture
@@ -26,16 +19,9 @@ def house(tmp_path: Path, forks: ForkServer) -> ForkedDaemon:
     return ForkedDaemon(tmp_path, fork_server=forks)
 
 
-def served(house: ForkedDaemon) -> dict[str, Any]:
-    asked_at = time.time()
-    status, token = house.get("/v1/tokens/main")
-    assert status == 200, token
-    return {**token, "asked_at": asked_at, "received_at": time.time()}
-
-
 def another(house: ForkedDaemon, than: dict[str, Any]) -> dict[str, Any]:
     token: dict[str, Any] = until(
-        lambda: (it := served(house))["version"] != than["version"] and it, "another token"
+        lambda: (it := house.served())["version"] != than["version"] and it, "another token"
     )
     return token
 
@@ -50,10 +36,6 @@ def app(house: ForkedDaemon) -> dict[str, Any]:
     return state
 
 
-def outcomes(house: ForkedDaemon) -> list[str | None]:
-    return [row["outcome"] for row in house.ledger()]
-
-
 def test_an_outage_is_served_through_until_the_token_really_expires_then_503_then_one_call(
     house: ForkedDaemon,
 ) -> None:
@@ -61,7 +43,7 @@ def test_an_outage_is_served_through_until_the_token_really_expires_then_503_the
     with house.simulating("--expires-in", str(lifetime)):
         house.configure(policy=QUICK)
         with house.living():
-            answers.append(served(house))
+            answers.append(house.served())
             house.control("/faults", {"kind": "status", "status": 503, "times": None})
             expires_at = answers[0]["received_at"] + lifetime
             until(lambda: told_or_refused(house, answers), "the token has expired")
@@ -76,12 +58,12 @@ def test_an_outage_is_served_through_until_the_token_really_expires_then_503_the
             attempts = len(house.calls())
             answers.append(
                 until(
-                    lambda: house.get("/v1/tokens/main")[0] == 200 and served(house),
+                    lambda: house.get("/v1/tokens/main")[0] == 200 and house.served(),
                     "a token again",
                 )
             )
         assert len(house.calls()) - attempts <= 1
-        assert outcomes(house).count("minted") == 2
+        assert house.outcomes().count("minted") == 2
         invariants.check(house, answers)
 
 
@@ -102,7 +84,7 @@ def test_after_a_lost_answer_the_old_token_lives_on_and_a_new_one_comes_within_t
     with house.simulating("--overlap", str(overlap)):
         house.configure(policy=f"{QUICK}overlap = {overlap}")
         with house.living(environ={"TOKEN_BROKER_WECHAT__TIMEOUT": "0.4"}):
-            first = served(house)
+            first = house.served()
             until(lambda: app(house)["quota"]["used_24h"] == 1, "the first call is settled")
             house.control("/faults", {"kind": kind, "mint": True})
             until(
@@ -110,13 +92,13 @@ def test_after_a_lost_answer_the_old_token_lives_on_and_a_new_one_comes_within_t
                 "an answer is lost",
             )
             lost_at = time.monotonic()
-            again = served(house)
+            again = house.served()
             assert (again["version"], again["state"]) == (first["version"], "suspect")
             assert again["expires_in"] <= overlap
             last = another(house, first)
             assert time.monotonic() - lost_at < overlap / 2
             assert accepted(house, last)
-        assert outcomes(house) == ["minted", "lost", "minted"]
+        assert house.outcomes() == ["minted", "lost", "minted"]
         assert len(house.calls()) == 3
         invariants.check(house, [first, again, last])
 
@@ -139,7 +121,7 @@ def test_somebody_else_who_calls_with_our_secret_is_suspected_at_the_third_time_
         answers = []
         with house.living():
             for theft in (1, 2, 3):
-                answers.append(served(house))
+                answers.append(house.served())
                 house.control("/issue", {"appid": APPID})
                 replaced = until(
                     lambda: report(house, answers[-1]), "a report that is not throttled"
@@ -150,14 +132,14 @@ def test_somebody_else_who_calls_with_our_secret_is_suspected_at_the_third_time_
                 rivals = app(house)["second_issuer"]
                 assert (rivals["count"], rivals["suspected"]) == (theft, theft == 3)
                 assert len(house.said("checked")) == theft  # one verification for each
-            answers.append(served(house))
+            answers.append(house.served())
             metrics, page, health = (
                 str(house.get(path)[1]) for path in ("/metrics", "/", "/health")
             )
         assert 'token_broker_second_issuer_suspected{app="main"} 1.0' in metrics
         assert "somebody else" in health
         assert [line["suspected"] for line in house.said("second-issuer")] == [False, False, True]
-        assert outcomes(house) == ["minted"] * 4
+        assert house.outcomes() == ["minted"] * 4
         assert [row["lane"] for row in house.ledger()] == [
             "scheduled",
             "report",
@@ -183,18 +165,18 @@ def test_the_same_token_again_keeps_its_version_and_its_expiry_is_the_newer_answ
     with house.simulating():
         house.configure(policy=QUICK, app=f'endpoint = "{endpoint}"')
         with house.living():
-            first = served(house)
+            first = house.served()
             house.control(
                 "/advance", {"seconds": 1000}
             )  # it is that much nearer to its end than we believe
             house.control("/faults", {"kind": "same_token"})
             refreshed(house)
-            again = served(house)
+            again = house.served()
         assert (again["version"], again["access_token"]) == (
             first["version"],
             first["access_token"],
         )
         assert again["expires_in"] <= 6200
-        assert outcomes(house) == ["minted", "minted"]
+        assert house.outcomes() == ["minted", "minted"]
         invariants.i1_every_call_has_its_row(house.calls(), house.ledger())
         invariants.i6_nothing_leaks(house.home)

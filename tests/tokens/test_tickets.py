@@ -15,8 +15,8 @@ from broker.core.errcodes import Failure, rule_for
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.web.gate import Client, Gate
+from tests.harness.api import Daemon
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, DOWN, Bench
-from tests.web.test_api import Daemon
 
 KEY = f"{CANARY}-key"
 BEARER = {"Authorization": f"Bearer {KEY}"}

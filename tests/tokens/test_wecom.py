@@ -19,9 +19,9 @@ from broker.core.quota import calls_per_day
 from broker.core.secret import Secret
 from broker.core.transitions import found_dead, minted
 from broker.web.gate import Client, Gate
+from tests.harness.api import Daemon
 from tests.harness.doubles import ACCOUNT, CANARY, Bench, looked, value_of
 from tests.harness.processes import House
-from tests.web.test_api import Daemon
 
 CORP = "ww0123456789abcdef"
 MAIN = replace(ACCOUNT, appid=CORP, endpoint=Endpoint.WECOM)

@@ -11,8 +11,8 @@ from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S
 from broker.web.gate import Client, Gate
+from tests.harness.api import Daemon
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, Bench
-from tests.web.test_api import Daemon
 
 KEY, OTHER = f"{CANARY}-key-of-orders", f"{CANARY}-key-of-shop"
 GRANT = {"grant_type": "client_credential", "appid": APPID, "secret": KEY}

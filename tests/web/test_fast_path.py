@@ -1,16 +1,14 @@
-"""The express lane: the same request, the same answer, and not one condition less than it takes."""
+"""The response cache: an equal request gets an equal answer, only while nothing has changed."""
 
 import asyncio
+import math
 import re
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from broker.core.credential import Credential, Doubt, Endpoint, HeldToken
 from broker.core.decision import scheduled_at
@@ -18,155 +16,27 @@ from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Verdict
 from broker.core.secret import Secret
 from broker.tokens.live import LiveCredential
-from broker.tokens.registry import Registry
-from broker.tokens.tickets import Tickets
-from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S, Compat
-from broker.web.api.metrics import Metrics
-from broker.web.connection.connections import Connections, Guarded
-from broker.web.connection.fast_path import (
-    AWAKE_S,
-    MOST_KEPT,
-    SOON_S,
-    CachedConnection,
-    ResponseCache,
-    is_one_request,
-)
+from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S
+from broker.web.connection.cached_response import MOST_CACHED, is_one_request
+from broker.web.connection.connection import State
+from broker.web.connection.connections import Connections
+from broker.web.connection.fast_path import AGAIN, APP, ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
-from broker.web.context import Edge
-from broker.web.gate import Client, Gate
-from broker.web.server import application
+from broker.web.gate import Client
 from tests.harness.doubles import ACCOUNT, CANARY, LOST, Bench, looked
-
-ASK = b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n"
-KEY, OTHER = "a key of some length", "another key of some length"
-
-
-def request(path: str = "/v1/tokens/main", *headers: str) -> bytes:
-    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "X-Token-Broker: 1", *headers, "", ""]
-    return "\r\n".join(lines).encode()
-
-
-@dataclass
-class Peer:
-    """A connection, and what came over it."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def ask(self, chunk: bytes = ASK) -> bytes:
-        """Send a chunk in one piece; the answer, as it came."""
-        self.writer.write(chunk)
-        return await self.answer()
-
-    async def answer(self) -> bytes:
-        async with asyncio.timeout(10):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"Content-Length: (\d+)", head)
-            return head + await self.reader.readexactly(
-                int(length[1]) if length and b" 304 " not in head else 0
-            )
-
-
-@dataclass
-class Daemon:
-    """The application behind its door, on TCP and a Unix socket, and the number of answers that the lane gave."""
-
-    registry: Registry
-    lane: ResponseCache
-    gate: Gate
-    metrics: Metrics
-    port: int
-    path: Path
-    peers: list[Peer] = field(default_factory=list)
-
-    async def peer(self, *, unix: bool = False) -> Peer:
-        opening = (
-            asyncio.open_unix_connection(self.path)
-            if unix
-            else asyncio.open_connection("127.0.0.1", self.port)
-        )
-        self.peers.append(Peer(*await opening))
-        return self.peers[-1]
-
-    async def arrived(self, peer: Peer, how: Callable[[CachedConnection], bool]) -> None:
-        """Until the daemon has read what a peer wrote, as its connection shows."""
-        name = peer.writer.get_extra_info("sockname")
-        async with asyncio.timeout(10):
-            while not any(
-                how(one)
-                for one in self.lane.connections._open
-                if isinstance(one, CachedConnection) and _peer_of(one) == name
-            ):
-                await asyncio.sleep(0)
-
-    @property
-    def repeated(self) -> int:
-        self.lane.account()
-        return sum(self.told)
-
-    told: list[int] = field(default_factory=list)
-
-
-def _peer_of(rider: CachedConnection) -> object:
-    return rider.transport.get_extra_info("peername") if rider.transport else None
-
-
-@asynccontextmanager
-async def daemon_on(
-    bench: Bench, keys: dict[str, Client] | None = None, *, enabled: bool = True
-) -> AsyncIterator[Daemon]:
-    told: list[int] = []
-    metrics = Metrics()
-
-    def tell(
-        resource: web.AbstractResource | None,
-        _client: Client | None,
-        status: int,
-        number: int,
-        _last: float,
-    ) -> None:
-        told.append(number)
-        metrics.request(resource, status, number)
-
-    lane = ResponseCache(Connections(100, bench.clock.now), tell, enabled=enabled)
-    tools = await bench.dependencies()
-    tools.on_change = lambda _: lane.drop()
-    registry = Registry([ACCOUNT], tools)
-    await registry.start()
-    registry.tick()
-    await registry.drain()
-    bench.clock.pass_(0.3)
-    gate = Gate(keys or {}, [])
-    metrics.edge = edge = Edge(registry, 5.0, lane, bench.clock.wall)
-    drop_in = Compat(gate, Tickets(registry, tools, bench.wechat))
-    app = application(edge, gate, metrics, lambda *_: None, drop_in.routes())
-    path = bench.path.parent / f"express-{enabled}.sock"
-    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
-        tcp.bind(("127.0.0.1", 0))
-        unix.bind(str(path))
-        async with answering(app) as runner, accepting(runner, [tcp, unix], lane):
-            daemon = Daemon(registry, lane, gate, metrics, tcp.getsockname()[1], path, told=told)
-            try:
-                yield daemon
-            finally:
-                for peer in daemon.peers:
-                    peer.writer.close()
-                registry.stop()
-
-
-@pytest.fixture
-async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
-    async with daemon_on(bench) as daemon:
-        yield daemon
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
-
-def without_date(answer: bytes) -> bytes:
-    return re.sub(rb"Date: [^\r]*", b"Date: -", answer)
-
+from tests.harness.peers import (
+    ASK,
+    KEY,
+    OTHER,
+    Daemon,
+    Peer,
+    connection_of,
+    daemon_on,
+    request,
+    status,
+    two_keys,
+    without_date,
+)
 
 # --- what is repeated -----------------------------------------------------------------------------
 
@@ -186,7 +56,7 @@ async def test_a_request_like_one_before_gets_the_same_bytes_on_any_connection(
     assert daemon.repeated == 2
 
 
-async def test_what_the_lane_says_is_what_aiohttp_would_say(bench: Bench, daemon: Daemon) -> None:
+async def test_a_cached_response_is_what_aiohttp_would_write(bench: Bench, daemon: Daemon) -> None:
     etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
     assert etag
     chunks = [
@@ -198,10 +68,10 @@ async def test_what_the_lane_says_is_what_aiohttp_would_say(bench: Bench, daemon
     repeated = [[await (await daemon.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
     assert daemon.repeated == 4 + 1
     async with daemon_on(bench, enabled=False) as plain:
-        said = [[await (await plain.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
+        written = [[await (await plain.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
         assert plain.repeated == 0
-    assert [without_date(one) for one in repeated] == [without_date(one) for one in said]
-    assert [status(one) for one in said] == [200, 200, 200, 304]
+    assert [without_date(one) for one in repeated] == [without_date(one) for one in written]
+    assert [status(one) for one in written] == [200, 200, 200, 304]
 
 
 async def test_metrics_count_repeated_answers_like_others(daemon: Daemon) -> None:
@@ -213,23 +83,12 @@ async def test_metrics_count_repeated_answers_like_others(daemon: Daemon) -> Non
     assert daemon.repeated == 6
 
 
-async def test_a_connection_that_only_the_lane_has_answered_is_not_silent(daemon: Daemon) -> None:
+async def test_a_connection_that_only_the_cache_has_answered_is_not_silent(daemon: Daemon) -> None:
     await (await daemon.peer()).ask()
     peer = await daemon.peer()
     await peer.ask()
     assert daemon.repeated == 1
-    rider = _connection(daemon, peer)
-    assert rider.heard_at == daemon.lane.now()
-
-
-def _connection(daemon: Daemon, peer: Peer) -> Guarded:
-    name = peer.writer.get_extra_info("sockname")
-    (found,) = [
-        one
-        for one in daemon.lane.connections._open
-        if one.transport is not None and one.transport.get_extra_info("peername") == name
-    ]
-    return found
+    assert connection_of(daemon, peer).heard_at == daemon.cache.now()
 
 
 async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_stops(
@@ -240,7 +99,7 @@ async def test_a_connection_that_aiohttp_never_saw_is_closed_when_the_daemon_sto
         peer, silent = await daemon.peer(), await daemon.peer()
         await peer.ask()
         assert daemon.repeated == 1
-        assert _connection(daemon, peer).inner is None
+        assert connection_of(daemon, peer).handler is None
         daemon.registry.stop()
         assert b"Connection: close" in await peer.ask()
     async with asyncio.timeout(10):
@@ -257,12 +116,12 @@ async def test_it_is_never_said_to_live_longer_than_it_does(bench: Bench, daemon
     for step in (0.0, 0.4, 0.5, 0.2, 0.9, 1.0, 0.3):
         await peer.ask()
         bench.clock.pass_(step)
-        said = re.search(rb'"expires_in": (\d+)', await peer.ask())
+        found = re.search(rb'"expires_in": (\d+)', await peer.ask())
         held = token.credential.token
-        assert said
+        assert found
         assert held
         left = held.expires_at - bench.clock.now()
-        assert left - 1 < int(said[1]) <= left
+        assert left - 1 < int(found[1]) <= left
 
 
 async def test_another_version_is_served_at_once(bench: Bench, daemon: Daemon) -> None:
@@ -367,7 +226,7 @@ async def test_a_schedule_that_has_stopped_shows(bench: Bench, daemon: Daemon) -
     assert status(await peer.ask(request("/livez"))) == 200
 
 
-async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_lane(
+async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_cache(
     daemon: Daemon,
 ) -> None:
     peer = await daemon.peer()
@@ -378,13 +237,13 @@ async def test_a_daemon_that_stops_says_close_and_no_more_comes_from_the_lane(
 
 
 async def test_a_key_that_is_taken_away_is_refused_at_once(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         chunk = request("/v1/tokens/main", f"Authorization: Bearer {KEY}")
         assert status(await peer.ask(chunk)) == status(await peer.ask(chunk)) == 200
         assert daemon.repeated == 1
         daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
-        daemon.lane.drop()
+        daemon.cache.drop()
         assert status(await peer.ask(chunk)) == 401
 
 
@@ -396,7 +255,7 @@ async def test_who_was_let_in_before_a_reload_and_answered_after_it_is_not_answe
         peer.writer.write(chunk)
         await asyncio.wait_for(bench.wechat.arrived.wait(), 10)
         daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
-        daemon.lane.drop()
+        daemon.cache.drop()
         bench.wechat.before_answer = lambda: bench.clock.pass_(0.3)
         bench.wechat.gate.set()
         assert status(await peer.answer()) == 200  # its request was let in
@@ -406,7 +265,7 @@ async def test_who_was_let_in_before_a_reload_and_answered_after_it_is_not_answe
 @asynccontextmanager
 async def daemon_on_the_way(bench: Bench) -> AsyncIterator[tuple[Daemon, bytes, Peer]]:
     """A daemon whose first token is being fetched while somebody asks for it."""
-    opening = daemon_on(bench, _keys())
+    opening = daemon_on(bench, two_keys())
     task = asyncio.create_task(opening.__aenter__())
     await bench.wechat.arrived.wait()
     bench.wechat.gate.set()
@@ -421,16 +280,8 @@ async def daemon_on_the_way(bench: Bench) -> AsyncIterator[tuple[Daemon, bytes, 
 # --- who is who -----------------------------------------------------------------------------------
 
 
-def _keys() -> dict[str, Client]:
-    import hashlib  # noqa: PLC0415 -- only here
-
-    scopes = frozenset({"read"})
-    named = {KEY: Client("one", scopes), OTHER: Client("two", scopes, frozenset({"shop"}))}
-    return {hashlib.sha256(key.encode()).hexdigest(): client for key, client in named.items()}
-
-
 async def test_nobody_is_answered_with_anothers_rights(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         for _ in range(3):
             assert (
@@ -450,7 +301,7 @@ async def test_nobody_is_answered_with_anothers_rights(bench: Bench) -> None:
 
 
 async def test_what_the_unix_socket_may_a_tcp_peer_may_not(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         near, far = await daemon.peer(unix=True), await daemon.peer()
         assert status(await near.ask()) == status(await near.ask()) == 200
         assert status(await far.ask()) == 401
@@ -469,6 +320,57 @@ async def test_only_good_answers_of_routes_that_say_so_are_repeated(
     for _ in range(3):
         await peer.ask(chunk)
     assert daemon.repeated == 0
+
+
+async def test_a_change_of_one_app_drops_what_is_about_it_or_about_no_one_app(
+    daemon: Daemon,
+) -> None:
+    peer, of_app, of_all = await daemon.peer(), ASK, request("/readyz")
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    daemon.cache.drop("shop")
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    assert daemon.repeated == 1, "of the app that has not changed"
+    daemon.cache.drop("main")
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    assert daemon.repeated == 1
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    assert daemon.repeated == 3
+    daemon.cache.drop()
+    for chunk in (of_app, of_all):
+        await peer.ask(chunk)
+    assert daemon.repeated == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "handled"), [("shop", 1), ("main", 2), (None, 2)], ids=["another", "its own", "all"]
+)
+async def test_an_answer_is_not_kept_if_its_app_has_changed_since_the_request_came(
+    changed: str | None, handled: int
+) -> None:
+    cache, times = ResponseCache(Connections(100)), list[None]()
+
+    async def handler(request: web.Request) -> web.Response:
+        cache.note_request(request)
+        times.append(None)
+        request[APP], request[AGAIN] = "main", lambda: (b"ok", math.inf)
+        cache.drop(changed)
+        return web.Response(body=b"ok")
+
+    app = web.Application()
+    app.add_routes([web.get("/", handler)])
+    app.on_response_prepare.append(cache.keep)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        async with answering(app) as runner, accepting(runner, [sock], cache):
+            peer = Peer(*await asyncio.open_connection(*sock.getsockname()))
+            for _ in range(2):
+                assert (await peer.ask(request("/"))).endswith(b"ok")
+            peer.writer.close()
+    assert len(times) == handled
 
 
 async def test_a_bad_answer_is_not_repeated(bench: Bench) -> None:
@@ -501,7 +403,7 @@ async def test_a_request_behind_half_a_request_is_not_looked_up(daemon: Daemon) 
     peer = await daemon.peer()
     await peer.ask()
     peer.writer.write(b"GET /v1/tokens/main HTTP/1.1\r\nX-Note: ")
-    await daemon.arrived(peer, lambda rider: not rider._is_regular)
+    await daemon.arrived(peer, lambda connection: connection.state is State.AIOHTTP)
     answer = await peer.ask()  # the rest of that header, and of that request
     assert status(answer) == 200
     assert daemon.repeated == 1
@@ -524,7 +426,7 @@ async def test_an_answer_does_not_overtake_one_that_is_still_to_come(daemon: Dae
     peer = await daemon.peer()
     assert etag
     peer.writer.write(request("/v1/tokens/main?wait=0.3", f"If-None-Match: {etag[1].decode()}"))
-    await daemon.arrived(peer, lambda rider: rider.is_at_work)
+    await daemon.arrived(peer, lambda connection: connection.state is State.ANSWERING)
     assert status(await peer.ask()) == 304
     assert status(await peer.answer()) == 200
     assert daemon.repeated == 1
@@ -566,19 +468,19 @@ async def test_a_peer_that_does_not_read_is_aiohttps(daemon: Daemon) -> None:
     await (await daemon.peer()).ask()
     peer = await daemon.peer()
     await peer.ask()
-    rider = _connection(daemon, peer)
-    assert isinstance(rider, CachedConnection)
-    rider.pause_writing()
-    rider.resume_writing()
+    connection = connection_of(daemon, peer)
+    connection.pause_writing()
+    connection.resume_writing()
     assert status(await peer.ask()) == 200
     assert daemon.repeated == 1
 
 
-async def test_what_is_kept_is_bounded(daemon: Daemon) -> None:
+async def test_the_cache_is_bounded(daemon: Daemon) -> None:
     peer = await daemon.peer()
-    for number in range(MOST_KEPT + 10):
+    for number in range(MOST_CACHED + 10):
         await peer.ask(request("/livez", f"X-Number: {number}"))
-    assert sum(len(kept) for kept in daemon.lane._kept.values()) <= MOST_KEPT
+    cached = [path.responses.by_request for path in daemon.cache._paths.values()]
+    assert 0 < sum(map(len, cached)) <= MOST_CACHED
 
 
 @pytest.mark.parametrize(
@@ -604,41 +506,19 @@ def test_a_chunk_is_one_request_or_it_is_not(chunk: bytes, *, is_one: bool) -> N
     assert is_one_request(chunk) is is_one
 
 
-# --- what it leans on -----------------------------------------------------------------------------
-
-
-async def test_aiohttp_still_says_whether_a_request_is_in_progress(daemon: Daemon) -> None:
-    assert "_request_in_progress" in RequestHandler.__slots__
-    etag = re.search(rb'Etag: (".*?")', await (await daemon.peer()).ask())
-    assert etag
-    peer = await daemon.peer()
-    await peer.ask(request("/livez"))
-
-    def answering() -> bool:
-        return _connection(daemon, peer).is_answering
-
-    assert not answering()
-    peer.writer.write(request("/v1/tokens/main?wait=0.2", f"If-None-Match: {etag[1].decode()}"))
-    async with asyncio.timeout(10):
-        while not answering():
-            await asyncio.sleep(0)
-    assert status(await peer.answer()) == 304
-    assert not answering()
-
-
 # --- SDKs -----------------------------------------------------------------------------------------
 
 
-async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_never_come_from_there(
+async def test_an_sdk_that_loops_is_refused_by_the_cache_and_its_good_answers_never_come_from_there(
     bench: Bench,
 ) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         ask = request(
             f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
         )
-        said = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
-        assert all(b"access_token" in answer for answer in said)
+        good = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
+        assert all(b"access_token" in answer for answer in good)
         assert daemon.repeated == 0
         refused = [await peer.ask(ask) for _ in range(10)]
         assert all(b'"errcode": 45011' in answer for answer in refused)
@@ -648,7 +528,7 @@ async def test_an_sdk_that_loops_is_refused_by_the_lane_and_its_good_answers_nev
 
 
 async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         ask = request(
             f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
@@ -661,44 +541,3 @@ async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) 
         assert keeper is not None
         await keeper.refresh(5)
         assert f"{CANARY}-main-t2".encode() in await peer.ask(ask)
-
-
-# --- awake ----------------------------------------------------------------------------------------
-
-
-async def test_who_asks_again_at_once_finds_the_loop_awake_and_who_pauses_lets_it_sleep(
-    bench: Bench, daemon: Daemon
-) -> None:
-    naps: list[float | None] = []
-    # Asyncio's, of which the tests' loop is one
-    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
-    select = selector.select
-
-    def seen(timeout: float | None = None) -> object:
-        naps.append(timeout)
-        return select(timeout)
-
-    async def sleeps() -> bool:
-        naps.clear()
-        for _ in range(20):
-            await asyncio.get_running_loop().run_in_executor(
-                None, int
-            )  # which a loop that has nothing to do waits for
-        return any(timeout != 0 for timeout in naps)
-
-    selector.select = seen
-    try:
-        peer = await daemon.peer()
-        for _ in range(3):
-            await peer.ask()
-            bench.clock.pass_(SOON_S * 2)
-        assert await sleeps()
-        await peer.ask()
-        bench.clock.pass_(SOON_S / 2)
-        await peer.ask()
-        assert not await sleeps()
-        bench.clock.pass_(AWAKE_S)
-        await asyncio.sleep(0)
-        assert await sleeps()
-    finally:
-        selector.select = select

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 import socket
 from collections.abc import AsyncIterator
 from typing import cast
@@ -11,7 +10,8 @@ import pytest
 
 from broker.tokens.registry import Registry
 from broker.web.api.metrics import Metrics
-from broker.web.connection.connections import IDLE_S, Connections, Guarded
+from broker.web.connection.connection import Connection
+from broker.web.connection.connections import IDLE_S, Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
 from broker.web.context import Edge
@@ -35,12 +35,12 @@ async def port(bench: Bench, connections: Connections) -> AsyncIterator[int]:
     await registry.start()
     registry.tick()
     await registry.drain()
-    lane = ResponseCache(connections)
-    edge = Edge(registry, 5.0, lane, bench.clock.wall)
+    cache = ResponseCache(connections)
+    edge = Edge(registry, 5.0, cache, bench.clock.wall)
     app = application(edge, Gate({}, []), Metrics(), lambda *_: None)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        async with answering(app) as runner, accepting(runner, [sock], lane):
+        async with answering(app) as runner, accepting(runner, [sock], cache):
             yield sock.getsockname()[1]
             registry.stop()
 
@@ -187,29 +187,6 @@ async def test_many_newcomers_at_once_are_never_more_than_there_is_room_for() ->
         assert house.open <= 8
 
 
-async def test_a_full_house_of_peers_that_wait_for_answers_turns_newcomers_away(
-    port: int, connections: Connections
-) -> None:
-    etag = re.search(rb"\r\nE[Tt]ag: ([^\r]+)", await said(port, LAST))
-    assert etag
-    wait = GOOD.replace(b"main HTTP", b"main?wait=20 HTTP").replace(
-        b"\r\n\r\n", b"\r\nIf-None-Match: " + etag[1] + b"\r\n\r\n"
-    )
-    waiting = [await _inside(port, wait) for _ in range(50)]
-    async with asyncio.timeout(10):
-        while sum(one.is_answering for one in connections._open) < 50:
-            await asyncio.sleep(0)
-    assert await said(port, LAST) == b""
-    assert connections.refused == 1
-    waiting.pop()[1].close()
-    async with asyncio.timeout(10):
-        while connections.open == 50:
-            await asyncio.sleep(0)
-    assert b" 200 " in (await said(port, LAST)).split(b"\r\n")[0]
-    for _, writer in waiting:
-        writer.close()
-
-
 class _Peer(asyncio.Transport):
     """A transport of a peer somewhere."""
 
@@ -226,15 +203,18 @@ def strangers() -> Connections:
     return Connections(50, most_per_peer=10, head_deadline_s=60)
 
 
-def _arrives(connections: Connections, host: str) -> Guarded | None:
+def _arrives(connections: Connections, host: str) -> Connection | None:
     """A connection from there, unless it is turned away."""
-    peer, guarded = _Peer(host), Guarded(connections, _Inner)
-    guarded.connection_made(peer)
-    return None if peer.aborted else guarded
+    peer, connection = _Peer(host), Connection(connections, _Handler)
+    connection.connection_made(peer)
+    return None if peer.aborted else connection
 
 
-class _Inner(asyncio.Protocol):
+class _Handler(asyncio.Protocol):
     _request_in_progress = False
+
+    def __init__(self, connection: object) -> None:
+        self.connection = connection
 
     def pause_writing(self) -> None: ...
 
@@ -261,7 +241,7 @@ async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_as
     assert idle is not None
     assert busy is not None
     assert answering is not None
-    cast("_Inner", answering.wake())._request_in_progress = True
+    cast("_Handler", answering.wake())._request_in_progress = True
     idle.heard_at = busy.heard_at = answering.heard_at = strangers.now() - IDLE_S - 1
     busy.heard_at = strangers.now()
     strangers.close_idle()

@@ -1,18 +1,20 @@
-"""The waiting room: who waits as somebody before them does is told of the next version as aiohttp would tell them."""
+"""Poll groups: whoever waits in one is answered as aiohttp would answer, byte for byte."""
 
 import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from broker.core.errcodes import Failure, Kind
+from broker.web.connection.cached_response import CachedResponses, is_one_request
+from broker.web.connection.connection import Connection, FastPath
 from broker.web.connection.connections import IDLE_S, Connections
-from broker.web.connection.fast_path import CachedConnection, ResponseCache, is_one_request
+from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
 from broker.web.connection.long_poll import (
     AT_ONCE,
@@ -21,35 +23,28 @@ from broker.web.connection.long_poll import (
     PollGroup,
     PollGroups,
     Wait,
-    Waiter,
 )
 from broker.web.gate import Client
 from tests.harness.doubles import LOST, Bench
-from tests.web.test_fast_path import (
+from tests.harness.peers import (
     KEY,
     OTHER,
     Daemon,
     Peer,
-    _connection,
-    _keys,
+    connection_of,
     daemon_on,
     request,
     status,
+    two_keys,
     without_date,
 )
 
 LONG = 60
-# What two daemons on one clock say differently: which token, and how old it is.
+# What two daemons on one clock write differently: which token, and how old it is.
 OF_THIS_DAEMON = re.compile(
     rb"main-t\d+|[-0-9]+T[0-9:]+Z|(?<=expires_in\": )\d+|(?<=retry_after\": )\d+|(?<=Retry-After:"
     rb" )\d+"
 )
-
-
-@pytest.fixture
-async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
-    async with daemon_on(bench) as daemon:
-        yield daemon
 
 
 def held(daemon: Daemon) -> str:
@@ -72,13 +67,7 @@ async def rotate(bench: Bench, daemon: Daemon) -> str:
     return held(daemon)
 
 
-def rider(daemon: Daemon, peer: Peer) -> CachedConnection:
-    found = _connection(daemon, peer)
-    assert isinstance(found, CachedConnection)
-    return found
-
-
-async def at_aiohttp(*waiters: Waiter) -> None:
+async def at_aiohttp(*waiters: Connection) -> None:
     """Until aiohttp is at the requests of all of them."""
     async with asyncio.timeout(10):
         while not all(one.group is None and one.is_answering for one in waiters):
@@ -86,27 +75,27 @@ async def at_aiohttp(*waiters: Waiter) -> None:
 
 
 async def first(daemon: Daemon, chunk: bytes, *, unix: bool = False) -> Peer:
-    """Somebody who waits with aiohttp, and has opened a room for others."""
+    """Somebody who waits with aiohttp, and has opened a group for others."""
     peer = await daemon.peer(unix=unix)
     peer.writer.write(chunk)
     async with asyncio.timeout(10):
-        while not is_open(daemon.lane._groups[unix].find(chunk)):
+        while not is_open(daemon.cache._paths[unix].groups.find(chunk)):
             await asyncio.sleep(0)
     return peer
 
 
-def is_open(room: PollGroup | None) -> bool:
-    return room is not None and room.wait is not None
+def is_open(group: PollGroup | None) -> bool:
+    return group is not None and group.wait is not None
 
 
-async def parked(daemon: Daemon, chunk: bytes) -> Peer:
-    """Somebody who waits in the room."""
-    room = daemon.lane._groups[False].find(chunk)
-    assert room is not None
-    before, peer = len(room.waiters), await daemon.peer()
+async def joined(daemon: Daemon, chunk: bytes) -> Peer:
+    """Somebody who waits in the group of that request."""
+    group = daemon.groups.find(chunk)
+    assert group is not None
+    before, peer = len(group.members), await daemon.peer()
     peer.writer.write(chunk)
     async with asyncio.timeout(10):
-        while len(room.waiters) == before:
+        while len(group.members) == before:
             await asyncio.sleep(0)
     return peer
 
@@ -114,18 +103,18 @@ async def parked(daemon: Daemon, chunk: bytes) -> Peer:
 # --- how they are answered ------------------------------------------------------------------------
 
 
-async def test_who_waits_in_the_room_hears_what_aiohttp_says_byte_for_byte(
+async def test_who_waits_in_the_group_hears_what_aiohttp_says_byte_for_byte(
     bench: Bench, daemon: Daemon
 ) -> None:
     chunk = watch(daemon)
-    one, other = await first(daemon, chunk), await parked(daemon, chunk)
-    assert rider(daemon, other).inner is None, "aiohttp has never seen it"
-    assert rider(daemon, other).heard_at == daemon.lane.now()
+    one, other = await first(daemon, chunk), await joined(daemon, chunk)
+    assert connection_of(daemon, other).handler is None, "aiohttp has never seen it"
+    assert connection_of(daemon, other).heard_at == daemon.cache.now()
     version = await rotate(bench, daemon)
-    said, said_here = await one.answer(), await other.answer()
-    assert without_date(said) == without_date(said_here)
-    assert f'Etag: "{version}"'.encode() in said_here
-    assert status(said_here) == 200
+    written, repeated = await one.answer(), await other.answer()
+    assert without_date(written) == without_date(repeated)
+    assert f'Etag: "{version}"'.encode() in repeated
+    assert status(repeated) == 200
     assert daemon.repeated == 1
 
 
@@ -133,11 +122,11 @@ async def test_whose_time_is_up_hears_what_aiohttp_says_byte_for_byte(daemon: Da
     chunk, loop = watch(daemon, 0.2), asyncio.get_running_loop()
     one = await first(daemon, chunk)
     began = loop.time()
-    other = await parked(daemon, chunk)
-    said, said_here = await one.answer(), await other.answer()
+    other = await joined(daemon, chunk)
+    said, repeated = await one.answer(), await other.answer()
     assert loop.time() - began >= 0.2
-    assert without_date(said) == without_date(said_here)
-    assert status(said_here) == 304
+    assert without_date(said) == without_date(repeated)
+    assert status(repeated) == 304
     assert status(await other.ask(chunk)) == status(await other.ask(chunk)) == 304
     assert daemon.repeated == 3
 
@@ -149,10 +138,10 @@ async def test_whose_time_is_up_hears_what_aiohttp_says_byte_for_byte(daemon: Da
 @pytest.mark.parametrize(
     "query", ["wait={}", "min_ttl=60&wait={}", "wait={}&min_ttl=7199.5", "wait={}&min_ttl=80000"]
 )
-async def test_however_it_is_asked_it_is_said_as_aiohttp_says_it(
+async def test_however_it_is_asked_it_is_answered_as_aiohttp_answers(
     bench: Bench, query: str, tags: str, ends: str
 ) -> None:
-    said: list[bytes] = []
+    written: list[bytes] = []
     for enabled in (True, False):
         async with daemon_on(bench, enabled=enabled) as daemon:
             target = f"/v1/tokens/main?{query.format(0.2 if ends == 'time' else LONG)}"
@@ -163,7 +152,7 @@ async def test_however_it_is_asked_it_is_said_as_aiohttp_says_it(
             for peer in peers:
                 peer.writer.write(chunk)
             async with asyncio.timeout(10):
-                while not all(one.is_answering for one in daemon.lane.connections._open):
+                while not all(one.is_answering for one in daemon.cache.connections._open):
                     await asyncio.sleep(0)
             bench.clock.pass_(40)
             if ends == "rotation":
@@ -172,12 +161,12 @@ async def test_however_it_is_asked_it_is_said_as_aiohttp_says_it(
                 daemon.registry.stop()
             answers = {without_date(await peer.answer()) for peer in peers}
             assert len(answers) == 1, (
-                "who waits in the room hears what the first hears, whom aiohttp tells"
+                "who waits in the group hears what the first hears, whom aiohttp tells"
             )
-            said.append(
+            written.append(
                 OF_THIS_DAEMON.sub(b"-", answers.pop().replace(held(daemon).encode(), b"-"))
             )
-    assert said[0] == said[1]
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("tags", ["*", '"{}", "other"'])
@@ -188,7 +177,7 @@ async def test_who_may_have_the_next_version_too_waits_with_aiohttp(
     peers = [await daemon.peer() for _ in range(3)]
     for peer in peers:
         peer.writer.write(chunk)
-    await at_aiohttp(*[rider(daemon, peer) for peer in peers])
+    await at_aiohttp(*[connection_of(daemon, peer) for peer in peers])
     await rotate(bench, daemon)
     assert {status(await peer.answer()) for peer in peers} == {200}
     assert daemon.repeated == 0
@@ -197,10 +186,10 @@ async def test_who_may_have_the_next_version_too_waits_with_aiohttp(
 async def test_everybody_waits_as_long_as_they_said(daemon: Daemon) -> None:
     chunk, loop = watch(daemon, 0.3), asyncio.get_running_loop()
     await first(daemon, chunk)
-    early = await parked(daemon, chunk)
+    early = await joined(daemon, chunk)
     await asyncio.sleep(0.2)
     began = loop.time()
-    late = await parked(daemon, chunk)
+    late = await joined(daemon, chunk)
     assert status(await early.answer()) == 304
     assert loop.time() - began < 0.3
     assert status(await late.answer()) == 304
@@ -211,30 +200,30 @@ async def test_a_connection_goes_on_as_before_when_it_has_waited(
     bench: Bench, daemon: Daemon
 ) -> None:
     await first(daemon, watch(daemon))
-    peer = await parked(daemon, watch(daemon))
+    peer = await joined(daemon, watch(daemon))
     await rotate(bench, daemon)
     assert status(await peer.answer()) == 200
     bench.clock.pass_(0.3)
     await (await daemon.peer()).ask()
     assert status(await peer.ask()) == 200
     assert daemon.repeated == 2
-    assert rider(daemon, peer).inner is None
+    assert connection_of(daemon, peer).handler is None
 
 
 async def test_a_crowd_that_comes_at_once_goes_through_aiohttp_once(
     bench: Bench, daemon: Daemon
 ) -> None:
     peers = [await daemon.peer() for _ in range(AT_ONCE + AT_ONCE // 2)]
-    riders = [rider(daemon, peer) for peer in peers]
+    connections = [connection_of(daemon, peer) for peer in peers]
     for peer in peers:
         peer.writer.write(watch(daemon))
     async with asyncio.timeout(10):
         while (
-            sum(one.group is not None and one.group.wait is not None for one in riders)
+            sum(one.group is not None and one.group.wait is not None for one in connections)
             < len(peers) - 1
         ):
             await asyncio.sleep(0)
-    assert sum(one.inner is not None for one in riders) == 1
+    assert sum(one.handler is not None for one in connections) == 1
     await rotate(bench, daemon)
     assert {status(await peer.answer()) for peer in peers} == {200}
     assert daemon.repeated == len(peers) - 1
@@ -249,21 +238,21 @@ async def test_those_who_came_with_one_that_need_not_wait_do_not_wait_either(
     for peer in peers:
         peer.writer.write(old)
     assert status(await peers[0].answer()) == 200
-    assert [rider(daemon, peer).group for peer in peers] == [None] * 3
+    assert [connection_of(daemon, peer).group for peer in peers] == [None] * 3
     assert [status(await peer.answer()) for peer in peers[1:]] == [200] * 2
     assert daemon.repeated == 0
 
 
-@pytest.mark.parametrize("how", ["abort", "leave"])
+@pytest.mark.parametrize("how", ["abort", "leave_to_aiohttp"])
 async def test_those_who_came_with_one_that_never_gets_to_wait_are_not_forgotten(
     bench: Bench, daemon: Daemon, how: str
 ) -> None:
-    peer, other = [rider(daemon, await daemon.peer()) for _ in range(2)]
+    peer, other = [connection_of(daemon, await daemon.peer()) for _ in range(2)]
     for one in (peer, other):
         one.data_received(watch(daemon))
     assert other.group is not None
     getattr(peer, how)()
-    if how == "leave":
+    if how == "leave_to_aiohttp":
         await at_aiohttp(other)
     await rotate(bench, daemon)
     assert status(await daemon.peers[1].answer()) == 200
@@ -274,14 +263,14 @@ async def test_who_asks_for_a_version_that_is_gone_is_answered_at_once(
 ) -> None:
     old = watch(daemon)
     await first(daemon, old)
-    await parked(daemon, old)
+    await joined(daemon, old)
     await rotate(bench, daemon)
     assert status(await (await daemon.peer()).ask(old)) == 200
 
 
 async def test_waiters_are_counted_when_they_are_answered(bench: Bench, daemon: Daemon) -> None:
     await first(daemon, watch(daemon))
-    peers = [await parked(daemon, watch(daemon)) for _ in range(3)]
+    peers = [await joined(daemon, watch(daemon)) for _ in range(3)]
     assert 'route="/v1/tokens/{app}"' not in daemon.metrics.text().decode()
     await rotate(bench, daemon)
     for peer in peers:
@@ -297,16 +286,16 @@ async def test_waiters_are_counted_when_they_are_answered(bench: Bench, daemon: 
 
 async def test_a_change_that_is_no_other_version_wakes_nobody(bench: Bench, daemon: Daemon) -> None:
     await first(daemon, watch(daemon))
-    peer = await parked(daemon, watch(daemon))
+    peer = await joined(daemon, watch(daemon))
     bench.clock.pass_(40)
     bench.wechat.answers.append(LOST)
     keeper = daemon.registry.find("main")
     assert keeper is not None
     await keeper.refresh(5)
     assert keeper.credential.suspicion is not None
-    daemon.lane.drop()
+    daemon.cache.drop()
     assert b'"state": "suspect"' in await (await daemon.peer()).ask()
-    assert rider(daemon, peer).group is not None
+    assert connection_of(daemon, peer).group is not None
     version = await rotate(bench, daemon)
     assert f'"{version}"'.encode() in await peer.answer()
     assert daemon.repeated == 1
@@ -320,9 +309,9 @@ async def test_who_says_more_while_it_waits_is_answered_in_order(
 ) -> None:
     await (await daemon.peer()).ask(request("/livez"))
     await first(daemon, watch(daemon))
-    peer = await parked(daemon, watch(daemon))
+    peer = await joined(daemon, watch(daemon))
     peer.writer.write(request("/livez"))
-    await at_aiohttp(rider(daemon, peer))
+    await at_aiohttp(connection_of(daemon, peer))
     version = await rotate(bench, daemon)
     assert f'"{version}"'.encode() in await peer.answer()
     assert b'{"status"' in await peer.answer()
@@ -336,19 +325,19 @@ async def test_who_has_waited_here_waits_with_aiohttp_for_the_rest_of_its_time(
 ) -> None:
     chunk, loop = watch(daemon, 1), asyncio.get_running_loop()
     await first(daemon, watch(daemon, 1))
-    peer = await parked(daemon, chunk)
+    peer = await joined(daemon, chunk)
     began = loop.time()
     await asyncio.sleep(0.8)
     peer.writer.write(request("/livez"))
-    await at_aiohttp(rider(daemon, peer))
+    await at_aiohttp(connection_of(daemon, peer))
     assert status(await peer.answer()) == 304
     assert 0.8 <= loop.time() - began < 1.6
 
 
 async def test_who_does_not_read_is_aiohttps(bench: Bench, daemon: Daemon) -> None:
     await first(daemon, watch(daemon))
-    peer = await parked(daemon, watch(daemon))
-    waiter = rider(daemon, peer)
+    peer = await joined(daemon, watch(daemon))
+    waiter = connection_of(daemon, peer)
     waiter.pause_writing()
     await at_aiohttp(waiter)
     await rotate(bench, daemon)
@@ -362,17 +351,17 @@ async def test_who_hangs_up_leaves_nothing_behind(
     bench: Bench, daemon: Daemon, *, half: bool
 ) -> None:
     await first(daemon, watch(daemon))
-    peer = await parked(daemon, watch(daemon))
-    room, before = rider(daemon, peer).group, daemon.lane.connections.open
-    assert room is not None
+    peer = await joined(daemon, watch(daemon))
+    group, before = connection_of(daemon, peer).group, daemon.cache.connections.open
+    assert group is not None
     if half:
         peer.writer.write_eof()
     else:
         peer.writer.transport.abort()
     async with asyncio.timeout(10):
-        while daemon.lane.connections.open == before:
+        while daemon.cache.connections.open == before:
             await asyncio.sleep(0)
-    assert not room.waiters
+    assert not group.members
     await rotate(bench, daemon)
     assert daemon.repeated == 0
 
@@ -389,7 +378,7 @@ async def test_a_connection_that_ends_with_its_answer_waits_with_aiohttp(
     peers = [await daemon.peer() for _ in range(3)]
     for peer in peers:
         peer.writer.write(chunk)
-    await at_aiohttp(*[rider(daemon, peer) for peer in peers])
+    await at_aiohttp(*[connection_of(daemon, peer) for peer in peers])
     await rotate(bench, daemon)
     for peer in peers:
         assert status(await peer.answer()) == 200
@@ -398,13 +387,13 @@ async def test_a_connection_that_ends_with_its_answer_waits_with_aiohttp(
     assert daemon.repeated == 0
 
 
-async def test_with_the_lane_switched_off_everybody_waits_with_aiohttp(bench: Bench) -> None:
+async def test_with_the_cache_switched_off_everybody_waits_with_aiohttp(bench: Bench) -> None:
     async with daemon_on(bench, enabled=False) as daemon:
         peers = [await daemon.peer() for _ in range(3)]
         for peer in peers:
             peer.writer.write(watch(daemon))
         async with asyncio.timeout(10):
-            while not all(one.is_answering for one in daemon.lane.connections._open):
+            while not all(one.is_answering for one in daemon.cache.connections._open):
                 await asyncio.sleep(0)
         await rotate(bench, daemon)
         assert {status(await peer.answer()) for peer in peers} == {200}
@@ -419,7 +408,7 @@ async def test_a_token_that_is_not_to_be_had_is_aiohttps_to_tell(
 ) -> None:
     bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
     chunk = watch(daemon, 0.5)
-    one, other = await first(daemon, chunk), await parked(daemon, chunk)
+    one, other = await first(daemon, chunk), await joined(daemon, chunk)
     bench.clock.pass_(8000)
     assert [status(await peer.answer()) for peer in (one, other)] == [503, 503]
     assert daemon.repeated == 0
@@ -428,7 +417,7 @@ async def test_a_token_that_is_not_to_be_had_is_aiohttps_to_tell(
 async def test_who_waits_when_the_daemon_stops_is_answered_and_told_to_close(bench: Bench) -> None:
     async with daemon_on(bench) as daemon:
         one = await first(daemon, watch(daemon))
-        others = [await parked(daemon, watch(daemon)) for _ in range(AT_ONCE + AT_ONCE // 2)]
+        others = [await joined(daemon, watch(daemon)) for _ in range(AT_ONCE + AT_ONCE // 2)]
         daemon.registry.stop()
         for peer in (one, *others):
             answer = await peer.answer()
@@ -437,34 +426,34 @@ async def test_who_waits_when_the_daemon_stops_is_answered_and_told_to_close(ben
         assert daemon.repeated == 0
 
 
-async def test_who_waits_when_the_lane_ends_waits_with_aiohttp(
+async def test_who_waits_when_the_cache_ends_waits_with_aiohttp(
     bench: Bench, daemon: Daemon
 ) -> None:
     await first(daemon, watch(daemon))
-    peers = [await parked(daemon, watch(daemon)) for _ in range(AT_ONCE + 10)]
-    await daemon.lane.end()
+    peers = [await joined(daemon, watch(daemon)) for _ in range(AT_ONCE + 10)]
+    await daemon.cache.end()
     peers += [await daemon.peer() for _ in range(2)]
     for late in peers[-2:]:
         late.writer.write(watch(daemon))
-    await at_aiohttp(*[rider(daemon, peer) for peer in peers])
+    await at_aiohttp(*[connection_of(daemon, peer) for peer in peers])
     await rotate(bench, daemon)
     assert {status(await peer.answer()) for peer in peers} == {200}
     assert daemon.repeated == 0
 
 
 async def test_who_may_not_ask_any_more_is_refused_and_others_wait_on(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         mine, theirs = (
             watch(daemon, LONG, f"Authorization: Bearer {KEY}"),
             watch(daemon, LONG, "X-Note: -"),
         )
         await first(daemon, mine)
         await first(daemon, theirs, unix=True)
-        refused = await parked(daemon, mine)
+        refused = await joined(daemon, mine)
         near = await daemon.peer(unix=True)
         near.writer.write(theirs)
         daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
-        daemon.lane.admit_anew()
+        daemon.cache.admit_anew()
         assert status(await refused.answer()) == 401
         await rotate(bench, daemon)
         assert status(await near.answer()) == 200
@@ -473,18 +462,18 @@ async def test_who_may_not_ask_any_more_is_refused_and_others_wait_on(bench: Ben
 async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_looked_at(
     bench: Bench,
 ) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
         await first(daemon, chunk)
-        peers = [await parked(daemon, chunk) for _ in range(AT_ONCE + AT_ONCE // 2)]
-        riders = [rider(daemon, peer) for peer in peers]
+        peers = [await joined(daemon, chunk) for _ in range(AT_ONCE + AT_ONCE // 2)]
+        connections = [connection_of(daemon, peer) for peer in peers]
         for _ in range(2):
-            daemon.lane.admit_anew()
+            daemon.cache.admit_anew()
             async with asyncio.timeout(10):
-                while not is_open(daemon.lane._groups[False].find(chunk)):
+                while not is_open(daemon.groups.find(chunk)):
                     await asyncio.sleep(0)
-        assert [one.inner is not None for one in riders] == [True, True] + [False] * (
-            len(riders) - 2
+        assert [one.handler is not None for one in connections] == [True, True] + [False] * (
+            len(connections) - 2
         )
         await rotate(bench, daemon)
         assert {status(await peer.answer()) for peer in peers} == {200}
@@ -492,13 +481,13 @@ async def test_who_may_still_ask_after_a_reload_waits_on_and_one_of_them_is_look
 
 
 async def test_who_waits_across_a_reload_waits_no_longer_for_it(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         chunk, loop = watch(daemon, 1, f"Authorization: Bearer {KEY}"), asyncio.get_running_loop()
         await first(daemon, chunk)
         began = loop.time()
-        peers = [await parked(daemon, chunk) for _ in range(3)]
+        peers = [await joined(daemon, chunk) for _ in range(3)]
         await asyncio.sleep(0.8)
-        daemon.lane.admit_anew()
+        daemon.cache.admit_anew()
         assert {status(await peer.answer()) for peer in peers} == {304}
         assert loop.time() - began < 1.6
         assert daemon.repeated == len(peers) - 1
@@ -508,20 +497,20 @@ async def test_the_one_that_is_looked_at_after_a_reload_may_be_gone(
     bench: Bench, daemon: Daemon
 ) -> None:
     await first(daemon, watch(daemon))
-    gone, peer = await parked(daemon, watch(daemon)), await parked(daemon, watch(daemon))
-    rider(daemon, gone).abort()
-    daemon.lane.admit_anew()
-    await at_aiohttp(rider(daemon, peer))
+    gone, peer = await joined(daemon, watch(daemon)), await joined(daemon, watch(daemon))
+    connection_of(daemon, gone).abort()
+    daemon.cache.admit_anew()
+    await at_aiohttp(connection_of(daemon, peer))
     await rotate(bench, daemon)
     assert status(await peer.answer()) == 200
 
 
-async def test_who_was_let_in_before_a_reload_opens_no_room_after_it(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+async def test_who_was_let_in_before_a_reload_opens_no_group_after_it(bench: Bench) -> None:
+    async with daemon_on(bench, two_keys()) as daemon:
         chunk = watch(daemon, LONG, f"Authorization: Bearer {KEY}")
         await first(daemon, chunk)
         daemon.gate.admit({"0" * 64: Client("nobody", frozenset())}, [])
-        daemon.lane.admit_anew()
+        daemon.cache.admit_anew()
         assert status(await (await daemon.peer()).ask(chunk)) == 401
 
 
@@ -529,7 +518,7 @@ async def test_who_was_let_in_before_a_reload_opens_no_room_after_it(bench: Benc
 
 
 async def test_nobody_waits_with_anothers_rights(bench: Bench) -> None:
-    async with daemon_on(bench, _keys()) as daemon:
+    async with daemon_on(bench, two_keys()) as daemon:
         await first(daemon, watch(daemon, LONG, f"Authorization: Bearer {KEY}"))
         other = watch(daemon, LONG, f"Authorization: Bearer {OTHER}")
         assert status(await (await daemon.peer()).ask(other)) == 403
@@ -543,9 +532,9 @@ async def test_who_waits_is_not_idle_and_is_not_hung_up_on(bench: Bench, daemon:
     idle = await daemon.peer()
     await idle.ask()
     await first(daemon, watch(daemon))
-    peer = await parked(daemon, watch(daemon))
+    peer = await joined(daemon, watch(daemon))
     bench.clock.pass_(IDLE_S + 1)
-    daemon.lane.connections.close_idle()
+    daemon.cache.connections.close_idle()
     async with asyncio.timeout(10):
         assert await idle.reader.read() == b""
     await rotate(bench, daemon)
@@ -555,9 +544,9 @@ async def test_who_waits_is_not_idle_and_is_not_hung_up_on(bench: Bench, daemon:
 async def test_a_crowd_that_came_and_left_between_two_looks_is_known_to_have_left(
     daemon: Daemon,
 ) -> None:
-    connections = daemon.lane.connections
+    connections = daemon.cache.connections
     await first(daemon, watch(daemon))
-    peers = [await parked(daemon, watch(daemon)) for _ in range(5)]
+    peers = [await joined(daemon, watch(daemon)) for _ in range(5)]
     assert connections.left() == 0
     for peer in peers:
         peer.writer.transport.abort()
@@ -568,84 +557,115 @@ async def test_a_crowd_that_came_and_left_between_two_looks_is_known_to_have_lef
     assert connections.left() == 0
 
 
-async def test_rooms_are_bounded_and_those_that_nobody_is_in_make_room(daemon: Daemon) -> None:
-    rooms = daemon.lane._groups[False]
+async def test_groups_are_bounded_and_those_without_members_make_room(daemon: Daemon) -> None:
+    groups = daemon.groups
     for number in range(MOST_GROUPS):
         (await first(daemon, watch(daemon, LONG, f"X-Number: {number}"))).writer.transport.abort()
     stays = watch(daemon, LONG, "X-Number: 0")
-    await parked(daemon, stays)
+    await joined(daemon, stays)
     await first(daemon, watch(daemon))
-    assert len(rooms._groups) == 2
-    assert is_open(rooms.find(stays))
+    assert len(groups._groups) == 2
+    assert is_open(groups.find(stays))
 
 
-async def test_a_room_that_nobody_is_in_ends_with_the_version(bench: Bench, daemon: Daemon) -> None:
+async def test_a_group_without_members_ends_with_the_version(bench: Bench, daemon: Daemon) -> None:
     await first(daemon, watch(daemon))
     await rotate(bench, daemon)
-    assert not daemon.lane._groups[False]._groups
+    assert not daemon.groups._groups
 
 
-# --- rooms by themselves --------------------------------------------------------------------------
+# --- groups by themselves --------------------------------------------------------------------------
 
 CHUNK = request("/v1/tokens/main?wait=60", 'If-None-Match: "x"')
 OK = web.Response(body=b"ok")
 
 
-class Inner(asyncio.Protocol):
-    """What stands for aiohttp: it keeps what it is handed."""
+class Handler(asyncio.Protocol):
+    """Stands for aiohttp's protocol: it keeps what it is given."""
 
-    def __init__(self) -> None:
-        self.handed: list[bytes] = []
+    _request_in_progress = False
+
+    def __init__(self, connection: object) -> None:
+        self.connection = connection
+        self.received: list[bytes] = []
 
     def data_received(self, data: bytes) -> None:
-        self.handed.append(data)
+        self.received.append(data)
 
 
-def alone() -> tuple[PollGroups, Callable[[], Waiter]]:
-    """PollGroups, and who may wait in them."""
-    connections = Connections(100)
-    return PollGroups(connections.now, lambda *_: None), lambda: Waiter(connections, Inner)
+class Wire(asyncio.Transport):
+    """A connection that keeps what is written on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+
+def alone() -> tuple[PollGroups, Callable[[], Connection]]:
+    """PollGroups, and what makes connections that may wait in them."""
+    connections = Connections(MOST_GROUPS * 2)
+    groups = PollGroups(connections.now, lambda *_: None, connections.waits)
+    path = FastPath(CachedResponses(connections.now, lambda *_: None), groups)
+
+    def connected() -> Connection:
+        connection = Connection(connections, Handler, path)
+        connection.connection_made(Wire())
+        return connection
+
+    return groups, connected
+
+
+def waits(connection: Connection, chunk: bytes = CHUNK) -> bool:
+    """Send a request. Return True if the connection waits in a group now."""
+    connection.data_received(chunk)
+    return connection.group is not None
 
 
 async def opened(
-    rooms: PollGroups,
+    groups: PollGroups,
     count: int,
-    make: Callable[[], Waiter],
+    make: Callable[[], Connection],
     answer: Callable[[], web.Response | None],
-) -> list[Waiter]:
+) -> list[Connection]:
     """So many who wait, for what is over at once."""
 
     async def over(_seconds: float) -> bool:
         return True
 
-    assert not rooms.enter(make(), CHUNK)
+    assert not waits(make())
     waiters = [make() for _ in range(count)]
-    assert all(rooms.enter(one, CHUNK) for one in waiters)
-    room = rooms.find(CHUNK)
-    assert room is not None
-    room.open(Wait(60, over, answer), None, None)
+    assert all(map(waits, waiters))
+    group = groups.find(CHUNK)
+    assert group is not None
+    group.open(Wait(60, over, answer), None, None)
     return waiters
 
 
 async def test_each_slice_is_told_what_is_true_then_and_nobody_joins_what_is_over() -> None:
-    rooms, make = alone()
+    groups, make = alone()
     answers: list[bool] = []
 
     def answer() -> web.Response:
-        answers.append(rooms.enter(make(), CHUNK))
+        answers.append(waits(make()))
         return OK
 
-    waiters = await opened(rooms, AT_ONCE * 3, make, answer)
+    waiters = await opened(groups, AT_ONCE * 3, make, answer)
     async with asyncio.timeout(10):
         while any(one.group is not None for one in waiters):
             await asyncio.sleep(0)
     assert len(answers) == 3
     assert answers[0] is False
-    await rooms.end()
+    await groups.end()
 
 
 async def test_a_bug_leaves_nobody_waiting() -> None:
-    rooms, make = alone()
+    groups, make = alone()
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(
         lambda _loop, context: complaints.append(context)
@@ -654,11 +674,11 @@ async def test_a_bug_leaves_nobody_waiting() -> None:
     def answer() -> web.Response:
         raise ZeroDivisionError
 
-    waiters = await opened(rooms, AT_ONCE + 1, make, answer)
+    waiters = await opened(groups, AT_ONCE + 1, make, answer)
     async with asyncio.timeout(10):
         while any(one.group is not None for one in waiters[AT_ONCE:]):
             await asyncio.sleep(0)
-    await rooms.end()
+    await groups.end()
     assert [one.group for one in waiters] == [None] * len(waiters)
 
 
@@ -676,23 +696,23 @@ class Closing(asyncio.Transport):
 async def test_one_that_is_being_closed_keeps_no_answer_from_others(
     answer: web.Response | None,
 ) -> None:
-    rooms, make = alone()
-    waiters = await opened(rooms, AT_ONCE + 1, make, lambda: answer)
+    groups, make = alone()
+    waiters = await opened(groups, AT_ONCE + 1, make, lambda: answer)
     waiters[0].transport = Closing()
     async with asyncio.timeout(10):
         while any(one.group is not None for one in waiters):
             await asyncio.sleep(0)
-    assert waiters[0].inner is None
-    assert not rooms._tasks or all(task.exception() is None for task in await finished(rooms))
+    assert waiters[0].handler is None
+    assert not groups._tasks or all(task.exception() is None for task in await finished(groups))
 
 
-async def finished(rooms: PollGroups) -> set[asyncio.Task[None]]:
-    done, _ = await asyncio.wait(rooms._tasks)
+async def finished(groups: PollGroups) -> set[asyncio.Task[None]]:
+    done, _ = await asyncio.wait(groups._tasks)
     return done
 
 
 async def test_nobody_is_answered_between_a_reload_and_the_look_at_one_of_them() -> None:
-    rooms, make = alone()
+    groups, make = alone()
     changed, asked = asyncio.Event(), list[None]()
 
     async def over(_seconds: float) -> bool:
@@ -702,29 +722,29 @@ async def test_nobody_is_answered_between_a_reload_and_the_look_at_one_of_them()
         asked.append(None)
         return OK
 
-    assert not rooms.enter(make(), CHUNK)
+    assert not waits(make())
     looked_at, other = make(), make()
-    assert rooms.enter(looked_at, CHUNK)
-    assert rooms.enter(other, CHUNK)
-    room = rooms.find(CHUNK)
-    assert room is not None
-    room.open(Wait(60, over, answer), None, None)
+    assert waits(looked_at)
+    assert waits(other)
+    group = groups.find(CHUNK)
+    assert group is not None
+    group.open(Wait(60, over, answer), None, None)
     await asyncio.sleep(0)
-    rooms.look_again()
+    groups.admit_anew()
     changed.set()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert (looked_at.group, other.group, asked) == (None, room, [])
-    await rooms.end()
+    assert (looked_at.group, other.group, asked) == (None, group, [])
+    await groups.end()
 
 
-async def test_a_room_that_nobody_is_in_ends_with_a_reload() -> None:
-    rooms, make = alone()
-    (waiter,) = await opened(rooms, 1, make, lambda: OK)
-    waiter.leave_group()
-    rooms.look_again()
-    assert not rooms.enter(make(), CHUNK)
-    await rooms.end()
+async def test_a_group_without_members_ends_with_a_reload() -> None:
+    groups, make = alone()
+    (waiter,) = await opened(groups, 1, make, lambda: OK)
+    waiter.leave_to_aiohttp()
+    groups.admit_anew()
+    assert not waits(make())
+    await groups.end()
 
 
 def test_what_may_wait_is_told_in_one_pass() -> None:
@@ -747,31 +767,31 @@ def test_what_may_wait_is_told_in_one_pass() -> None:
     assert min(took(300) for _ in range(3)) < 20 * min(took(1) for _ in range(3))
 
 
-async def test_no_more_rooms_than_that_are_opened() -> None:
-    rooms, make = alone()
+async def test_no_more_groups_than_that_are_opened() -> None:
+    groups, make = alone()
     for number in range(MOST_GROUPS + 1):
-        assert not rooms.enter(make(), CHUNK.replace(b"Host", b"X-Number: %d\r\nHost" % number))
-    assert len(rooms._groups) == MOST_GROUPS
-    await rooms.end()
+        assert not waits(make(), CHUNK.replace(b"Host", b"X-Number: %d\r\nHost" % number))
+    assert len(groups._groups) == MOST_GROUPS
+    await groups.end()
 
 
-async def test_what_let_a_request_in_before_a_change_opens_no_room_after_it(bench: Bench) -> None:
-    lane = ResponseCache(Connections(100, bench.clock.now))
+async def test_what_let_a_request_in_before_a_change_opens_no_group_after_it(bench: Bench) -> None:
+    cache = ResponseCache(Connections(100, bench.clock.now))
     opened = []
 
     async def handler(request: web.Request) -> web.Response:
-        lane.note_request(request)
-        lane.drop()
+        cache.note_request(request)
+        cache.drop()
         # It is never waited for
-        lane.join(request, Wait(60, asyncio.sleep, lambda: OK))  # type: ignore[arg-type]
-        opened.append(lane._groups[False].find(CHUNK))
+        cache.join(request, Wait(60, asyncio.sleep, lambda: OK))  # type: ignore[arg-type]
+        opened.append(cache._paths[False].groups.find(CHUNK))
         return OK
 
     app = web.Application()
     app.add_routes([web.get("/v1/tokens/main", handler)])
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        async with answering(app) as runner, accepting(runner, [sock], lane):
+        async with answering(app) as runner, accepting(runner, [sock], cache):
             reader, writer = await asyncio.open_connection(*sock.getsockname())
             writer.write(CHUNK)
             assert await asyncio.wait_for(reader.read(12), 10) == b"HTTP/1.1 200"

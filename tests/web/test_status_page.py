@@ -22,8 +22,8 @@ from broker.web.page.advice import ADVICE_ZH, WECOM_ADVICE_ZH, reason
 from broker.web.page.messages import PAGE
 from broker.web.page.plot import HEIGHT, HOUR, HOURS, WIDTHS, Bar, Plot, Result, plot
 from broker.web.page.status import APPS_A_PAGE, POLICY, VISITORS_SHOWN
+from tests.harness.api import Daemon
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, DOWN, LOST, NOON, Bench
-from tests.web.test_api import Daemon
 
 
 @pytest.fixture

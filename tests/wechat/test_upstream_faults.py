@@ -26,9 +26,9 @@ import pytest
 
 from broker.core.errcodes import RULES
 from tests.harness import invariants
+from tests.harness.crashpoints import Child, ForkedDaemon, ForkServer
 from tests.harness.doubles import CANARY
 from tests.harness.processes import until
-from tests.processes.crashpoints import Child, ForkedDaemon, ForkServer, fork_server
 
 POLICY = "min_gap = 1\nmax_backoff = 300\nmin_serve = 1\n"
 AN_HOUR = 3600
@@ -248,12 +248,6 @@ class Town:
         self.seen[case.name] = Seen(
             before, ordered, self.answer(old), self.house.get(f"/v1/tokens/{new}"), states
         )
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with fork_server() as it:
-        yield it
 
 
 @pytest.fixture(scope="module")

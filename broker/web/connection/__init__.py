@@ -1,1 +1,1 @@
-"""Connections: caps, deadlines, the fast path, long polls."""
+"""Connections: how many, for how long, and what is answered before aiohttp parses anything."""

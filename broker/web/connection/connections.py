@@ -1,45 +1,59 @@
 """Who may hold a connection, and for how long without asking anything.
 
 aiohttp has no deadline for the first request's head, one of an hour for the next, and no cap on
-connections: a thousand silent peers would sit there for ever. Every connection passes through here
-first; what a peer sends goes on to aiohttp untouched (or is answered from what aiohttp said a
-moment ago, see fast_path.py).
+connections: a thousand silent peers would stay for ever. Where there are too many, these go first,
+of each kind the oldest:
+
+1. connections that have not sent a whole request,
+2. connections that have sent a head but not its body, of the peer that has most of them,
+3. connections that are idle,
+4. requests that wait for the next version, of the client that has most of them; these are answered.
+
+What still finds no room is admitted on probation if it can be a probe, up to RESERVED at a time,
+or because it came by the Unix socket: `token-broker get` and the watchdog come that way.
 """
 
 import asyncio
 import heapq
 import resource
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from aiohttp import web
 
 from broker.core.credential import NEVER
-from broker.web.connection.malformed import protocol
+from broker.web.connection.aiohttp_internals import connection_of
+from broker.web.connection.connection import Connection, State
+from broker.web.connection.holdings import Holdings
+from broker.web.connection.waits import HandlerWait, Waits
 
 HEAD_DEADLINE_S: Final = 10.0  # from connecting to the end of the first request's head
+BODY_DEADLINE_S: Final = 5.0  # from the end of a head to the end of its body
 IDLE_S: Final = 600.0  # a connection that sends no whole request for so long is closed
 MOST: Final = 16_384
 MOST_PER_PEER: Final = 1024  # of one address beyond loopback
+MOST_BODIES_PER_PEER: Final = 8  # requests of one address beyond loopback whose body is missing
+RESERVED: Final = 16  # connections beyond the cap, for probes and for the Unix socket
 SPARE_FILES: Final = 64  # for the store, calls to WeChat, and what libraries open
-BACKLOG: Final = 1024
-AT_ONCE: Final = 8
 
 
 def most_connections(others: int = 0) -> int:
-    """How many connections the limit on open files allows beside `others`, so that a refresh always finds a descriptor."""
-    return max(16, min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES - others))
+    """Return how many connections the limit on open files allows.
+
+    `others` is how many files are needed besides, so that a refresh always finds a descriptor.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(MOST, files - SPARE_FILES - RESERVED - others))
 
 
 class Connections:
-    """All connections of a daemon, on the clock `now` (steady seconds).
+    """All connections of a daemon, on the clock `now` (steady seconds); at most `most` of them.
 
-    Where they are too many, those go first that never asked anything, then those that asked least
-    recently.
+    `refused` counts those that were turned away, `too_slow` those that were closed before they had
+    sent a whole request.
     """
 
     def __init__(
@@ -55,12 +69,12 @@ class Connections:
         self.head_deadline_s = head_deadline_s
         self.refused = 0
         self.too_slow = 0
-        self._peak = 0  # the most that were open at once since the last time that somebody asked
-        self._open: set[Guarded] = set()
-        self._awake: dict[
-            asyncio.Protocol, Guarded
-        ] = {}  # by aiohttp's protocol, those that have one
-        self._silent: dict[Guarded, asyncio.TimerHandle] = {}  # oldest first
+        # Half of them is for everybody else.
+        self.waits = Waits(max(1, most // 2))
+        self._peak = 0  # the most that were open at once since the last call of `left`
+        self._open: set[Connection] = set()
+        self._silent: dict[Connection, asyncio.TimerHandle] = {}  # oldest first
+        self._bodies: Holdings[Connection] = Holdings()  # by peer, those whose body is missing
         self._peers: Counter[str] = Counter()
 
     @property
@@ -69,205 +83,127 @@ class Connections:
         return len(self._open)
 
     def left(self) -> int:
-        """How many fewer there are than the most there were since the last time."""
+        """Return how many fewer there are than at most since the last call."""
         peak, self._peak = self._peak, self.open
         return peak - self.open
 
-    def of(self, inner: asyncio.Protocol) -> "Guarded | None":
-        """The connection that an aiohttp protocol serves."""
-        return self._awake.get(inner)
-
-    def attach(self, guarded: "Guarded", inner: asyncio.Protocol) -> None:
-        """A connection has been handed to aiohttp."""
-        self._awake[inner] = guarded
-
-    def admit(self, guarded: "Guarded", transport: asyncio.Transport) -> bool:
-        """Take a connection, or say that it must be closed."""
-        peer = _peer(transport)
-        if (peer and self._peers[peer] >= self.most_per_peer) or (
-            self.open >= self.most and not self._make_room()
-        ):
+    def admit(self, connection: Connection) -> State:
+        """Return the state that a new connection begins in, CLOSED to turn it away."""
+        state, peer = self._admitted(connection), connection.peer
+        if state is State.CLOSED:
             self.refused += 1
-            return False
-        self._open.add(guarded)
-        self._peak = max(self._peak, len(self._open))
+            return state
+        self._open.add(connection)
+        self._peak = max(self._peak, self.open)
         if peer:
             self._peers[peer] += 1
         loop = asyncio.get_running_loop()
-        self._silent[guarded] = loop.call_later(self.head_deadline_s, self._first_look, guarded)
-        return True
+        self._silent[connection] = loop.call_later(
+            self.head_deadline_s, self._close_silent, connection
+        )
+        return state
 
-    def forget(self, guarded: "Guarded", transport: asyncio.Transport) -> None:
-        """A connection that was admitted is closed."""
-        self._is_heard(guarded)
-        self._open.discard(guarded)
-        if guarded.inner is not None:
-            self._awake.pop(guarded.inner, None)
-        if peer := _peer(transport):
+    def forget(self, connection: Connection) -> None:
+        """Take note that a connection which was admitted is closed."""
+        self._stop_head_deadline(connection)
+        self._open.discard(connection)
+        if peer := connection.peer:
             self._peers[peer] -= 1
             if not self._peers[peer]:
                 del self._peers[peer]
 
+    @contextmanager
+    def body_missing(self, connection: Connection) -> Iterator[None]:
+        """While this lasts, the body of a request on that connection has not come.
+
+        A peer with too many such connections loses the one that has been so for longest.
+        """
+        peer = connection.peer
+        # Services of this host share one name, and may all report a dead token at once.
+        most = MOST_BODIES_PER_PEER if peer else max(MOST_BODIES_PER_PEER, self.most // 8)
+        self._bodies.add(peer, connection, self.now())
+        if self._bodies.count(peer) > most:
+            self._bodies.pop_oldest(peer)[0].abort()
+        try:
+            yield
+        finally:
+            self._bodies.remove(peer, connection)
+
     def close_idle(self) -> None:
         """Close those that have sent no whole request for IDLE_S. For a timer."""
         before = self.now() - IDLE_S
-        for guarded in self._idle():
-            if guarded.heard_at < before:
-                guarded.abort()
+        for connection in self._idle():
+            if connection.heard_at < before:
+                connection.abort()
 
     def close_the_rest(self) -> None:
-        """Close those that aiohttp knows nothing of."""
-        for guarded in [
-            one for one in self._open if one.inner is None and one.transport is not None
-        ]:
-            guarded.transport.close()  # type: ignore[union-attr] # looked at above
+        """Close those that aiohttp has never seen, and so does not close."""
+        for connection in self._open:
+            if connection.handler is None and connection.transport is not None:
+                connection.transport.close()
 
-    def _idle(self) -> "list[Guarded]":
-        """Those that asked once, and wait for no answer."""
-        return [
-            guarded
-            for guarded in self._open
-            if guarded.heard_at > NEVER and not guarded.is_answering
-        ]
+    def _admitted(self, connection: Connection) -> State:
+        if connection.peer and self._peers[connection.peer] >= self.most_per_peer:
+            return State.CLOSED
+        if self.open >= self.most:
+            self._make_room()
+        if self.open < self.most:
+            return State.IDLE
+        if self.open >= self.most + RESERVED:
+            return State.CLOSED
+        return State.IDLE if connection.is_unix else State.PROBATION
 
-    def _first_look(self, guarded: "Guarded") -> None:
-        del self._silent[guarded]
-        if guarded.heard_at == NEVER:
+    def _idle(self) -> list[Connection]:
+        """Return those that have asked, and wait for no answer."""
+        return [one for one in self._open if one.heard_at > NEVER and not one.is_answering]
+
+    def _close_silent(self, connection: Connection) -> None:
+        del self._silent[connection]
+        if connection.heard_at == NEVER:
             self.too_slow += 1
-            guarded.abort()
+            connection.abort()
 
-    def _make_room(self) -> bool:
-        for guarded in list(self._silent):
-            self._is_heard(guarded)
-            if guarded.heard_at == NEVER:
+    def _make_room(self) -> None:
+        """Close a connection, in the order that the module's docstring gives."""
+        for connection in list(self._silent):
+            self._stop_head_deadline(connection)
+            if connection.heard_at == NEVER:
                 self.too_slow += 1
-                self._give_up(guarded)
-                return True
+                self._give_up(connection)
+                return
+        if (slowest := self._bodies.pop_from_largest()) is not None:
+            self._give_up(slowest[0])
+            return
         # Some at once: to find them takes a look at all.
         longest_idle = heapq.nsmallest(
-            max(1, self.most // 64), self._idle(), key=lambda guarded: guarded.heard_at
+            max(1, self.most // 64), self._idle(), key=lambda connection: connection.heard_at
         )
-        for guarded in longest_idle:
-            self._give_up(guarded)
-        return bool(longest_idle)
+        for connection in longest_idle:
+            self._give_up(connection)
+        if not longest_idle:
+            self._end_longest_wait()
 
-    def _give_up(self, guarded: "Guarded") -> None:
-        """Close it, and count it as closed: the loop tells of that later, and more may come before."""
-        self._open.discard(guarded)
-        guarded.abort()
+    def _end_longest_wait(self) -> None:
+        waiter = self.waits.give_way()
+        connection = waiter.connection if isinstance(waiter, HandlerWait) else waiter
+        if isinstance(connection, Connection):
+            self._open.discard(connection)
 
-    def _is_heard(self, guarded: "Guarded") -> None:
-        if deadline := self._silent.pop(guarded, None):
+    def _give_up(self, connection: Connection) -> None:
+        """Close it, and count it as closed at once: the loop reports that only later."""
+        self._open.discard(connection)
+        connection.abort()
+
+    def _stop_head_deadline(self, connection: Connection) -> None:
+        if deadline := self._silent.pop(connection, None):
             deadline.cancel()
 
 
-class Guarded(asyncio.Protocol):
-    """One connection: counted from open to close, and otherwise aiohttp's, whose protocol is made when it is needed first.
-
-    A crowd that connects and says nothing costs no more than this. `heard_at`: when the last whole
-    request came.
-    """
-
-    __slots__ = ("_connections", "_make", "heard_at", "inner", "transport")
-
-    def __init__(self, connections: Connections, make: Callable[[], asyncio.Protocol]) -> None:
-        self.heard_at = NEVER
-        self.inner: asyncio.Protocol | None = None
-        self.transport: asyncio.Transport | None = None
-        self._connections = connections
-        self._make = make
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take it, or close it without a word."""
-        stream = cast("asyncio.Transport", transport)
-        if self._connections.admit(self, stream):
-            self.transport = stream
-        else:
-            stream.abort()
-
-    def data_received(self, data: bytes) -> None:
-        """Hand it to aiohttp; what a refused connection still sends goes nowhere."""
-        if self.transport is not None:
-            (self.inner or self.wake()).data_received(data)
-
-    def wake(self) -> asyncio.Protocol:
-        """Have aiohttp take the connection over."""
-        inner = self.inner = self._make()
-        self._connections.attach(self, inner)
-        if self.transport is not None:
-            inner.connection_made(self.transport)
-        return inner
-
-    def pause_writing(self) -> None:
-        """Pass it on."""
-        if self.inner is not None:
-            self.inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Pass it on."""
-        if self.inner is not None:
-            self.inner.resume_writing()
-
-    def eof_received(self) -> bool | None:
-        """Pass it on; without aiohttp there is nothing to finish."""
-        return None if self.inner is None else self.inner.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Let it go."""
-        if self.transport is not None:
-            self._connections.forget(self, self.transport)
-            if self.inner is not None:
-                self.inner.connection_lost(exc)
-
-    def abort(self) -> None:
-        """Close it without a word."""
-        if self.transport is not None:
-            self.transport.abort()
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether aiohttp has a request that it has not answered yet.
-
-        What we lean on of its inside (a test pins it).
-        """
-        inner: Any = self.inner
-        return inner is not None and bool(inner._request_in_progress)  # noqa: SLF001
-
-
-Guard = Callable[[Callable[[], asyncio.Protocol]], Guarded]
-
-
-class GuardedSite(web.BaseSite):
-    """A listening socket whose connections are guarded."""
-
-    def __init__(self, runner: web.BaseRunner, sock: socket.socket, guard: Guard) -> None:
-        super().__init__(runner, backlog=BACKLOG)
-        self._sock = sock
-        self._guard = guard
-
-    @property
-    def name(self) -> str:
-        """What aiohttp prints of it."""
-        return str(self._sock)
-
-    async def start(self) -> None:
-        """Accept from now on."""
-        await super().start()
-        server = self._runner.server
-        if server is None:
-            raise RuntimeError("the runner is not set up")
-        loop = asyncio.get_running_loop()
-        # asyncio accepts as many at once as its backlog says: more than there are spare files would
-        # leave a refresh none.
-        make = partial(protocol, server)
-        self._server = await loop.create_server(
-            lambda: self._guard(make), sock=self._sock, backlog=AT_ONCE
-        )
-        self._sock.listen(BACKLOG)
-
-
-def _peer(transport: asyncio.Transport) -> str:
-    """The address of a peer beyond loopback; empty for loopback and Unix sockets, where all services share one."""
-    name = transport.get_extra_info("peername")
-    host = str(name[0]) if isinstance(name, tuple) else ""
-    return "" if host.startswith("127.") or host in {"::1", ""} else host
+async def read_body(request: web.Request) -> bytes:
+    """Return a request's body. Raises TimeoutError if it does not come within BODY_DEADLINE_S."""
+    async with asyncio.timeout(BODY_DEADLINE_S):
+        connection = connection_of(request)
+        if request.content.is_eof() or not isinstance(connection, Connection):
+            return await request.read()
+        with connection.admission.body_missing(connection):
+            return await request.read()

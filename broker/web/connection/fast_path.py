@@ -1,291 +1,198 @@
-"""The response cache: while nothing has changed, the same request gets the same answer, before anything is parsed.
+"""The response cache: while nothing has changed, an equal request gets an equal response, unparsed.
 
-A connection's request goes through aiohttp whole: parsing, gate, routing, handler. Where the
-handler says how its answer is given again (:data:`AGAIN`), the bytes of that answer are kept under
-the bytes of the request, and the next chunk that equals them, on any connection of that kind, is
-answered from there. What only time changes (`expires_in`) is said anew when its time is up;
-anything else that changes drops everything that is kept. Header bytes are part of the key, so
-nobody is ever answered with another's rights; TCP and Unix sockets are kept apart, since the gate
-tells them apart.
+The first request goes through all of aiohttp: parsing, gate, routing, handler. Where the handler
+says how its answer can be given again (:data:`AGAIN`), the bytes of the answer are kept under the
+bytes of the request. The next chunk that equals them, on any connection of that kind, is answered
+from there. What only time changes (`expires_in`) is written anew when it is no longer true. Any
+other change of an app drops what is kept about that app.
 
-What makes that safe is that a chunk is only looked up where it can be nothing but a request: each
-chunk before it on its connection was exactly one whole request without a body, and aiohttp has
-written its answer. One irregular chunk, and the connection stays with aiohttp for good. Requests
-that wait for the next version wait together: see long_poll.py.
+Header bytes are part of the key, so nobody is ever answered with another's rights. TCP and Unix
+sockets are kept apart, since the gate treats them differently. Which chunks may be looked up is in
+connection.py; requests that wait for the next version are in long_poll.py.
 """
 
 import asyncio
-import os
-import re
-import socket
-from collections.abc import Callable
-from email.utils import formatdate
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 from aiohttp import HttpVersion11, web
 
-from broker.core.credential import NEVER
-from broker.web.connection.connections import Connections, Guarded
-from broker.web.connection.long_poll import OnAnswered, PollGroups, Wait, Waiter
+from broker.web.connection.aiohttp_internals import connection_of
+from broker.web.connection.cached_response import (
+    Again,
+    CachedResponse,
+    CachedResponses,
+    OnAnswered,
+)
+from broker.web.connection.connection import Connection, FastPath
+from broker.web.connection.connections import Connections
+from broker.web.connection.long_poll import PollGroups, Wait
+from broker.web.connection.waits import HandlerWait
 from broker.web.gate import CLIENT
 
-Again = Callable[[], tuple[bytes, float] | None]
-# Gives a body, and the steady time to which it is true; None where a handler has to look.
+__all__ = ["AGAIN", "APP", "Again", "ResponseCache"]
+
+T = TypeVar("T")
+
+# A handler sets these: how its answer can be given again, and the one app that its answer is about.
 AGAIN: Final[web.RequestKey[Again]] = web.RequestKey("again")
+APP: Final = web.RequestKey("app", str)
+
+# How many changes there had been when the request came.
 _CHANGES: Final = web.RequestKey("changes", int)
-_SINCE: Final = web.RequestKey(
-    "since", float
-)  # the loop's time at which it began to wait, of one that has waited already
-MOST_KEPT: Final = 1024
-LONGEST_REQUEST: Final = 4096
-SOON_S: Final = 0.0001
-# A client that another program held up for a moment still finds us awake: that makes the p99
-AWAKE_S: Final = 0.0005
-HEAD_END: Final = b"\r\n\r\n"
-MORE: Final = re.compile(
-    rb"\r\n(?:content-length|transfer-encoding|expect|upgrade):", re.IGNORECASE
-)  # may follow
+# When a request that was handed back began to wait (loop time).
+_SINCE: Final = web.RequestKey("since", float)
 
-
-class CachedResponse:
-    """An answer, until when it may be given, and how often it was since it was last told."""
-
-    __slots__ = ("about", "again", "count", "data", "head", "until")
-
-    def __init__(self, response: web.Response, again: Again, *about: Any) -> None:
-        self.head = [
-            f"HTTP/1.1 {response.status} {response.reason}",
-            *(f"{k}: {v}" for k, v in response.headers.items()),
-        ]
-        self.again = again
-        self.about = about  # route, client and status, for those who count
-        self.count = 0
-        self.data = b""
-        self.until = NEVER
-
-    def renew(self, now: float) -> bool:
-        """Say it anew, as aiohttp would; whether it may be given now."""
-        if (found := self.again()) is None:
-            return False
-        body, self.until = found
-        told = {"Content-Length": str(len(body)), "Date": formatdate(usegmt=True)}
-        names = ((line, line.partition(":")[0]) for line in self.head)
-        head = [f"{name}: {told[name]}" if name in told else line for line, name in names]
-        self.data = "\r\n".join([*head, "", ""]).encode() + body
-        return now < self.until
+CACHED: Final = frozenset({200, 304})
 
 
 class ResponseCache:
-    """What may be repeated, for all connections of a daemon; their clock is the one that tokens age on.
+    """What all connections of a daemon share; their clock is the one that tokens age on.
 
-    `tell` hears of the answers given here: (route, client, status, how many, the last no later
-    than).
+    `on_answered` hears of the answers that aiohttp did not write. Without `enabled` there are none.
     """
 
     def __init__(
-        self, connections: Connections, tell: OnAnswered = lambda *_: None, *, enabled: bool = True
+        self,
+        connections: Connections,
+        on_answered: OnAnswered = lambda *_: None,
+        *,
+        enabled: bool = True,
     ) -> None:
         self.connections = connections
         self.now = connections.now
         self.enabled = enabled
-        self._tell = tell
         self._changes = 0
-        self._kept: dict[bool, dict[bytes, CachedResponse]] = {
-            True: {},
-            False: {},
-        }  # by "is a Unix socket"
-        self._groups = {is_unix: PollGroups(self.now, tell) for is_unix in self._kept}
-        self._awake_until = NEVER
-        self._is_awake = False
+        self._last_change = 0  # the number of the last change that was not about one app
+        self._last_change_of: dict[str, int] = {}  # by app, changes since then
+        self._paths = {
+            is_unix: FastPath(
+                CachedResponses(self.now, on_answered),
+                PollGroups(self.now, on_answered, connections.waits),
+            )
+            for is_unix in (False, True)
+        }
 
-    def guard(self, make: Callable[[], asyncio.Protocol]) -> Guarded:
-        """A connection's protocol around the one of aiohttp's that `make` makes."""
-        return CachedConnection(self, make) if self.enabled else Guarded(self.connections, make)
+    def guard(
+        self, new_handler: Callable[[object], asyncio.Protocol], *, is_unix: bool = False
+    ) -> Connection:
+        """Return the protocol of a new connection; `new_handler` makes aiohttp's for it."""
+        path = self._paths[is_unix] if self.enabled else None
+        return Connection(self.connections, new_handler, path, is_unix=is_unix)
 
-    def beside(
-        self, transport: asyncio.Transport
-    ) -> tuple[dict[bytes, CachedResponse], PollGroups]:
-        """What may be repeated on a connection of that kind, and who waits."""
-        sock = transport.get_extra_info("socket")
-        is_unix = sock is not None and sock.family == socket.AF_UNIX
-        return self._kept[is_unix], self._groups[is_unix]
+    # --- what a request's way through aiohttp tells -----------------------------------------------
 
     def note_request(self, request: web.Request) -> None:
-        """A whole request has come in: its connection is no longer silent."""
-        if (connection := self.connections.of(request.protocol)) is not None:
-            connection.heard_at = self.now()
-            if isinstance(connection, CachedConnection):
-                connection.is_at_work = True
-                request[_CHANGES] = self._changes
-                if connection.since is not None:
-                    request[_SINCE], connection.since = connection.since, None
+        """Take note of a whole request that has come in, before anything is decided about it."""
+        request[_CHANGES] = self._changes
+        connection = connection_of(request)
+        if isinstance(connection, Connection) and (since := connection.begin()) is not None:
+            request[_SINCE] = since
 
     async def keep(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Keep an answer that is about to be written, if its handler and its connection let us (`on_response_prepare`)."""
-        connection = self.connections.of(request.protocol)
-        if not isinstance(connection, CachedConnection) or connection.asked is None:
+        """Keep an answer that is about to be written, if handler and connection permit it.
+
+        For `on_response_prepare`.
+        """
+        connection = connection_of(request)
+        if not isinstance(connection, Connection) or connection.request is None:
             return
-        if (group := connection.groups.find(connection.asked)) is not None and group.wait is None:
-            group.release_all()  # this is one that does not wait
+        responses, groups = self._paths[connection.is_unix]
+        if (group := groups.find(connection.request)) is not None and group.wait is None:
+            group.release_all()  # this request did not wait, so those who came after it do not
         if request.version != HttpVersion11 or not response.keep_alive:
-            connection.leave()
+            connection.leave_to_aiohttp()
             return
-        again = request.get(AGAIN)
         if (
-            again is None
-            or response.status not in {200, 304}
+            (again := request.get(AGAIN)) is None
+            or response.status not in CACHED
             or not isinstance(response, web.Response)
+            or self._has_changed(request)
         ):
             return
-        if request.get(_CHANGES) != self._changes:  # what let this request in may not hold any more
-            return
-        kept = connection.kept
-        if len(kept) >= MOST_KEPT:
-            self._drop(kept)
-        if (older := kept.get(connection.asked)) is not None:
-            self._account(older)
-        kept[connection.asked] = CachedResponse(
-            response, again, request.match_info.route.resource, request.get(CLIENT), response.status
-        )
+        resource, client = request.match_info.route.resource, request.get(CLIENT)
+        cached = CachedResponse(response, again, request.get(APP), resource, client)
+        responses.put(connection.request, cached)
 
     def join(self, request: web.Request, wait: Wait | None) -> None:
-        """A request begins to wait, and whoever sends the same may wait in the same way; None: with aiohttp."""
-        connection = self.connections.of(request.protocol)
-        if not isinstance(connection, CachedConnection) or connection.asked is None:
+        """Have others who send the same bytes wait in this way; None if they cannot."""
+        connection = connection_of(request)
+        if not isinstance(connection, Connection) or connection.request is None:
             return
-        group = connection.groups.find(connection.asked)
+        group = self._paths[connection.is_unix].groups.find(connection.request)
         if group is None or group.wait is not None:
             return
         is_regular = request.version == HttpVersion11 and request.keep_alive
-        if wait is not None and is_regular and request.get(_CHANGES) == self._changes:
+        if wait is not None and is_regular and not self._has_changed(request):
             group.open(wait, request.match_info.route.resource, request.get(CLIENT))
         else:
             group.release_all()
 
     @staticmethod
     def left(request: web.Request, seconds: float) -> float:
-        """What is left of so many seconds to wait, for one that may have waited here already."""
+        """Return what is left of so many seconds to wait: the request may have waited before."""
         since = request.get(_SINCE)
         return seconds if since is None else since + seconds - asyncio.get_running_loop().time()
 
-    def drop(self) -> None:
-        """Something has changed: no answer given until now is repeated.
+    async def bounded(self, request: web.Request, waiting: Awaitable[T]) -> T | None:
+        """Wait in a handler, as one of the requests that its client may have waiting.
 
-        Whoever waits goes on waiting.
+        Return None if the wait is ended early, since the client has too many or others need room.
+        """
+        connection = connection_of(request)
+        ours = connection if isinstance(connection, Connection) else None
+        client = request[CLIENT].name
+        since = request.get(_SINCE, asyncio.get_running_loop().time())
+        scope = asyncio.timeout(None)
+        waiter = HandlerWait(scope, ours)
+        try:
+            async with scope:
+                self.connections.waits.enter(client, waiter, since)
+                return await waiting
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            return None
+        finally:
+            waiter.end()
+            self.connections.waits.leave(client, waiter)
+
+    # --- what changes -----------------------------------------------------------------------------
+
+    def drop(self, app: str | None = None) -> None:
+        """Give no answer again that was given until now and is about that app, or about no one app.
+
+        Without an app, all answers are dropped. Whoever waits goes on waiting.
         """
         self._changes += 1
-        for kept in self._kept.values():
-            self._drop(kept)
-        for groups in self._groups.values():
-            groups.drop_empty()
+        if app is None:
+            self._last_change = self._changes
+            self._last_change_of.clear()
+        else:
+            self._last_change_of[app] = self._changes
+        for path in self._paths.values():
+            path.responses.drop(app)
+            path.groups.drop_empty()
 
     def admit_anew(self) -> None:
-        """Who may ask has changed: whoever waits is looked at again."""
+        """Drop all answers, and look at everyone who waits again: who may ask has changed."""
         self.drop()
-        for groups in self._groups.values():
-            groups.look_again()
+        for path in self._paths.values():
+            path.groups.admit_anew()
 
     async def end(self) -> None:
         """Leave everyone who waits to aiohttp, which finishes what is under way."""
-        for groups in self._groups.values():
-            await groups.end()
-
-    def stay_awake(self, now: float) -> None:
-        """Somebody has asked again within SOON_S, and is likely to do so once more: to be woken takes longer than to answer.
-
-        So the loop looks for AWAKE_S whether there is something to do, instead of going to sleep;
-        between two looks whoever else wants the processor has it. Nobody who pauses between two
-        requests costs anything.
-        """
-        self._awake_until = now + AWAKE_S
-        if not self._is_awake:
-            self._is_awake = True
-            self._stay()
-
-    def _stay(self) -> None:
-        if self.now() < self._awake_until:
-            os.sched_yield()
-            asyncio.get_running_loop().call_soon(self._stay)
-        else:
-            self._is_awake = False
+        for path in self._paths.values():
+            await path.groups.end()
 
     def account(self) -> None:
-        """Tell of the answers given since the last time."""
-        for kept in self._kept.values():
-            for one in kept.values():
-                self._account(one)
+        """Report the answers given since the last report."""
+        for path in self._paths.values():
+            path.responses.report()
 
-    def _drop(self, kept: dict[bytes, CachedResponse]) -> None:
-        for one in kept.values():
-            self._account(one)
-        kept.clear()
-
-    def _account(self, one: CachedResponse) -> None:
-        if one.count:
-            resource, client, status = one.about
-            self._tell(resource, client, status, one.count, min(one.until, self.now()))
-            one.count = 0
-
-
-class CachedConnection(Waiter):
-    """A connection that may use the response cache."""
-
-    __slots__ = ("_is_regular", "_now", "_response_cache", "_write", "groups", "kept")
-
-    def __init__(self, response_cache: ResponseCache, make: Callable[[], asyncio.Protocol]) -> None:
-        super().__init__(response_cache.connections, make)
-        self._response_cache = response_cache
-        self._now = response_cache.now
-        self._is_regular = True
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take it."""
-        self.kept, self.groups = self._response_cache.beside(cast("asyncio.Transport", transport))
-        self._write = cast("asyncio.Transport", transport).write
-        super().connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Answer it from the response cache, have it wait, or hand it to aiohttp."""
-        if self._is_regular:
-            if self.asked is not None:
-                self.leave_group()
-                self._is_regular = self.is_at_work and not self.is_answering
-                self.asked, self.is_at_work = None, False
-            if self._is_regular:
-                kept = self.kept.get(data)
-                if kept is not None and ((now := self._now()) < kept.until or kept.renew(now)):
-                    kept.count += 1
-                    if now - self.heard_at < SOON_S:
-                        self._response_cache.stay_awake(now)
-                    self.heard_at = now
-                    self._write(kept.data)
-                    return
-                if is_one_request(data):
-                    if self.groups.enter(self, data):
-                        self.heard_at = self._now()
-                        return
-                    self.asked = data
-                else:
-                    self._is_regular = False
-        super().data_received(data)
-
-    def leave(self) -> None:
-        """Leave the connection to aiohttp from now on."""
-        self.leave_group()
-        self._is_regular, self.asked = False, None
-
-    def pause_writing(self) -> None:
-        """A peer that does not read is aiohttp's: it knows how to wait."""
-        self.leave()
-        (self.inner or self.wake()).pause_writing()
-
-
-def is_one_request(data: bytes) -> bool:
-    """Whether a chunk is exactly one request without a body, whoever reads it."""
-    return (
-        data.startswith(b"GET ")
-        and len(data) <= LONGEST_REQUEST
-        and data.find(HEAD_END) == len(data) - len(HEAD_END)
-        and data.count(b"\n") == data.count(b"\r") == data.count(b"\r\n")
-        and MORE.search(data) is None
-    )
+    def _has_changed(self, request: web.Request) -> bool:
+        """Return True if what let a request in, or what it was answered, may not hold any more."""
+        app = request.get(APP)
+        last = self._changes if app is None else self._last_change_of.get(app, 0)
+        noted: int = request.get(_CHANGES, -1)
+        return max(last, self._last_change) > noted

@@ -1,9 +1,9 @@
-"""The door: opens on listening sockets, closes without turning anybody away, and knocks at itself.
+"""The server's life: it accepts, it closes without turning anybody away, it probes itself.
 
 Closing is what takes care. Sockets that systemd holds go on listening without us, so whoever is not
-accepted yet waits for our successor; whoever is, gets an answer. A client that keeps its connection
-is told `Connection: close` with its next answer, and for that we leave it a moment: closing at once
-would meet requests that are on their way.
+accepted yet waits for our successor; whoever is accepted gets an answer. A client that keeps its
+connection is told `Connection: close` with its next answer, and has a moment to ask for it: closing
+at once would meet requests that are on their way.
 """
 
 import asyncio
@@ -13,11 +13,13 @@ import gc
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
-from broker.web.connection.connections import Connections, GuardedSite
+from broker.web.connection.aiohttp_internals import GuardedSite
+from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
 
 FAREWELL_S: Final = 0.5  # for clients that keep their connection to ask once more
@@ -33,8 +35,8 @@ KNOCK: Final = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n
 @asynccontextmanager
 async def answering(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """A server that answers, and at its end finishes the answers under way."""
-    # A client that hangs up ends its handler; what must go on (a flight) is a task of its keeper's.
-    # Idle connections are ours to close: aiohttp does not see all of their requests (fast_path.py).
+    # A client that hangs up ends its handler. What must go on, a refresh, is a task of its
+    # keeper's. Idle connections are ours to close: aiohttp does not see all of their requests.
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -53,11 +55,13 @@ async def answering(app: web.Application) -> AsyncIterator[web.AppRunner]:
 async def accepting(
     runner: web.AppRunner, sockets: Sequence[socket.socket], response_cache: ResponseCache
 ) -> AsyncIterator[None]:
-    """Take connections; at its end take no more, and wait until those that are kept alive are gone, or silent."""
+    """Accept connections. At the end accept no more, and wait for those that are kept alive."""
     sweeping = asyncio.create_task(_sweep(response_cache.connections))
     try:
         for sock in sockets:
-            await GuardedSite(runner, sock, response_cache.guard).start()
+            is_unix = sock.family == socket.AF_UNIX
+            guard = partial(response_cache.guard, is_unix=is_unix)
+            await GuardedSite(runner, sock, guard).start()
         yield
     finally:
         sweeping.cancel()
@@ -69,21 +73,23 @@ async def accepting(
 
 
 async def _sweep(connections: Connections) -> None:
-    """Close what is idle; after a crowd has left, give its memory back: the collector and glibc would keep half of it."""
+    """Close what is idle, for ever. After a crowd has left, return its memory to the system."""
     while True:
         await asyncio.sleep(SWEEP_S)
         connections.close_idle()
         if connections.left() > CROWD:
-            await asyncio.to_thread(_give_back)
+            await asyncio.to_thread(_return_memory)
 
 
-def _give_back() -> None:
+def _return_memory() -> None:
+    """Return free memory to the system: the collector and glibc would keep half of it."""
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # glibc's own
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries have no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
 async def _farewell(connections: Connections) -> None:
+    """Return when no connection is left, or FAREWELL_S have passed."""
     late = asyncio.get_running_loop().time() + FAREWELL_S
     while asyncio.get_running_loop().time() < late:
         # First the pause: connections accepted a moment ago are not listed yet.
@@ -93,7 +99,7 @@ async def _farewell(connections: Connections) -> None:
 
 
 async def answers(sock: socket.socket) -> bool:
-    """Whether a request to this listening socket of ours is answered with 200.
+    """Return True if a request to this listening socket of ours is answered with 200.
 
     The caller bounds it in time.
     """

@@ -1,14 +1,14 @@
-"""The poll groups: who asks to be told of the next version, as somebody before them does, waits here and not in aiohttp.
+"""Long polls: requests with the same bytes that wait for the next version wait together.
 
-A service that watches a token sends the same bytes as others like it. The first such request goes
-through aiohttp; when its handler begins to wait, it says how that is done (:class:`Wait`). Whoever
-comes with the same bytes on a connection of that kind costs no task, no request and no timer from
-then on: one task waits for all of a group, and one answer is written to all.
+Services that watch a token send the same bytes as each other. The first such request goes through
+aiohttp. When its handler begins to wait, it says how that is done (:class:`Wait`). From then on
+whoever sends the same bytes, on the same kind of socket, joins the group and costs no task, no
+request and no timer: one task waits for the whole group, and one answer is written to all.
 
 Whatever is irregular goes back to aiohttp, which reads the request as if it had just come and waits
-for what is left of its time: more bytes on a connection, a token that is not to be had, a daemon
-that stops. When rights may have changed it reads one request of each group, and the others wait for
-what comes of it, as for a first.
+for the rest of its time. That is so for a connection that sends more bytes, for a token that is not
+to be had, and for a daemon that stops. When rights may have changed, aiohttp reads one request of
+each group, and the others wait for what comes of it, as they did for the first.
 """
 
 import asyncio
@@ -17,31 +17,30 @@ import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from email.utils import formatdate
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import hdrs, http, web
 
-from broker.web.connection.connections import Connections, Guarded
+from broker.web.connection.cached_response import OnAnswered
+from broker.web.connection.waits import Waiter, Waits
 from broker.web.gate import Client
 
 MOST_GROUPS: Final = 1024
-AT_ONCE: Final = 50  # answers between two looks at what else there is to do
+AT_ONCE: Final = 50  # answers that are written before the loop looks at what else there is to do
 HOLD_S: Final = 0.1  # how long others wait for the first one's handler to say that it waits
-# What may turn out to wait. Whoever comes while the first is still being read waits to see; a crowd
-# comes at once. Atomic (?>): the target is read once, however many `wait` it has; strangers are
-# measured by this too.
+# Requests that may turn out to wait. Those that come while the first is still being read are held
+# until it is known: a crowd comes at once. The group is atomic (?>), so the target is read once
+# however often `wait` occurs in it: a stranger's request is matched too, before any key is checked.
 WATCH: Final = re.compile(
     rb"(?>GET /v1/tokens/[^ ]*[?&]wait=).*\r\nif-none-match:", re.IGNORECASE | re.DOTALL
 )
 
-OnAnswered = Callable[[web.AbstractResource | None, Client | None, int, int, float], None]
-
 
 class Wait(NamedTuple):
-    """How a request waits: `seconds` in all; `over` waits so long at most, and says whether all are to be answered now.
+    """How a request waits: for `seconds`, unless `over` ends it before.
 
-    `answer` is the answer now, to those and to whoever's time is up; None where a handler has to
-    look.
+    `over` waits at most the seconds it is given, and returns True if all are to be answered now.
+    `answer` returns the answer to whoever is to be answered now, None where a handler has to look.
     """
 
     seconds: float
@@ -49,208 +48,221 @@ class Wait(NamedTuple):
     answer: Callable[[], web.Response | None]
 
 
-class Waiter(Guarded):
-    """A connection that may wait in a group.
+class Member(Waiter, Protocol):
+    """What a group knows of a connection that waits in it."""
 
-    `asked` is the request that is being answered, as it came.
-    """
-
-    __slots__ = ("asked", "group", "is_at_work", "since")
-
-    def __init__(self, connections: Connections, make: Callable[[], asyncio.Protocol]) -> None:
-        super().__init__(connections, make)
-        self.asked: bytes | None = None
-        self.is_at_work = False  # aiohttp has begun with `asked`
-        self.group: PollGroup | None = None
-        self.since: float | None = None  # when it began to wait (loop time), once it is aiohttp's
-
-    def answer(self, data: bytes) -> None:
-        """Give it the answer; it waits no more."""
-        self.group = self.asked = None
-        if (
-            self.transport is not None and not self.transport.is_closing()
-        ):  # else it is gone, and we hear of it in a moment
-            self.transport.write(data)
+    def answer(self, data: bytes, *, close: bool = False) -> None:
+        """Write the answer; with `close` it is the connection's last."""
 
     def hand_back(self, since: float) -> None:
-        """Have aiohttp go on, with a request that came at `since`."""
-        asked, self.group, self.since = self.asked, None, since
-        if asked is not None and self.transport is not None and not self.transport.is_closing():
-            super().data_received(asked)
+        """Have aiohttp handle the request, which waits since then (loop time)."""
 
-    def leave_group(self) -> None:
-        """Go on with aiohttp, at once."""
-        if self.group is not None:
-            self.hand_back(self.group.waiters.pop(self))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Let it go."""
-        if self.group is not None:
-            del self.group.waiters[self]
-            self.group = None
-        super().connection_lost(exc)
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether there is a request that is not answered yet."""
-        return self.group is not None or super().is_answering
+    def abort(self) -> None:
+        """Close the connection without an answer."""
 
 
 class PollGroup:
-    """Those who wait with the same bytes, who came first first, with when they came (loop time)."""
+    """Connections that wait with the same bytes: since when (loop time), the longest first.
 
-    def __init__(self, groups: "PollGroups", chunk: bytes) -> None:
-        self.waiters: OrderedDict[Waiter, float] = OrderedDict()
+    A group is open once it is known how its members wait.
+    """
+
+    def __init__(self, groups: "PollGroups", request: bytes) -> None:
+        self.request = request
+        self.members: OrderedDict[Member, float] = OrderedDict()
         self.wait: Wait | None = None
         self._groups = groups
-        self._chunk = chunk
         self._resource: web.AbstractResource | None = None
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._hold = asyncio.get_running_loop().call_later(HOLD_S, self.release_all)
 
-    def take(self, waiter: Waiter) -> None:
-        """Have it wait."""
-        self.waiters[waiter] = asyncio.get_running_loop().time()
-        waiter.group, waiter.asked = self, self._chunk
-        self._begin()
+    def add(self, member: Member) -> None:
+        """Have a connection wait from now on."""
+        since = self.members[member] = asyncio.get_running_loop().time()
+        if self.wait is not None:
+            self._groups.waits.enter(self._client_name, member, since)
+        self._attend()
+
+    def remove(self, member: Member) -> float:
+        """Remove a connection that waits here. Return since when it has waited (loop time)."""
+        self._groups.waits.leave(self._client_name, member)
+        return self.members.pop(member)
 
     def open(
         self, wait: Wait, resource: web.AbstractResource | None, client: Client | None
     ) -> None:
-        """So they wait; route and client are for those who count."""
+        """Have the members wait in this way. Route and client are those of all of them."""
         self._hold.cancel()
         self.wait, self._resource, self._client = wait, resource, client
-        self._begin()
+        for member, since in list(self.members.items()):
+            self._groups.waits.enter(self._client_name, member, since)
+        self._attend()
 
     def close(self) -> None:
-        """Whoever comes from now on is not of these."""
+        """Admit no more members."""
         self._hold.cancel()
-        self._groups.forget(self._chunk, self)
+        self._groups.forget(self)
 
-    def look_again(self) -> None:
-        """Have aiohttp look at one of them, as at a first: all are let in, or refused, by the same bytes."""
-        if not self.waiters:
+    def cut_short(self, member: Member, since: float, *, close: bool) -> None:
+        """Answer one member early, if it still waits since then."""
+        if self.members.get(member) != since:
+            return
+        response = self.wait.answer() if self.wait is not None else None
+        self.remove(member)
+        if response is None:
+            # To have aiohttp look at it would begin another wait, which would cut another short.
+            member.abort()
+            return
+        if close:
+            response.headers[hdrs.CONNECTION] = "close"
+        member.answer(as_written(response), close=close)
+        self._count(response.status, 1)
+
+    def admit_anew(self) -> None:
+        """Have aiohttp look at one member. What comes of it goes for all: their bytes are equal."""
+        if not self.members:
             self.close()
             return
         if self._task is not None:
             self._task.cancel()
         self._task = self.wait = None
+        for member in self.members:
+            self._groups.waits.leave(self._client_name, member)
         self._hold.cancel()
         self._hold = asyncio.get_running_loop().call_later(HOLD_S, self.release_all)
-        _hand_back([self.waiters.popitem(last=False)])
+        _hand_back([self._pop_first()])
 
     def release_all(self) -> None:
-        """Have aiohttp look at everyone here."""
+        """Have aiohttp handle every member's request."""
         self.close()
         if self._task is not None:
             self._task.cancel()
-        if self.waiters:
-            self._task = self._groups.go_on(self._hand_back())
+        if self.members:
+            self._task = self._groups.run(self._hand_all_back())
 
-    def _begin(self) -> None:
-        if self._task is None and self.wait is not None and self.waiters:
-            self._task = self._groups.go_on(self._attend(self.wait))
+    @property
+    def _client_name(self) -> str:
+        return self._client.name if self._client is not None else ""
 
-    async def _attend(self, wait: Wait) -> None:
+    def _attend(self) -> None:
+        """Begin to wait for the members, unless that has begun or there is nobody to wait for."""
+        if self._task is None and self.wait is not None and self.members:
+            self._task = self._groups.run(self._wait_and_answer(self.wait))
+
+    async def _wait_and_answer(self, wait: Wait) -> None:
         clock, is_over = asyncio.get_running_loop().time, False
         try:
-            while self.waiters and not is_over:
-                longest = next(iter(self.waiters.values()))
+            while self.members and not is_over:
+                longest = next(iter(self.members.values()))
                 if is_over := await wait.over(longest + wait.seconds - clock()):
                     self.close()
-                await self._answer(
-                    wait, math.inf if is_over else max(longest, clock() - wait.seconds)
-                )
+                    came_by = math.inf
+                else:
+                    came_by = max(longest, clock() - wait.seconds)
+                await self._answer(wait, came_by)
             self._task = None
         except Exception:
             self.release_all()
             raise
 
     async def _answer(self, wait: Wait, came_by: float) -> None:
-        """Answer everyone who came by then; some at a time, each time with what is true then."""
+        """Answer everyone who came by then, AT_ONCE at a time, each time with what is true then."""
         while self._is_due(came_by):
-            response = (
-                wait.answer()
-            )  # before anybody is let go, whom a bug would leave without an answer
-            some = self._some(came_by)
+            # Before anybody is removed: a bug here must leave nobody without an answer.
+            response = wait.answer()
+            some = self._pop_due(came_by)
             if response is None:
                 _hand_back(some)
             else:
                 data = as_written(response)
-                for waiter, _ in some:
-                    waiter.answer(data)
-                self._groups.count(self._resource, self._client, response.status, len(some))
+                for member, _ in some:
+                    member.answer(data)
+                self._count(response.status, len(some))
             await asyncio.sleep(0)
 
-    async def _hand_back(self) -> None:
-        while some := self._some(math.inf):
+    async def _hand_all_back(self) -> None:
+        while some := self._pop_due(math.inf):
             _hand_back(some)
             await asyncio.sleep(0)
 
     def _is_due(self, came_by: float) -> bool:
-        return bool(self.waiters) and next(iter(self.waiters.values())) <= came_by
+        return bool(self.members) and next(iter(self.members.values())) <= came_by
 
-    def _some(self, came_by: float) -> list[tuple[Waiter, float]]:
-        found: list[tuple[Waiter, float]] = []
+    def _pop_due(self, came_by: float) -> list[tuple[Member, float]]:
+        found: list[tuple[Member, float]] = []
         while len(found) < AT_ONCE and self._is_due(came_by):
-            found.append(self.waiters.popitem(last=False))
+            found.append(self._pop_first())
         return found
+
+    def _pop_first(self) -> tuple[Member, float]:
+        member = next(iter(self.members))
+        return member, self.remove(member)
+
+    def _count(self, status: int, number: int) -> None:
+        self._groups.count(self._resource, self._client, status, number)
 
 
 class PollGroups:
-    """All groups for one kind of connection, by the bytes of the request."""
+    """All groups of one kind of socket, by the bytes of the request.
 
-    def __init__(self, now: Callable[[], float], tell: OnAnswered) -> None:
+    `waits` bounds how many requests of a client wait.
+    """
+
+    def __init__(self, now: Callable[[], float], on_answered: OnAnswered, waits: Waits) -> None:
+        self.waits = waits
         self._now = now
-        self._tell = tell
+        self._on_answered = on_answered
         self._groups: dict[bytes, PollGroup] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_open = True
 
-    def find(self, chunk: bytes) -> PollGroup | None:
-        """The group of those who asked so."""
-        return self._groups.get(chunk)
+    def find(self, request: bytes) -> PollGroup | None:
+        """Return the group of those who sent this request."""
+        return self._groups.get(request)
 
-    def enter(self, waiter: Waiter, chunk: bytes) -> bool:
-        """Have a connection wait that sent this request, if others do; else it is the first, and aiohttp's."""
-        if (group := self._groups.get(chunk)) is not None:
-            group.take(waiter)
-            return True
-        if self._is_open and WATCH.match(chunk):
+    def enter(self, member: Member, request: bytes) -> PollGroup | None:
+        """Return the group in which a connection waits now that sent this request.
+
+        None if the request is aiohttp's: it cannot wait, or it is the first of its kind.
+        """
+        if (group := self._groups.get(request)) is not None:
+            group.add(member)
+            return group
+        if self._is_open and WATCH.match(request):
             if len(self._groups) >= MOST_GROUPS:
                 self.drop_empty()
             if len(self._groups) < MOST_GROUPS:
-                self._groups[chunk] = PollGroup(self, chunk)
-        return False
+                self._groups[request] = PollGroup(self, request)
+        return None
 
     def drop_empty(self) -> None:
-        """What was true of groups that nobody is in may not be any more."""
+        """Close the open groups without members: what was true of them may not be any more."""
         for group in [
-            group for group in self._groups.values() if group.wait is not None and not group.waiters
+            group for group in self._groups.values() if group.wait is not None and not group.members
         ]:
             group.close()
 
-    def look_again(self) -> None:
-        """Have aiohttp look at one of each group."""
+    def admit_anew(self) -> None:
+        """Have aiohttp look at one member of each group."""
         for group in list(self._groups.values()):
-            group.look_again()
+            group.admit_anew()
 
     async def end(self) -> None:
-        """Have aiohttp look at everyone, and be there when it has them all; nobody waits here any more."""
+        """Have aiohttp handle everyone's request, now and from now on; return when it has them."""
         self._is_open = False
         for group in list(self._groups.values()):
             group.release_all()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def forget(self, chunk: bytes, group: PollGroup) -> None:
-        """A group is closed."""
-        if self._groups.get(chunk) is group:
-            del self._groups[chunk]
+    def forget(self, group: PollGroup) -> None:
+        """Remove a group that is closed."""
+        if self._groups.get(group.request) is group:
+            del self._groups[group.request]
 
-    def go_on(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Run what a group does."""
+    def run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run what a group does, as a task that :meth:`end` waits for."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -259,12 +271,12 @@ class PollGroups:
     def count(
         self, resource: web.AbstractResource | None, client: Client | None, status: int, number: int
     ) -> None:
-        """So many were answered."""
-        self._tell(resource, client, status, number, self._now())
+        """Report that so many were answered."""
+        self._on_answered(resource, client, status, number, self._now())
 
 
 def as_written(response: web.Response) -> bytes:
-    """A response as aiohttp would write it on a connection that stays."""
+    """Return a response as aiohttp would write it on a connection that stays."""
     body = response.body if isinstance(response.body, bytes) else b""
     headers = response.headers.copy()
     if body:
@@ -277,6 +289,6 @@ def as_written(response: web.Response) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
-def _hand_back(some: list[tuple[Waiter, float]]) -> None:
-    for waiter, since in some:
-        waiter.hand_back(since)
+def _hand_back(some: list[tuple[Member, float]]) -> None:
+    for member, since in some:
+        member.hand_back(since)

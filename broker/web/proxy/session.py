@@ -11,6 +11,8 @@ from typing import Final
 import aiohttp
 from aiohttp import hdrs
 
+from broker.http.no_retry import session_without_retries
+
 MOST_CONNECTIONS: Final = 256  # over all apps
 # An idle connection is closed before WeChat would: a request on one it has closed would be lost
 KEPT_S: Final = 10.0
@@ -25,15 +27,10 @@ LEFT_ALONE: Final = (
 @asynccontextmanager
 async def outgoing(connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
     """A client for proxied calls; `connect_timeout_s` is for a place in the pool and a connection, all else is its user's."""
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=KEPT_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
+    connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=KEPT_S)
+    async with session_without_retries(
+        connector,
         timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_s),
-        auto_decompress=False,
         skip_auto_headers=LEFT_ALONE,
-    )
-    # As in wechat.py: aiohttp would repeat a request by itself where the server drops the
-    # connection.
-    session._retry_connection = False  # noqa: SLF001
-    async with session:
+    ) as session:
         yield session

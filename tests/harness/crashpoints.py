@@ -1,6 +1,6 @@
 """Daemons that die at a chosen step of the refresh path, forked from one process, so that two hundred take seconds.
 
-`python -m tests.crashpoints` imports the daemon once and forks for each order on its stdin. What is
+`python -m tests.harness.crashpoints` imports the daemon once and forks for each order on its stdin. What is
 born is the real command, with the store and WeChat's client replaced by subclasses that count steps
 and `kill -9` themselves. Steps of a store's method, on its thread: `asked`, `begin` (in no
 transaction yet), `commit` (all written, nothing committed), `committed`, `done`; then, in the event
@@ -391,7 +391,7 @@ def fork_server() -> Iterator[ForkServer]:
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith("TOKEN_BROKER_")
     }
-    command = [sys.executable, "-m", "tests.processes.crashpoints"]
+    command = [sys.executable, "-m", "tests.harness.crashpoints"]
     with subprocess.Popen(
         command, text=True, env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as popen:

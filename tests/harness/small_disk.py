@@ -1,0 +1,37 @@
+"""A file system of two megabytes, and how it is filled."""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.harness.fake_systemd import missing
+
+
+@contextlib.contextmanager
+def small_disk(home: Path) -> Iterator[Path]:
+    """Mount it at `home`/disk.
+
+    Skips the test if this process may not mount; with CI=true that is a failure.
+    """
+    disk = home / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        missing(f"root is needed, to mount a small file system: {mounted.stderr}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free; return the file that takes all the room."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while out.write(b"x" * 4096) == 4096:
+            pass
+    return ballast
