@@ -208,19 +208,26 @@ class Store(Protocol):
         """Decide about a token call and, if it is to be made, write its ledger row."""
 
     async def settle(
-        self, account: Account, grant: Grant, outcome: str, change: Change
+        self,
+        account: Account,
+        grant: Grant,
+        outcome: str,
+        change: Change,
+        *,
+        emergency: bool = False,
     ) -> Credential:
-        """Write the outcome of a call and what it changes; returns what is held then, which may be a newer token.
+        """Write the outcome of a call and what it changes; return what is held then, which may be a newer token.
 
-        Where the reservation is no longer this grant's (another process took it for dead), `change`
-        sees that in `reserved_call`, and the ledger row says "deposed" before the outcome.
+        `emergency` says in the ledger that the call was made while the store was broken. Where the
+        reservation is no longer this grant's (another process took it for dead), `change` sees that
+        in `reserved_call`, and the ledger row says `lease_lost`.
         """
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """Change what is held, unless `change` returns None; returns what is held then, and whether this changed it."""
 
     async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
-        """Return an account's calls since a wall time, oldest first: lane, forced, outcome, wall_at and more."""
+        """Return an account's calls since a wall time, oldest first: lane, forced, outcome, emergency, lease_lost, wall_at and more."""
 
     async def close(self) -> None:
         """Finish what is under way and let go of the files."""

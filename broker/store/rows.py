@@ -21,6 +21,7 @@ from broker.core.credential import (
     Suspicion,
 )
 from broker.core.errcodes import Failure, Kind
+from broker.core.ports import Claim
 from broker.core.quota import Entry, Lane
 from broker.core.secret import Secret
 from broker.store.encryption import Seal
@@ -56,7 +57,10 @@ CALL_COLUMNS: Final[dict[str, type]] = {
     "forced": int,
     "cost": int,
     "outcome": str,
+    "emergency": int,
+    "lease_lost": int,
 }
+MOVED_COLUMNS: Final = ("lane", "forced", "cost", "outcome", "emergency", "lease_lost")
 KEPT_DAYS: Final = 8  # the status page plots two days, people look back a week
 LEAST_LEFT: Final = 30  # calls left of a day when the ledger is lost: what the schedule needs
 EVERY_CALL: Final = 10_000_000  # a quota that leaves out no call
@@ -172,6 +176,17 @@ def entries_of(rows: Iterable[Row]) -> Sequence[Entry]:
         )
         for row in rows
     )
+
+
+def with_call(
+    entries: Sequence[Entry], claim: Claim, at: float, wall: float, account: Account
+) -> Sequence[Entry]:
+    """Return the entries that were read, with the call that has just been reserved as the newest.
+
+    No more than `daily_quota` are returned, as when they are read.
+    """
+    newest = Entry(at, wall, claim.lane, forced=claim.force)
+    return (newest, *entries)[: account.daily_quota]
 
 
 def assumed_cost(missing: int, daily_quota: int) -> int:

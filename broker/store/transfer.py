@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from broker.core.credential import Account, Credential
 from broker.core.ports import Held, StoreRefused
+from broker.store.rows import MOVED_COLUMNS
 
 CallRow = dict[str, Any]
 
@@ -108,8 +109,7 @@ def _value(credential: Credential) -> str | None:
 
 
 def _is_same(one: CallRow, other: CallRow) -> bool:
-    fields = ("lane", "forced", "cost", "outcome")
     return (
-        all(one[name] == other[name] for name in fields)
+        all(one[name] == other[name] for name in MOVED_COLUMNS)
         and abs(one["wall_at"] - other["wall_at"]) < SAME_MOMENT_S
     )

@@ -98,7 +98,7 @@ class Emergency:
             raise TypeError("a claim was denied that nobody denies")
         made = replace(grant, started_at=started_at)
         outcome, change = self._sync.outcome_rules().answer(made, answer)
-        held = await store.settle(account, grant, f"emergency {outcome}", change)
+        held = await store.settle(account, grant, outcome, change, emergency=True)
         budget = self._dependencies.emergency_budget
         await asyncio.to_thread(budget.record, account.id, started_at)
         self._sync.found(None)

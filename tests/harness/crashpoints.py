@@ -116,9 +116,11 @@ class MortalStore(SqliteStore):
         with FATE.within("reserve"):
             return super()._reserve(account, decide)
 
-    def _settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    def _settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change, emergency: int = 0
+    ) -> Credential:
         with FATE.within("settle"):
-            return super()._settle(account, grant, outcome, change)
+            return super()._settle(account, grant, outcome, change, emergency)
 
     def _amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         with FATE.within("amend"):
@@ -130,9 +132,15 @@ class MortalStore(SqliteStore):
         return answer
 
     async def settle(
-        self, account: Account, grant: Grant, outcome: str, change: Change
+        self,
+        account: Account,
+        grant: Grant,
+        outcome: str,
+        change: Change,
+        *,
+        emergency: bool = False,
     ) -> Credential:
-        answer = await super().settle(account, grant, outcome, change)
+        answer = await super().settle(account, grant, outcome, change, emergency=emergency)
         FATE.passes("returned")
         return answer
 
@@ -176,11 +184,13 @@ class BackwardsStore(SqliteStore):
             return Denied(decision, held.credential, held.entries)
         return Grant(0, now, decision, replace(held.credential, called_at=now), held.entries)
 
-    def _settle(self, account: Account, grant: Grant, outcome: str, change: Change) -> Credential:
+    def _settle(
+        self, account: Account, grant: Grant, outcome: str, change: Change, emergency: int = 0
+    ) -> Credential:
         late = super()._reserve(account, lambda *_: grant.claim)
         if isinstance(late, Denied):
             raise TypeError("a claim was denied that nobody denies")
-        return super()._settle(account, late, outcome, change)
+        return super()._settle(account, late, outcome, change, emergency)
 
 
 class HammeringStore(SqliteStore):

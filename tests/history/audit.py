@@ -21,6 +21,7 @@ create table audit.events (
   call bigint not null,
   node text,
   outcome text,
+  lease_lost integer,
   opened bigint,
   called_at float8,
   doubt text,
@@ -29,9 +30,9 @@ create table audit.events (
 );
 create function audit.calls() returns trigger language plpgsql security definer as $$
 begin
-  insert into audit.events (kind, appid, epoch, call, node, outcome, called_at)
+  insert into audit.events (kind, appid, epoch, call, node, outcome, lease_lost, called_at)
   values (case when tg_op = 'INSERT' then 'reserved' else 'settled' end,
-    new.appid, new.epoch, new.id, new.node, new.outcome, new.at);
+    new.appid, new.epoch, new.id, new.node, new.outcome, new.lease_lost, new.at);
   return null;
 end $$;
 create function audit.accounts() returns trigger language plpgsql security definer as $$
@@ -63,6 +64,7 @@ class Event:
     call: int
     node: str | None
     outcome: str | None
+    lease_lost: int | None
     opened: int | None
     called_at: float | None
     doubt: str | None
@@ -87,7 +89,7 @@ def events(cluster: Cluster, database: str) -> list[Event]:
 
 def ledger(cluster: Cluster, database: str) -> list[dict[str, Any]]:
     """The ledger's rows, in the order in which they were made."""
-    names = ("appid", "epoch", "id", "lane", "cost", "outcome", "at", "node")
+    names = ("appid", "epoch", "id", "lane", "cost", "outcome", "lease_lost", "at", "node")
     rows = cluster.sql(
         f"select {', '.join(names)} from token_broker.calls order by at, id", database
     )

@@ -23,7 +23,7 @@ def every_call_has_its_row_first(history: History) -> Iterator[str]:
     """
     for appid in history.rules.quota:
         rows = [row for row in (*history.ledger, *history.lost) if row["appid"] == appid]
-        made = sorted(row["at"] for row in rows if not str(row["outcome"]).endswith(_NO_CALL))
+        made = sorted(row["at"] for row in rows if row["outcome"] not in _NO_CALL)
         for number, call in enumerate(history.of_client(appid), start=1):
             if number > bisect_right(made, call["at"] + _CLOCK_S):
                 yield (
@@ -96,7 +96,7 @@ def _replayed(events: list[Event], lease: float) -> Iterator[str]:
                 )
             settled[event.version] = str(event.outcome)
             is_open = opened is not None and opened.version == event.version
-            if not is_open and not str(event.outcome).startswith("deposed"):
+            if not is_open and not event.lease_lost:
                 yield (
                     f"fence: {event.version} of {event.node} was settled ({event.outcome}), and was"
                     " no longer the reservation"
@@ -106,7 +106,7 @@ def _replayed(events: list[Event], lease: float) -> Iterator[str]:
 
 
 def a_late_answer_casts_doubt(history: History) -> Iterator[str]:
-    """A deposed holder's call that minted has pushed out the token held: it must be doubted in the same transaction.
+    """A call that minted after its lease was lost has pushed out the token held: it must be doubted in the same transaction.
 
     Nothing to doubt where the token held is younger than every mint by then.
     """
@@ -119,9 +119,8 @@ def a_late_answer_casts_doubt(history: History) -> Iterator[str]:
         transaction = list(group)
         held |= {event.appid: event for event in transaction if event.kind == "account"}
         for event in transaction:
-            if event.outcome in {"deposed minted", "deposed lost"} and _is_unnoticed(
-                held.get(event.appid), event, mints
-            ):
+            may_have_minted = event.outcome in {"minted", "lost"} and event.lease_lost
+            if may_have_minted and _is_unnoticed(held.get(event.appid), event, mints):
                 yield (
                     f"late: {event.version} of {event.node} ({event.outcome}) pushed out a token,"
                     " which nobody doubts"

@@ -58,8 +58,10 @@ class MortalRows(AccountRows):
             passes("reserving")
         return answer
 
-    async def settle(self, grant: Grant, outcome: str, change: Change) -> Credential:
-        answer = await super().settle(grant, outcome, change)
+    async def settle(
+        self, grant: Grant, outcome: str, change: Change, *, emergency: bool = False
+    ) -> Credential:
+        answer = await super().settle(grant, outcome, change, emergency=emergency)
         passes("settling")
         return answer
 
@@ -76,9 +78,15 @@ class MortalStore(PostgresStore):
         return answer
 
     async def settle(
-        self, account: Account, grant: Grant, outcome: str, change: Change
+        self,
+        account: Account,
+        grant: Grant,
+        outcome: str,
+        change: Change,
+        *,
+        emergency: bool = False,
     ) -> Credential:
-        answer = await super().settle(account, grant, outcome, change)
+        answer = await super().settle(account, grant, outcome, change, emergency=emergency)
         passes("settled")
         return answer
 
@@ -131,15 +139,17 @@ class Unlocked(MortalRows):
 class Unfenced(MortalRows):
     """A call is settled whoever has the reservation by now."""
 
-    async def settle(self, grant: Grant, outcome: str, change: Change) -> Credential:
+    async def settle(
+        self, grant: Grant, outcome: str, change: Change, *, emergency: bool = False
+    ) -> Credential:
         await self._open()
         key = {**self._key, "epoch": grant.credential.epoch, "id": grant.call}
         self._row = {**self._row, "reserved_call": grant.call}
         said = (
-            "update token_broker.calls set outcome = %(outcome)s where appid = %(appid)s and epoch"
-            " = %(epoch)s and id = %(id)s"
+            "update token_broker.calls set outcome = %(outcome)s, emergency = %(emergency)s"
+            " where appid = %(appid)s and epoch = %(epoch)s and id = %(id)s"
         )
-        await self._session.run(said, {**key, "outcome": outcome})
+        await self._session.run(said, {**key, "outcome": outcome, "emergency": int(emergency)})
         await self._apply(self._credential(), change)
         return self._credential()
 

@@ -90,9 +90,9 @@ class History:
         """In a line."""
         kinds = sorted({f"{blow.kind} {blow.step}".strip() for blow in self.blows})
         orphans = sum(row["outcome"] is None for row in self.ledger)
-        deposed = sum(str(row["outcome"]).startswith("deposed") for row in self.ledger)
+        lease_lost = sum(row["lease_lost"] for row in self.ledger)
         return (
             f"{len(self.blows)} faults ({', '.join(kinds)}), {len(self.answers)} answers,"
-            f" {len(self.calls)} calls, {len(self.ledger)} rows ({orphans} orphans, {deposed}"
-            f" deposed, {len(self.lost)} lost)"
+            f" {len(self.calls)} calls, {len(self.ledger)} rows ({orphans} orphans,"
+            f" {lease_lost} without their lease, {len(self.lost)} lost)"
         )

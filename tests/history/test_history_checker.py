@@ -14,7 +14,7 @@ from tests.history.record import Answer, Blow, History, Rules
 
 T0 = 1_790_000_000.0
 APPID = "wxa"
-EVENT = Event(0, T0, 0, "account", APPID, "e", 1, None, None, None, None, None, None, None)
+EVENT = Event(0, T0, 0, "account", APPID, "e", 1, *[None] * 8)
 
 
 def call(number: int, at: float) -> dict[str, Any]:
@@ -35,6 +35,7 @@ def row(number: int, at: float, outcome: str | None = "minted") -> dict[str, Any
         "id": number,
         "at": at,
         "outcome": outcome,
+        "lease_lost": 0,
         "node": "a",
         "cost": 1,
     }
@@ -57,7 +58,7 @@ def refresh(number: int, at: float, node: str = "a") -> list[Event]:
             token_call=number - 1 or None,
             sha256=f"t{number - 1}" if number > 1 else None,
         ),
-        replace(done, kind="settled", node=node, outcome="minted"),
+        replace(done, kind="settled", node=node, outcome="minted", lease_lost=0),
         replace(done, token_call=number, sha256=f"t{number}"),
     ]
 
@@ -83,7 +84,7 @@ def good() -> History:
 def late(history: History) -> None:
     """The first call's holder was stopped, and calls after the second: its token is now the one in force at WeChat."""
     history.calls[0]["at"], history.calls = T0 + 10.5, history.calls[::-1]
-    settled = replace(history.events[2], at=T0 + 11, xid=9, outcome="deposed minted")
+    settled = replace(history.events[2], at=T0 + 11, xid=9, lease_lost=1)
     history.answers = []
     history.events = [*history.events[:2], *history.events[4:], settled]
 

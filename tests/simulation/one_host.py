@@ -140,9 +140,17 @@ class MortalStore:
         return await self._mortally(lambda: self.inner.reserve(account, decide))
 
     async def settle(
-        self, account: Account, grant: Grant, outcome: str, change: Change
+        self,
+        account: Account,
+        grant: Grant,
+        outcome: str,
+        change: Change,
+        *,
+        emergency: bool = False,
     ) -> Credential:
-        return await self._mortally(lambda: self.inner.settle(account, grant, outcome, change))
+        return await self._mortally(
+            lambda: self.inner.settle(account, grant, outcome, change, emergency=emergency)
+        )
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         return await self._mortally(lambda: self.inner.amend(account, change))

@@ -238,12 +238,15 @@ class SharedSimulation(Simulation):
         self.checker.conclude(self.times.true)
         self.checker.unlucky = sum(host.checker.unlucky for host in self.hosts)
         settled = (
-            "select appid, epoch, id, outcome from token_broker.calls where outcome is not null"
+            "select appid, epoch, id, outcome, lease_lost from token_broker.calls"
+            " where outcome is not null"
         )
-        for appid, epoch, call, said in self._sql(settled):
-            named, is_deposed = (appid, epoch, call), said.startswith("deposed")
-            if (named in self.late and not is_deposed) or (named in self.ours and is_deposed):
-                self.checker.bad.append(f"fence: {appid} {epoch}-{call} was settled as {said}")
+        for appid, epoch, call, outcome, lease_lost in self._sql(settled):
+            named = appid, epoch, call
+            if (named in self.late and not lease_lost) or (named in self.ours and lease_lost):
+                self.checker.bad.append(
+                    f"fence: {appid} {epoch}-{call} was settled as {outcome}, {lease_lost=}"
+                )
 
     def emit(self, host: Host, event: str, app: str, **facts: object) -> None:
         self._emit(event, app, host=host.number, **facts)

@@ -171,10 +171,16 @@ class Link:
         return await self._over(work)
 
     async def settle(
-        self, account: Account, grant: Grant, outcome: str, change: Change
+        self,
+        account: Account,
+        grant: Grant,
+        outcome: str,
+        change: Change,
+        *,
+        emergency: bool = False,
     ) -> Credential:
         async def work() -> Credential:
-            held = await self.inner.settle(account, grant, outcome, change)
+            held = await self.inner.settle(account, grant, outcome, change, emergency=emergency)
             self.host.simulation.settled(account, grant, outcome)
             return held
 
@@ -210,7 +216,13 @@ class CarelessLink(Link):
     """
 
     async def settle(
-        self, account: Account, grant: Grant, outcome: str, change: Change
+        self,
+        account: Account,
+        grant: Grant,
+        outcome: str,
+        change: Change,
+        *,
+        emergency: bool = False,  # noqa: ARG002 -- the port's
     ) -> Credential:
         async def work() -> Credential:
             held, _ = await self.inner.amend(

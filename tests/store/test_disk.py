@@ -46,6 +46,11 @@ async def in_need(bench: Bench, runtime: Path | None) -> Keeper:
     return keeper
 
 
+async def outcomes(bench: Bench) -> list[tuple[object, object]]:
+    """What came of each call, and whether it was made in an emergency."""
+    return [(row["outcome"], row["emergency"]) for row in await bench.rows()]
+
+
 # --- a disk that is full, read-only or locked -----------------------------------------------------
 
 
@@ -100,7 +105,7 @@ async def test_in_the_last_minutes_of_a_token_the_emergency_budget_pays_and_the_
     tight.clock.pass_(6)
     await looked(keeper)
     assert tight.wechat.calls == 2
-    assert [row["outcome"] for row in await tight.rows()] == ["minted", "emergency minted"]
+    assert await outcomes(tight) == [("minted", 0), ("minted", 1)]
     restarted = await tight.restarted()
     assert value_of(restarted) == token(2)
     assert restarted.credential.version != in_emergency
@@ -125,11 +130,7 @@ async def test_a_disk_that_breaks_after_a_call_and_stays_broken_does_not_keep_th
     full[0].unlink()
     tight.clock.pass_(6)
     await looked(keeper)
-    assert [row["outcome"] for row in await tight.rows()] == [
-        "minted",
-        "minted",
-        "emergency minted",
-    ]
+    assert await outcomes(tight) == [("minted", 0), ("minted", 0), ("minted", 1)]
     assert keeper.store_error is None
     assert value_of(await tight.restarted()) == token(3)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from broker.core.credential import Doubt
-from broker.core.ports import Claim, StoreBusy, StoreError, StoreRefused
+from broker.core.ports import Claim, Grant, StoreBusy, StoreError, StoreRefused
 from broker.core.quota import Lane
 from broker.store.sqlite.file import MIGRATIONS
 from broker.store.sqlite.store import SqliteStore
@@ -228,6 +228,39 @@ async def test_a_restored_backup_begins_a_new_epoch(bench: Bench) -> None:
     assert keeper.credential.epoch not in str(served_last)
     await looked(keeper)
     assert keeper.credential.version != served_last
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+async def test_settling_and_amending_read_no_ledger_rows_and_reserving_reads_them_once(
+    bench: Bench,
+) -> None:
+    store = await bench.open()
+    said: list[str] = []
+    store._file.db.conn.set_trace_callback(said.append)
+
+    def reads() -> int:
+        found = sum(line.startswith("select") and " calls " in line for line in said)
+        said.clear()
+        return found
+
+    grant = await store.reserve(ACCOUNT, lambda *_: CLAIM)
+    assert isinstance(grant, Grant)
+    assert reads() == 1
+    await store.settle(ACCOUNT, grant, "minted", lambda held, _: replace(held, reserved_call=None))
+    await store.amend(ACCOUNT, lambda held, _: replace(held, failures=1))
+    assert reads() == 0
+
+
+async def test_a_grant_holds_what_a_load_would_read(bench: Bench) -> None:
+    store, account = await bench.open(), replace(ACCOUNT, daily_quota=3)
+    for forced in (False, True, False, False, True):
+        bench.clock.pass_(40_000)
+        grant = await store.reserve(account, lambda *_, f=forced: Claim(Lane.REPORT, force=f))
+        assert isinstance(grant, Grant)
+        assert grant.entries == (await store.load(account)).entries
+    assert [bench.clock.now() - entry.at for entry in grant.entries] == [0, 40_000, 80_000]
 
 
 # --- ownership ------------------------------------------------------------------------------------

@@ -70,9 +70,17 @@ class Shared:
         return answer
 
     async def settle(
-        self, account: Account, grant: Grant, outcome: str, change: Change
+        self,
+        account: Account,
+        grant: Grant,
+        outcome: str,
+        change: Change,
+        *,
+        emergency: bool = False,
     ) -> Credential:
-        held = await (await self._store()).settle(account, grant, outcome, change)
+        held = await (await self._store()).settle(
+            account, grant, outcome, change, emergency=emergency
+        )
         self._tell(account)
         return held
 

@@ -372,10 +372,8 @@ def test_calls_are_stacked_in_the_hour_they_were_made() -> None:
     ("outcome", "result"),
     [
         ("minted", Result.MINTED),
-        ("emergency minted", Result.MINTED),
         ("errcode 45009", Result.FAILED),
         ("transient", Result.FAILED),
-        ("emergency lost", Result.SILENT),
         ("lost", Result.SILENT),
         (None, Result.SILENT),
     ],

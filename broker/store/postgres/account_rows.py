@@ -28,6 +28,7 @@ from broker.store.rows import (
     credential_of,
     entries_of,
     key_of,
+    with_call,
 )
 
 _KEY: Final = "appid = %(appid)s and endpoint = %(endpoint)s"
@@ -38,14 +39,18 @@ _FIND: Final = f"select *, {_TIMELINE} as timeline_now from token_broker.account
 _CREATE: Final = f"""insert into token_broker.accounts (appid, endpoint, epoch, timeline)
  values (%(appid)s, %(endpoint)s, %(epoch)s, {_TIMELINE}) on conflict do nothing"""  # noqa: S608
 # Older than a day counts in no limit; the last call is asked about after a crash, however old.
-_LEDGER: Final = f"""select id, lane, forced, cost, outcome, at from token_broker.calls
+_LEDGER: Final = f"""select lane, forced, cost, at from token_broker.calls
  where {_KEY} and at >= least(%(day_ago)s, %(called_at)s) order by at desc limit %(most)s"""  # noqa: S608
 _CALL: Final = f"""with stale as (delete from token_broker.calls where {_KEY} and at < %(before)s)
  insert into token_broker.calls (appid, endpoint, epoch, id, lane, forced, cost, outcome, at, node) values
  (%(appid)s, %(endpoint)s, %(epoch)s, %(id)s, %(lane)s, %(forced)s, %(cost)s, %(outcome)s, %(at)s, %(node)s)"""  # noqa: S608
 _ITS_CALL: Final = f"{_KEY} and epoch = %(epoch)s and id = %(id)s"
-_HISTORY: Final = f"""select id, lane, forced, cost, outcome, at as wall_at, node from token_broker.calls
- where {_KEY} and at >= %(since)s order by at, id"""  # noqa: S608
+_SETTLE: Final = f"""update token_broker.calls
+ set outcome = %(outcome)s, emergency = %(emergency)s, lease_lost = %(lease_lost)s
+ where {_ITS_CALL} and outcome is null returning id"""  # noqa: S608
+_IS_THERE: Final = f"select id from token_broker.calls where {_ITS_CALL}"  # noqa: S608
+_HISTORY: Final = f"""select id, lane, forced, cost, outcome, emergency, lease_lost, at as wall_at, node
+ from token_broker.calls where {_KEY} and at >= %(since)s order by at, id"""  # noqa: S608
 
 
 class AccountRows:
@@ -98,26 +103,28 @@ class AccountRows:
         credential = reserved(held.credential, call, self._moment.now)
         # Exactly the database's moment: from here others count the lease and the gap.
         await self._write({"calls": call, "reserved_call": call, "called_at": self._moment.db})
-        entries = await self._entries(called_at=self._moment.db)
+        entries = with_call(
+            held.entries, decision, self._moment.now, self._moment.db, self._account
+        )
         return Grant(call, self._moment.now, decision, credential, entries)
 
-    async def settle(self, grant: Grant, outcome: str, change: Change) -> Credential:
-        """The plain outcome where the reservation is still the grant's; else it says that it was deposed."""
+    async def settle(
+        self, grant: Grant, outcome: str, change: Change, *, emergency: bool = False
+    ) -> Credential:
+        """Write the outcome, and in `lease_lost` whether the reservation is another call's by now."""
         await self._open()
         held = self._credential()
-        its_call = {**self._key, "epoch": grant.credential.epoch, "id": grant.call}
-        rows = await self._session.run(
-            f"select outcome from token_broker.calls where {_ITS_CALL}",  # noqa: S608
-            its_call,
-        )
-        if rows and rows[0]["outcome"] is not None:
-            return held  # settled before, only we were not told
         is_ours = held.reserved_call == grant.call and held.epoch == grant.credential.epoch
-        said = {**its_call, "outcome": outcome if is_ours else f"deposed {outcome}"}
-        await self._session.run(
-            f"update token_broker.calls set outcome = %(outcome)s where {_ITS_CALL}",  # noqa: S608
-            said,
-        )
+        its_call = {**self._key, "epoch": grant.credential.epoch, "id": grant.call}
+        values = {
+            "outcome": outcome,
+            "emergency": int(emergency),
+            "lease_lost": int(not is_ours),
+        }
+        if not await self._session.run(_SETTLE, {**its_call, **values}) and (
+            await self._session.run(_IS_THERE, its_call)
+        ):
+            return held  # this was settled before, and the answer to that did not reach us
         # The same number in another epoch is another call: it must not look like this grant's.
         shown = (
             held

@@ -9,15 +9,20 @@ from broker.core.ports import StoreBusy, StoreError, StoreRefused
 from broker.store.postgres.errors import store_error
 from broker.store.postgres.pool import ConnectionPool, Session
 from broker.store.postgres.schema import (
-    MIGRATIONS,
+    VERSION,
     missing_rights,
     newer,
+    not_allowed,
+    pending,
     refuse_pooling,
-    uncreated,
     version,
 )
 
 NAME = "check"
+_MAY_CREATE = "select has_database_privilege(current_database(), 'create') as is_allowed"
+# What PostgreSQL demands of who alters a table: to be its owner, or in its owner's role.
+_MAY_CHANGE = """select bool_and(pg_has_role(relowner, 'usage')) as is_allowed from pg_class
+ where relnamespace = 'token_broker'::regnamespace and relkind = 'r'"""
 
 
 async def inspect(url: str) -> list[str]:
@@ -35,11 +40,9 @@ async def inspect(url: str) -> list[str]:
 
 async def _look(session: Session) -> str:
     found = await version(session)
-    if found > len(MIGRATIONS):
+    if found > VERSION:
         return newer(found)
-    if found == len(MIGRATIONS):
+    if found == VERSION:
         return await missing_rights(session)
-    (row,) = await session.run(
-        "select has_database_privilege(current_database(), 'create') as may_create"
-    )
-    return "" if row["may_create"] else uncreated(MIGRATIONS[found])
+    (row,) = await session.run(_MAY_CREATE if found == 0 else _MAY_CHANGE)
+    return "" if row["is_allowed"] else not_allowed(pending(found)[0])

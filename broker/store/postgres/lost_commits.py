@@ -1,7 +1,7 @@
-"""What this process knows of each account's calls, so that a database which lost some of them is recognised.
+"""What this process knows of each account's calls, to recognise a database that lost some of them.
 
-A standby that was promoted without the last commits, or a backup that was restored, holds less than
-was handed out.
+A standby that was promoted without the last commits holds less than was handed out. So does a
+database that was restored from a backup.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,8 @@ from broker.store.rows import Row
 class Loss(NamedTuple):
     """Calls that the ledger does not hold.
 
-    `until`: the newest that is known of, in `epoch`; `begins_epoch`: an epoch must begin.
+    `calls` is how many are missing. `until` is the newest of them that is known of, and `epoch` the
+    epoch it was made in. `begins_epoch` says that numbers could recur unless a new epoch begins.
     """
 
     calls: int
@@ -22,37 +23,51 @@ class Loss(NamedTuple):
 
 
 class LostCommits:
-    """By account: each epoch this process met, and the newest call's number it met there; the latest epoch last."""
+    """By account: each epoch that this process met, with the newest call that it met there.
+
+    The epochs stand in the order in which they were met last: the latest is the last one.
+    """
 
     def __init__(self) -> None:
         self._met: dict[tuple[str, str], dict[str, int]] = {}
 
     def remember(self, row: Row, calls: int | None = None) -> None:
-        """Note what a row says, or what was just granted in its epoch."""
+        """Note the newest call that a row names, or `calls`, which was just granted in its epoch."""
         met = self._met.setdefault((row["appid"], row["endpoint"]), {})
         newest = max(row["calls"] if calls is None else calls, met.pop(row["epoch"], 0))
         met[row["epoch"]] = newest
 
     def found(self, row: Row) -> Loss | None:
-        """What the database has lost, as far as we know; None where nothing."""
+        """Return what the database has lost as far as this process knows, None where nothing.
+
+        Read from top to bottom; the first line that fits counts. E is the row's epoch, L the latest
+        epoch that this process met, P the epoch before E as the row names it:
+
+        | E and what was met              | calls                    | means                 | loss |
+        | ------------------------------- | ------------------------ | --------------------- | ---- |
+        | nothing was met                 |                          | we have just started  | none |
+        | E is L                          | not fewer than met in L  | all is there          | none |
+        | E is L                          | fewer than met in L      | the last commits gone | the difference, new epoch |
+        | E was met, L came after it      |                          | an old state restored | what was met beyond the row, new epoch |
+        | E was not met, P is not named   |                          | emptied, or older yet | all that was met, new epoch |
+        | E was not met, P is named       | P's all accounted for    | another broker noticed the loss | none |
+        | E was not met, P is named       | more met in P than that  | the same, and it knew of fewer calls than we do | the difference |
+        """
         met = self._met.get((row["appid"], row["endpoint"]))
         if not met:
             return None
-        latest, epoch, calls = next(reversed(met)), row["epoch"], row["calls"]
-        newest = met[latest]
-        if epoch == latest:
-            return (
-                Loss(newest - calls, latest, newest, begins_epoch=True) if calls < newest else None
-            )
-        if epoch in met:  # it has gone back to an epoch that was over
-            return Loss(max(1, max(met.values()) - calls), latest, newest, begins_epoch=True)
-        if (
-            row["prior_epoch"] is None
-        ):  # emptied, or gone back further: it does not even know that there was another
+        latest = next(reversed(met))
+        newest, calls = met[latest], row["calls"]
+        if row["epoch"] == latest:
+            lost = newest - calls
+            return Loss(lost, latest, newest, begins_epoch=True) if lost > 0 else None
+        if row["epoch"] in met:
+            lost = max(1, max(met.values()) - calls)
+            return Loss(lost, latest, newest, begins_epoch=True)
+        if row["prior_epoch"] is None:
             return Loss(newest, latest, newest, begins_epoch=True)
-        before = met.get(row["prior_epoch"], 0)  # somebody saw it first, and knew perhaps less
-        return (
-            Loss(before - row["prior_calls"], row["prior_epoch"], before, begins_epoch=False)
-            if before > row["prior_calls"]
-            else None
-        )
+        newest_of_prior = met.get(row["prior_epoch"], 0)
+        lost = newest_of_prior - row["prior_calls"]
+        if lost > 0:
+            return Loss(lost, row["prior_epoch"], newest_of_prior, begins_epoch=False)
+        return None

@@ -15,7 +15,12 @@ from broker.store.postgres.pool import (
     Session,
 )
 
-MIGRATIONS: Final = ("schema.sql",)  # beside this file; each raises the version by one
+# Files beside this one. `SCHEMA_FILE` makes the tables as they are now; each of `UPGRADES` raises
+# the version of tables that an earlier token-broker made by one, and is never changed after a
+# release.
+SCHEMA_FILE: Final = "schema.sql"
+UPGRADES: Final = ("upgrade-2.sql",)
+VERSION: Final = 1 + len(UPGRADES)
 RIGHTS: Final = {
     "meta": ("select",),
     "accounts": ("select", "insert", "update"),
@@ -33,7 +38,7 @@ async def ensure(pool: ConnectionPool, name: str) -> None:
     """
 
     async def work(session: Session) -> None:
-        if await version(session) != len(MIGRATIONS):
+        if await version(session) != VERSION:
             await session.run(
                 "select pg_advisory_xact_lock(%s, %s)", (LOCKS, SCHEMA)
             )  # another broker may be at it
@@ -45,13 +50,18 @@ async def ensure(pool: ConnectionPool, name: str) -> None:
 
 
 async def _migrate(session: Session, found: int) -> None:
-    if found > len(MIGRATIONS):
+    if found > VERSION:
         raise StoreRefused(newer(found))
-    for migration in MIGRATIONS[found:]:
+    for name in pending(found):
         try:
-            await session.run((files(__package__) / migration).read_text())
+            await session.run((files(__package__) / name).read_text())
         except psycopg.errors.InsufficientPrivilege:
-            raise StoreRefused(uncreated(migration)) from None
+            raise StoreRefused(not_allowed(name)) from None
+
+
+def pending(found: int) -> tuple[str, ...]:
+    """Return the files to run, in this order, where the tables have version `found`."""
+    return (SCHEMA_FILE,) if found == 0 else UPGRADES[found - 1 :]
 
 
 async def version(session: Session) -> int:
@@ -129,17 +139,21 @@ async def _pid(session: Session) -> int:
 
 
 def newer(found: int) -> str:
-    """What is said of tables that a later version wrote."""
+    """Return what is said of tables that a later version wrote."""
     return (
         f"the tables were written by a newer token-broker (schema {found}, this one knows"
-        f" {len(MIGRATIONS)}): install that version again, or name another database in store.url"
+        f" {VERSION}): install that version again, or name another database in store.url"
     )
 
 
-def uncreated(migration: str) -> str:
-    """What is said where the tables are missing and the role may not make them."""
+def not_allowed(name: str) -> str:
+    """Return what is said where file `name` has to be run and this role may not do what it does."""
+    what = (
+        "the tables of the schema token_broker are missing and this role may not create them"
+        if name == SCHEMA_FILE
+        else "the tables are those of an earlier token-broker and this role may not change them"
+    )
     return (
-        "the tables of the schema token_broker are missing and this role may not create them: as"
-        " the database's owner, run psql -v ON_ERROR_STOP=1 --single-transaction -f"
-        f" {files(__package__) / migration}"
+        f"{what}: as the database's owner, run psql -v ON_ERROR_STOP=1 --single-transaction -f"
+        f" {files(__package__) / name}"
     )

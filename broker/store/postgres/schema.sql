@@ -1,5 +1,6 @@
--- The tables of token-broker in PostgreSQL, version 1. Every instant is unix time on the database's clock, in seconds.
--- A broker that may create a schema in its database runs this by itself. Where it may not, the database's owner does:
+-- The tables of token-broker in PostgreSQL, version 2. Every instant is unix time on the database's clock, in seconds.
+-- A broker that may create a schema in its database runs this by itself. Where it may not, the database's owner does
+-- (where tables of version 1 are there already: upgrade-2.sql instead):
 --   psql -d DATABASE -v ON_ERROR_STOP=1 --single-transaction -f schema.sql
 -- and the role token_broker is given what a broker needs, nothing else.
 
@@ -9,7 +10,7 @@ create table token_broker.meta (
   key text primary key,
   value text not null
 );
-insert into token_broker.meta values ('schema', '1');
+insert into token_broker.meta values ('schema', '2');
 
 -- One row per account: the token in force, and who may call. Locked by whoever changes anything about the account.
 create table token_broker.accounts (
@@ -53,6 +54,8 @@ create table token_broker.calls (
   outcome text,
   at double precision not null,
   node text not null,
+  emergency integer not null default 0,   -- made while the store of the time was broken
+  lease_lost integer not null default 0,  -- another broker had taken the reservation for dead when it was settled
   primary key (appid, endpoint, epoch, id)
 );
 create index calls_at on token_broker.calls (appid, endpoint, at);

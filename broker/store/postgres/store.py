@@ -127,14 +127,22 @@ class PostgresStore:
         return granted
 
     async def settle(
-        self, account: Account, grant: Grant, outcome: str, change: Change
+        self,
+        account: Account,
+        grant: Grant,
+        outcome: str,
+        change: Change,
+        *,
+        emergency: bool = False,
     ) -> Credential:
         """See :class:`broker.core.ports.Store`.
 
         Where nobody knows, the caller settles again: the ledger's row tells whether it was settled,
         and then nothing is changed a second time.
         """
-        return await self._run(account, lambda rows: rows.settle(grant, outcome, change))
+        return await self._run(
+            account, lambda rows: rows.settle(grant, outcome, change, emergency=emergency)
+        )
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """See :class:`broker.core.ports.Store`.

@@ -10,12 +10,13 @@ from broker.core.ports import Clock
 from broker.store.encryption import Seal
 from broker.store.postgres.clock_sample import ClockSample
 from broker.store.postgres.pool import Session
-from broker.store.rows import account_row, key_of
+from broker.store.rows import MOVED_COLUMNS, account_row, key_of
 from broker.store.transfer import AccountExport
 
 DEADLINE_S: Final = 600.0  # a week of a thousand apps
-_CALL: Final = """insert into token_broker.calls (appid, endpoint, epoch, id, lane, forced, cost, outcome, at, node) values
- (%(appid)s, %(endpoint)s, %(epoch)s, %(id)s, %(lane)s, %(forced)s, %(cost)s, %(outcome)s, %(at)s, %(node)s)"""
+_CALL_COLUMNS: Final = ("appid", "endpoint", "epoch", "id", *MOVED_COLUMNS, "at", "node")
+_CALL: Final = f"""insert into token_broker.calls ({", ".join(_CALL_COLUMNS)})
+ values ({", ".join(f"%({name})s" for name in _CALL_COLUMNS)})"""  # noqa: S608 -- of constants
 
 
 async def accounts(session: Session) -> list[dict[str, Any]]:

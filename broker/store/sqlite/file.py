@@ -19,34 +19,54 @@ from sqlite_utils import Database
 
 from broker.core import epoch
 from broker.core.ports import StoreRefused
-from broker.store.rows import ACCOUNT_COLUMNS, CALL_COLUMNS
-from broker.store.sqlite.anchor import ANCHOR_COLUMNS
 from broker.store.sqlite.lock import StoreLock, lock_path, network_file_system, planted
 
 BUSY_TIMEOUT_S: Final = 2.0
 UNKNOWN_CALLS: Final = 10**6  # of a ledger that is lost as a whole
 DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_SQL_TYPES: Final = {int: "integer", float: "real", str: "text"}
+
+
+# A migration is never changed after a release: stores of that version exist.
+_FIRST_SCHEMA: Final = """
+create table meta (key text primary key, value text) strict;
+create table accounts (appid text, endpoint text, token text, token_call integer,
+  requested_at real, expires_at real, doubt text, doubt_since real, safe_until real, called_at real,
+  reserved_call integer, not_before real, failures integer, failure text, checked_at real,
+  rivals integer, rivals_since real, rivals_last real, fingerprint text, boot_id text, boot_at real,
+  wall_at real, primary key (appid, endpoint)) strict;
+-- autoincrement: a number that was used once names that call for ever, since it is a version.
+create table calls (id integer primary key autoincrement, appid text, endpoint text, lane text,
+  forced integer, cost integer, outcome text, boot_id text, boot_at real, wall_at real) strict;
+create index idx_calls_appid_endpoint_id on calls (appid, endpoint, id);
+"""
+# "emergency minted" and "deposed minted" become "minted", with a column that says the rest.
+_OWN_COLUMNS: Final = """
+alter table calls add column emergency integer not null default 0;
+alter table calls add column lease_lost integer not null default 0;
+update calls set emergency = 1, outcome = substr(outcome, 11) where outcome like 'emergency %';
+update calls set lease_lost = 1, outcome = substr(outcome, 9) where outcome like 'deposed %';
+"""
 
 
 def _first_schema(db: Database) -> None:
-    db.table("meta").create({"key": str, "value": str}, pk="key", strict=True)
+    _run_each(db, _FIRST_SCHEMA)
     db.table("meta").insert({"key": "epoch", "value": epoch.drawn()})
-    db.table("accounts").create(
-        {**ACCOUNT_COLUMNS, **ANCHOR_COLUMNS}, pk=("appid", "endpoint"), strict=True
-    )
-    # AUTOINCREMENT, which sqlite-utils has no word for: a number once used names that call for
-    # ever, it is a version.
-    columns = ", ".join(
-        f"{name} {_SQL_TYPES[kind]}"
-        for name, kind in {**CALL_COLUMNS, **ANCHOR_COLUMNS}.items()
-        if name != "id"
-    )
-    db.execute(f"create table calls (id integer primary key autoincrement, {columns}) strict")
-    db.table("calls").create_index(["appid", "endpoint", "id"])
 
 
-MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (_first_schema,)
+def _emergency_and_lease_lost(db: Database) -> None:
+    _run_each(db, _OWN_COLUMNS)
+
+
+def _run_each(db: Database, statements: str) -> None:
+    """Run statements within the caller's transaction, which `executescript` would commit."""
+    for statement in statements.split(";\n"):
+        db.execute(statement)
+
+
+MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (
+    _first_schema,
+    _emergency_and_lease_lost,
+)
 
 
 class StoreFile:
@@ -65,6 +85,8 @@ class StoreFile:
         self.path = path
         self.epoch = ""
         self.set_aside: str | None = None
+        # How many calls the ledger may be missing, and after which call that was found out.
+        self.unaccounted = (0, 0)
         emptied = path.is_file() and path.stat().st_size == 0
         self._owner = StoreLock(path)
         try:
@@ -100,12 +122,6 @@ class StoreFile:
     def remember(self, call: int) -> None:
         """Note the newest call outside of the database, so that an older copy of it is recognised."""
         self._owner.remember(self.epoch, call)
-
-    def unaccounted(self) -> tuple[int, int]:
-        """How many calls the ledger may be missing, and the number of the call after which that was found out."""
-        row = self.db.execute("select value from meta where key = 'unaccounted'").fetchone()
-        calls, since = json.loads(row[0]) if row else (0, 0)
-        return int(calls), int(since)
 
     def replace(self) -> None:
         """Open anew after damage was met while running: the file if it is whole again, else a successor."""
@@ -168,6 +184,9 @@ class StoreFile:
         if seen is not None and not unaccounted and (seen[0] != self.epoch or seen[1] > newest):
             unaccounted = seen[1] - newest if seen[0] == self.epoch else UNKNOWN_CALLS
         if not unaccounted:
+            row = db.execute("select value from meta where key = 'unaccounted'").fetchone()
+            calls, since = json.loads(row[0]) if row else (0, 0)
+            self.unaccounted = int(calls), int(since)
             return
         self.epoch = epoch.drawn()
         with db.atomic():
@@ -176,6 +195,7 @@ class StoreFile:
                 {"key": "unaccounted", "value": json.dumps([unaccounted, newest])}, pk="key"
             )
             db.execute("update accounts set token = null, doubt = null")
+        self.unaccounted = unaccounted, newest
         self._owner.remember(self.epoch, newest)
 
     def _put_aside(self) -> None:

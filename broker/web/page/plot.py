@@ -76,8 +76,8 @@ class Plot:
 
 def result_of(outcome: str | None) -> Result:
     """What the ledger's word for an outcome means; None is a call without one."""
-    word = (outcome or "lost").removeprefix("emergency ").removeprefix("deposed ")
-    return {"minted": Result.MINTED, "lost": Result.SILENT}.get(word, Result.FAILED)
+    known = {"minted": Result.MINTED, "lost": Result.SILENT, None: Result.SILENT}
+    return known.get(outcome, Result.FAILED)
 
 
 def plot(calls: Iterable[Mapping[str, Any]], wall: float) -> Plot:

@@ -1,0 +1,76 @@
+-- The tables of token-broker in PostgreSQL, version 1. Every instant is unix time on the database's clock, in seconds.
+-- A broker that may create a schema in its database runs this by itself. Where it may not, the database's owner does:
+--   psql -d DATABASE -v ON_ERROR_STOP=1 --single-transaction -f schema.sql
+-- and the role token_broker is given what a broker needs, nothing else.
+
+create schema token_broker;
+
+create table token_broker.meta (
+  key text primary key,
+  value text not null
+);
+insert into token_broker.meta values ('schema', '1');
+
+-- One row per account: the token in force, and who may call. Locked by whoever changes anything about the account.
+create table token_broker.accounts (
+  appid text not null,
+  endpoint text not null,
+  epoch text not null,
+  calls bigint not null default 0,    -- the newest call's number
+  prior_epoch text,                   -- the epoch before this one, and up to which of its calls the ledger accounts for
+  prior_calls bigint not null default 0,
+  timeline text,                      -- the server's, on which the epoch began: another after each promotion
+  changes bigint not null default 0,  -- how often the row was changed
+  token text,
+  token_call bigint,
+  requested_at double precision,
+  expires_at double precision,
+  doubt text,
+  doubt_since double precision,
+  safe_until double precision,
+  called_at double precision,
+  reserved_call bigint,
+  not_before double precision,
+  failures integer not null default 0,
+  failure text,
+  checked_at double precision,
+  rivals integer not null default 0,
+  rivals_since double precision,
+  rivals_last double precision,
+  fingerprint text not null default '',
+  primary key (appid, endpoint)
+);
+
+-- The ledger. A row is durable before its call is made; `outcome` is null until the call has one.
+create table token_broker.calls (
+  appid text not null,
+  endpoint text not null,
+  epoch text not null,
+  id bigint not null,
+  lane text not null,
+  forced integer not null,
+  cost integer not null,
+  outcome text,
+  at double precision not null,
+  node text not null,
+  primary key (appid, endpoint, epoch, id)
+);
+create index calls_at on token_broker.calls (appid, endpoint, at);
+
+-- The brokers that share this, as they last said.
+create table token_broker.nodes (
+  name text primary key,
+  seen_at double precision not null,
+  notified_at double precision,
+  versions text not null
+);
+
+do $$
+begin
+  if exists (select from pg_roles where rolname = 'token_broker') then
+    grant usage on schema token_broker to token_broker;
+    grant select on token_broker.meta to token_broker;
+    grant select, insert, update on token_broker.accounts to token_broker;
+    grant select, insert, update, delete on token_broker.calls, token_broker.nodes to token_broker;
+  end if;
+end $$;
