@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -321,7 +321,7 @@ def test_the_daemon_lives_with_all_that_the_unit_forbids(confined: Confined) -> 
     house_store = confined.places[STATE] / "broker.db"
     assert house_store.stat().st_mode & 0o777 == 0o600
     assert (house_store.stat().st_uid, house_store.stat().st_gid) == (USER, GROUP)
-    with sqlite3.connect(house_store) as db:  # what %b handed in, since /proc did not say
+    with closing(sqlite3.connect(house_store)) as db:  # what %b handed in, since /proc did not say
         assert db.execute("select boot_id from accounts").fetchall() == [(BOOT_ID,)]
 
 
