@@ -14,7 +14,6 @@ import pytest
 from broker.core.quota import DAY
 from tests.harness import invariants
 from tests.harness.doubles import APPID, DOWN, LOST, Bench, looked
-from tests.harness.fake_systemd import missing
 from tests.harness.processes import until
 from tests.processes.crashpoints import ForkedDaemon, ForkServer, fork_server
 from tests.store.test_disk import fill
@@ -28,21 +27,6 @@ def forks() -> Iterator[ForkServer]:
         yield it
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB, ours alone."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    ).returncode:
-        missing("root is needed, to mount a small file system")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 class Cramped(ForkedDaemon):
     """A house whose store is on the small disk."""
 
@@ -52,9 +36,9 @@ class Cramped(ForkedDaemon):
 
 
 @pytest.fixture
-def house(tmp_path: Path, disk: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
+def house(tmp_path: Path, small_disk: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
     """A store on the small disk, tokens that are in their last minutes from the start and due after 0.2 s."""
-    assert disk.is_mount()
+    assert small_disk.is_mount()
     house = Cramped(tmp_path, fork_server=forks)
     with house.simulating("--expires-in", "20"):
         house.configure(
@@ -89,16 +73,16 @@ async def test_a_day_of_crashes_while_wechat_is_down_follows_the_persisted_backo
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_a_daemon_that_starts_again_and_again_on_an_unwritable_store_makes_no_call(
-    house: ForkedDaemon, disk: Path, how: str
+    house: ForkedDaemon, small_disk: Path, how: str
 ) -> None:
     with house.living() as daemon:
         until(lambda: house.get("/readyz")[0] == 200, "a token")
         daemon.kill()
     calls = len(house.calls())
     if how == "full":
-        fill(disk)
+        fill(small_disk)
     else:
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for _ in range(10):
         with house.living(environ={"RUNTIME_DIRECTORY": str(house.home)}) as daemon:
             assert daemon.ended() == 1
@@ -111,7 +95,7 @@ def said_more(house: ForkedDaemon, event: str, than: int) -> bool:
 
 
 def test_daemons_that_die_after_their_disk_broke_share_one_emergency_budget(
-    house: ForkedDaemon, disk: Path
+    house: ForkedDaemon, small_disk: Path
 ) -> None:
     runtime = house.home / "run"
     runtime.mkdir()
@@ -119,7 +103,7 @@ def test_daemons_that_die_after_their_disk_broke_share_one_emergency_budget(
         before = len(house.said("store-failed")) if life else 0
         with house.living(environ={"RUNTIME_DIRECTORY": str(runtime)}) as daemon:
             until(lambda: house.get("/readyz")[0] == 200, "a token")
-            ballast = fill(disk)
+            ballast = fill(small_disk)
             more = partial(said_more, house, "store-failed" if life else "emergency-call", before)
             until(
                 more,
@@ -138,13 +122,13 @@ def test_daemons_that_die_after_their_disk_broke_share_one_emergency_budget(
 
 
 def test_an_emergency_call_of_a_dead_process_is_entered_into_the_ledger(
-    house: ForkedDaemon, disk: Path
+    house: ForkedDaemon, small_disk: Path
 ) -> None:
     runtime = house.home / "run"
     runtime.mkdir()
     with house.living(environ={"RUNTIME_DIRECTORY": str(runtime)}) as daemon:
         until(lambda: house.get("/readyz")[0] == 200, "a token")
-        ballast = fill(disk)
+        ballast = fill(small_disk)
         until(partial(said_more, house, "emergency-call", 0), "an emergency call")
         daemon.kill()
     ballast.unlink()
