@@ -1,7 +1,9 @@
-"""Fixtures that tests of several rooms share."""
+"""What tests share: keepers on real SQLite, a PostgreSQL cluster, and what each needs of the machine."""
 
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -10,6 +12,31 @@ from tests.harness import small_disk as disks
 from tests.harness.crashpoints import ForkServer, fork_server
 from tests.harness.doubles import Bench
 from tests.harness.processes import House
+from tests.harness.tools import mark_of, need
+
+# A fixture cannot carry a mark. Who uses one of these needs this of the machine.
+NEEDED_BY_FIXTURE: Final = {"cluster": ("initdb",), "small_disk": ("mount",)}
+
+
+def _needed_by(item: pytest.Item) -> list[str]:
+    fixtures = getattr(item, "fixturenames", ())
+    needed = [name for fixture in fixtures for name in NEEDED_BY_FIXTURE.get(fixture, ())]
+    return needed + [str(name) for mark in item.iter_markers("needs") for name in mark.args]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with what it needs: postgres, browser, node, root."""
+    for item in items:
+        for name in _needed_by(item):
+            if mark := mark_of(name):
+                item.add_marker(mark)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, which use what is needed
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what cannot be run here; with CI=true, fail it."""
+    need(*_needed_by(item))
 
 
 @pytest.fixture
@@ -59,3 +86,13 @@ def database(cluster: clusters.Cluster) -> Iterator[str]:
     name = cluster.database()
     yield cluster.dsn(name)
     cluster.sql(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, ours alone."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)

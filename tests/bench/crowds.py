@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,7 +202,7 @@ def _rotation(house: House, daemon: Process, count: int) -> Woken:
 
 def committed_at(house: House) -> float:
     """When the token in force was written down: unix time within that transaction, before the disk has it."""
-    with sqlite3.connect(f"{house.store.as_uri()}?mode=ro", uri=True) as db:
+    with closing(sqlite3.connect(f"{house.store.as_uri()}?mode=ro", uri=True)) as db:
         return float(db.execute("select wall_at from accounts").fetchone()[0])
 
 

@@ -1,20 +1,31 @@
 """The benchmark runs, and what it says of correctness holds; its figures are not for a test to judge."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
-from tests.bench.__main__ import GROUPS, measure
+from tests.bench import rivals
+from tests.bench.__main__ import GROUPS
 from tests.bench.footprint import imports
 from tests.bench.table import markdown
 
 LONG = {"rivals", "nodes-faults", "crowds-slow-clients", "crowds-watchers", "crowds-killed"}
+NEEDED = {"rivals": rivals.TOOLS, "proxy": ("wrk", "taskset")}
+
+
+def marks_of(group: str) -> list[pytest.MarkDecorator]:
+    needed = ("initdb",) if group.startswith("nodes-") else NEEDED.get(group, ())
+    return [pytest.mark.needs(*needed), *([pytest.mark.soak] if group in LONG else [])]
 
 
 @pytest.mark.parametrize(
     "group",
-    [pytest.param(name, marks=[pytest.mark.soak] if name in LONG else []) for name in GROUPS],
+    [pytest.param(name, marks=marks_of(name)) for name in GROUPS],
 )
 def test_each_group_measures_and_is_right(group: str) -> None:
-    rows = list(measure(brief=True, only=group))
+    with tempfile.TemporaryDirectory(prefix=f"bench-{group}-") as home:
+        rows = GROUPS[group](Path(home), True)  # noqa: FBT003 -- brief
     assert rows
     assert all(row.good for row in rows), markdown(rows)
 

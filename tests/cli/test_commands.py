@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import stat
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_check_works_beside_a_running_daemon(house: House) -> None:
 
 
 def test_a_store_of_a_newer_version_ends_with_78_and_stays_untouched(house: House) -> None:
-    with sqlite3.connect(house.store) as db:
+    with closing(sqlite3.connect(house.store)) as db:
         db.execute(f"pragma user_version = {len(MIGRATIONS) + 1}")
     house.store.chmod(0o600)
     before = house.store.read_bytes()

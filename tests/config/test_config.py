@@ -29,7 +29,7 @@ NOBODY = 65534
 Check = Callable[..., Settings]
 Wrong = Callable[..., tuple[str, ...]]
 
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+only_root = pytest.mark.needs("root")  # only root can give files away
 
 
 @pytest.fixture

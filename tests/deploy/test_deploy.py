@@ -19,7 +19,6 @@ from broker.core.credential import Endpoint
 from broker.core.ports import Node
 from broker.web.connection.lifecycle import DRAIN_S, FAREWELL_S
 from tests.harness.doubles import ACCOUNT, Bench
-from tests.harness.fake_systemd import needs
 from tests.harness.places import DEPLOY
 from tests.harness.proxy_harness import GOOD, Hostile, Proxied, raw
 from tests.harness.units import INSTALL, directives
@@ -38,8 +37,8 @@ def told(*command: str | Path, **environ: str) -> "subprocess.CompletedProcess[s
 # --- units ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("systemd-analyze")
 def test_the_units_are_valid_to_systemd(tmp_path: Path) -> None:
-    needs("systemd-analyze")
     program = tmp_path / "bin" / "token-broker"  # systemd looks whether it is there
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
@@ -51,9 +50,9 @@ def test_the_units_are_valid_to_systemd(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.needs("systemd-analyze")
 @pytest.mark.parametrize("unit", SERVICES)
 def test_the_exposure_is_small(unit: str) -> None:
-    needs("systemd-analyze")
     done = told(
         "systemd-analyze",
         "security",
@@ -193,8 +192,8 @@ async def test_only_metrics_and_labels_that_exist_are_used(
         ), text
 
 
+@pytest.mark.needs("promtool")
 def test_prometheus_accepts_the_alerts() -> None:
-    needs("promtool")
     done = told("promtool", "check", "rules", DEPLOY / "prometheus-alerts.yml")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -274,11 +273,11 @@ async def test_the_alerts_are_tried_with_what_a_daemon_shows(
         assert dict(re.findall(r'(\w+)="(.*?)"', labels)) in shown[name], series
 
 
+@pytest.mark.needs("promtool")
 @pytest.mark.parametrize("tried", [*SERIES, None])
 def test_each_alert_fires_on_its_condition_and_only_there(
     tried: str | None, tmp_path: Path
 ) -> None:
-    needs("promtool")
     alert = tried and tried.partition(",")[0]
     series = {**HEALTHY, **SERIES.get(tried or "", {})}
     rules = (DEPLOY / "prometheus-alerts.yml").read_text()
@@ -331,8 +330,8 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.needs("shellcheck")
 def test_shellcheck_has_no_complaint() -> None:
-    needs("shellcheck")
     done = told("shellcheck", INSTALL)
     assert done.returncode == 0, done.stdout
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,14 @@ import psycopg
 import pytest
 
 from tests.harness.doubles import APPID, CANARY
-from tests.harness.fake_systemd import HANDOVER, Ear, held, missing, needs
+from tests.harness.fake_systemd import HANDOVER, Ear, held
 from tests.harness.places import TESTS
 from tests.harness.processes import PATIENCE_S, House, until
 from tests.harness.units import INSTALL, directives
+
+pytestmark = pytest.mark.needs(
+    "mount", "bwrap", "libseccomp", "setpriv", "prlimit", "systemd-analyze", "python3", "ensurepip"
+)
 
 USER, GROUP, CLIENTS = 54321, 54321, 54322  # nobody's
 SERVICE = directives("token-broker.service")
@@ -75,22 +79,16 @@ def _expand(word: str) -> set[str]:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """/opt/token-broker as install.sh makes it, from this checkout."""
-    needs("root", "bwrap", "setpriv", "prlimit", "systemd-analyze", "mount")
     root = tmp_path_factory.mktemp("installed")
-    python = next(
-        (path for path in (os.path.realpath(sys.executable), "/usr/bin/python3") if _visible(path)),
-        None,
-    )
-    if python is None:
-        missing("a Python outside of /root and /home is needed")
+    pythons = (os.path.realpath(sys.executable), "/usr/bin/python3")
+    python = next(path for path in pythons if _visible(path))
     done = subprocess.run(
-        ["sh", INSTALL, "--root", root, "--python", str(python)],
+        ["sh", INSTALL, "--root", root, "--python", python],
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        missing(f"install.sh could not install: {done.stderr[-1000:]}")
+    assert done.returncode == 0, done.stderr[-1000:]
     return root / "opt/token-broker"
 
 
@@ -321,7 +319,7 @@ def test_the_daemon_lives_with_all_that_the_unit_forbids(confined: Confined) -> 
     house_store = confined.places[STATE] / "broker.db"
     assert house_store.stat().st_mode & 0o777 == 0o600
     assert (house_store.stat().st_uid, house_store.stat().st_gid) == (USER, GROUP)
-    with sqlite3.connect(house_store) as db:  # what %b handed in, since /proc did not say
+    with closing(sqlite3.connect(house_store)) as db:  # what %b handed in, since /proc did not say
         assert db.execute("select boot_id from accounts").fetchall() == [(BOOT_ID,)]
 
 

@@ -24,7 +24,7 @@ from broker.tokens.registry import Registry
 from broker.web.connection.lifecycle import answers
 from tests.harness.crowd import request
 from tests.harness.doubles import ACCOUNT, Bench
-from tests.harness.fake_systemd import Ear, handing_over, held, needs
+from tests.harness.fake_systemd import Ear, handing_over, held
 from tests.harness.processes import PATIENCE_S, House, Process, process, run, until
 
 KEY_SHA256 = "a" * 64
@@ -434,8 +434,8 @@ def test_a_descriptor_that_does_not_listen_is_refused_by_its_name(
     )
 
 
+@pytest.mark.needs("systemd-socket-activate")
 def test_systemds_own_tool_activates_it(house: House) -> None:
-    needs("systemd-socket-activate")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     path = house.home / "held.sock"
@@ -461,8 +461,8 @@ def test_systemds_own_tool_activates_it(house: House) -> None:
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
 
 
+@pytest.mark.needs("root", "setpriv", "python3")
 def test_a_user_without_the_group_is_refused_by_the_kernel(house: House) -> None:
-    needs("root", "setpriv", "/usr/bin/python3")
     for directory in [house.home, *house.home.parents]:  # so that it is the socket that refuses
         if (
             directory.stat().st_uid == os.geteuid()

@@ -1,13 +1,9 @@
 """What systemd does for a daemon, done by a test: hold its listening sockets, hear what it says of itself."""
 
-import os
-import shutil
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import pytest
 
 from tests.harness.processes import PATIENCE_S
 
@@ -82,19 +78,3 @@ class Ear:
 
     def close(self) -> None:
         self._sock.close()
-
-
-def needs(*tools: str) -> None:
-    """Skip where a tool is missing, except in CI, which must have them all."""
-    for tool in tools:
-        if tool == "root" and os.geteuid() == 0:
-            continue
-        if tool == "root" or not shutil.which(tool):
-            missing(f"{tool} is needed")
-
-
-def missing(what: str) -> None:
-    """Skip with a reason; in CI that is a failure."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -180,7 +180,7 @@ class House:
 
     def ledger(self) -> list[dict[str, Any]]:
         """The ledger's rows."""
-        with sqlite3.connect(f"{self.store.as_uri()}?mode=ro", uri=True) as db:
+        with closing(sqlite3.connect(f"{self.store.as_uri()}?mode=ro", uri=True)) as db:
             db.row_factory = sqlite3.Row
             return [dict(row) for row in db.execute("select * from calls order by id")]
 

@@ -65,6 +65,7 @@ async def test_a_short_storm_breaks_nothing(tmp_path: Path, cluster: Cluster) ->
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+@pytest.mark.needs("initdb")
 async def test_a_storm_with_a_failover_breaks_nothing(tmp_path: Path, kind: str) -> None:
     with own_cluster() as primary, standby_of(primary) as standby:
         if kind == "synchronous":
@@ -81,6 +82,7 @@ async def test_a_storm_with_a_failover_breaks_nothing(tmp_path: Path, kind: str)
 
 
 @pytest.mark.soak
+@pytest.mark.needs("initdb")
 async def test_who_has_not_heard_of_what_a_failover_lost_is_found_out(tmp_path: Path) -> None:
     with own_cluster() as primary, standby_of(primary) as standby:
         async with world(tmp_path, primary, standby) as it:

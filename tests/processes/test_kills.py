@@ -146,7 +146,7 @@ def test_two_hundred_kills_at_random_moments_under_load_break_no_invariant(
     assert (
         len({it["version"].split("-")[0] for it in itertools.chain(*storm.answers.values())}) == 1
     )
-    with sqlite3.connect(house.store) as db:
+    with contextlib.closing(sqlite3.connect(house.store)) as db:
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
 
 

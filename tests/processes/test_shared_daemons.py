@@ -224,6 +224,7 @@ def test_a_database_that_is_not_there_is_said_in_a_sentence_without_its_address(
     assert "somebody" not in done.stderr
 
 
+@pytest.mark.needs("initdb")
 def test_while_the_database_is_away_memory_serves_and_says_so_and_nobody_is_called(
     tmp_path: Path,
 ) -> None:

@@ -15,6 +15,8 @@ from tests.simulation.one_host import table
 from tests.simulation.shared import SharedSimulation
 from tests.simulation.shared_hosts import CarelessLink, Link
 
+pytestmark = pytest.mark.needs("initdb")
+
 
 @pytest.mark.soak
 async def test_days_of_stops_cuts_and_failovers_serve_no_bad_answer_on_any_of_three_hosts() -> None:

@@ -2,9 +2,12 @@
 
 import signal
 
+import pytest
+
 from tests.harness.cluster import Cluster, cluster, standby_of
 
 
+@pytest.mark.needs("initdb")
 def test_what_a_killed_primary_had_replicated_is_on_the_promoted_standby() -> None:
     with cluster() as primary, standby_of(primary) as standby:
         primary.reload(synchronous_standby_names="standby", synchronous_commit="remote_apply")

@@ -309,7 +309,7 @@ async def test_a_store_whose_wal_is_gone_is_recognised_and_its_token_not_served(
 async def test_damage_while_running_is_served_through_and_repaired(bench: Bench) -> None:
     keeper = await bench.keeper()
     await looked(keeper)
-    with sqlite3.connect(bench.path) as other:
+    with contextlib.closing(sqlite3.connect(bench.path)) as other:
         other.execute("pragma wal_checkpoint(truncate)")
     _foreign(bench.path)
     bench.clock.pass_(4000)
@@ -329,7 +329,7 @@ async def test_a_store_replaced_by_an_empty_one_while_running_takes_over_what_me
     keeper = await bench.keeper()
     await looked(keeper)
     store = await bench.open()
-    with sqlite3.connect(bench.path) as other:
+    with contextlib.closing(sqlite3.connect(bench.path)) as other, other:
         other.execute("delete from accounts")
     bench.clock.pass_(4000)
     await looked(keeper)

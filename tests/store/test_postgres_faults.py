@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ from tests.harness.cluster import (
 from tests.harness.doubles import ACCOUNT, ManualClock
 from tests.harness.places import ROOT
 from tests.harness.relay import Relay, relay_to
+from tests.harness.tools import path_of
 
 CLAIM = Claim(Lane.SCHEDULED)
 FEW_SECONDS = 9.0
@@ -172,6 +172,7 @@ async def test_a_row_that_is_never_released_is_an_error_within_seconds(
 # --- durability -----------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("initdb")
 async def test_what_a_synchronous_standby_did_not_confirm_is_not_taken_for_durable() -> None:
     with cluster() as primary, standby_of(primary) as standby:
         name = primary.database()
@@ -218,6 +219,7 @@ async def test_a_database_that_may_lose_commits_is_not_let(cluster: Cluster, dat
         assert modes == [{"synchronous_commit": "on"}]
 
 
+@pytest.mark.needs("initdb")
 async def test_a_standby_is_not_written_to_and_among_several_hosts_the_primary_is_found() -> None:
     with cluster() as primary, standby_of(primary) as standby:
         name = primary.database()
@@ -235,6 +237,7 @@ async def test_a_standby_is_not_written_to_and_among_several_hosts_the_primary_i
             assert (await reserved(store)).call in {2, 3}
 
 
+@pytest.mark.needs("initdb")
 async def test_after_a_promotion_nobody_hands_out_a_number_again_that_was_lost_without_his_knowing() -> (
     None
 ):
@@ -302,12 +305,6 @@ async def test_ten_brokers_that_make_the_tables_at_once_make_them_once(database:
 @contextmanager
 def pgbouncer(cluster: Cluster, mode: str) -> Iterator[int]:
     """Debian's PgBouncer before the cluster, in a pool mode; its port."""
-    tool = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
-    if tool is None:
-        why = "not installed: Debian's package pgbouncer"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
     port = free_port()
     with home_of_cluster() as home:
         (home / "users.txt").write_text('"token_broker" ""\n')
@@ -317,7 +314,7 @@ def pgbouncer(cluster: Cluster, mode: str) -> Iterator[int]:
             f" {home}/users.txt\npool_mode = {mode}\nunix_socket_dir =\nlogfile = {home}/log\n"
         )
         with subprocess.Popen(
-            [tool, "-q", str(home / "pgbouncer.ini")], cwd="/", **_user()
+            [path_of("pgbouncer"), "-q", str(home / "pgbouncer.ini")], cwd="/", **_user()
         ) as bouncer:
             try:
                 _answers(port)
@@ -334,6 +331,7 @@ def _answers(port: int) -> None:
         assert monotonic() < deadline
 
 
+@pytest.mark.needs("pgbouncer")
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 async def test_a_pooler_that_takes_the_session_away_is_refused_with_the_cure(
     cluster: Cluster, database: str, mode: str
@@ -349,6 +347,7 @@ async def test_a_pooler_that_takes_the_session_away_is_refused_with_the_cure(
         assert "pool_mode = session" in why
 
 
+@pytest.mark.needs("pgbouncer")
 async def test_a_pooler_in_session_mode_is_as_good_as_the_server(
     cluster: Cluster, database: str
 ) -> None:

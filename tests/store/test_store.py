@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ async def test_what_is_settled_is_there_for_the_next_process(bench: Bench) -> No
 async def test_a_reservation_is_on_disk_before_the_call_is_made(bench: Bench) -> None:
     keeper = await bench.keeper()
     seen: list[int] = []
-    with sqlite3.connect(bench.path) as other:  # another process's eyes
+    with closing(sqlite3.connect(bench.path)) as other:  # another process's eyes
         bench.wechat.before_answer = lambda: seen.extend(
             other.execute("select count(*) from calls where outcome is null").fetchone()
         )
@@ -287,7 +288,7 @@ async def test_a_refused_second_owner_does_not_break_the_locks_of_the_first(benc
 
 
 def _newer(path: Path) -> None:
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         db.execute(f"pragma user_version = {len(MIGRATIONS) + 1}")
     path.chmod(0o600)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Shop:
             await self.opened.pop().close()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs("initdb"))])
 async def shop(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shop]:
     if request.param == "sqlite":
         path = tmp_path / "broker.db"
@@ -112,7 +113,7 @@ def _on(cluster: Cluster, database: str) -> Shop:
 def _ask_sqlite(path: Path, statement: str) -> Sequence[tuple[object, ...]]:
     import sqlite3  # noqa: PLC0415
 
-    with sqlite3.connect(path) as other:
+    with closing(sqlite3.connect(path)) as other, other:
         return other.execute(statement.replace("token_broker.", "")).fetchall()
 
 

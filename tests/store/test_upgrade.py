@@ -1,6 +1,7 @@
 """Stores of earlier versions open and keep what they hold; `FIRST` is what version 0.1.0 wrote, kept as it was."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ PRAGMA user_version = 1;
 @pytest.fixture
 def first(bench: Bench) -> Path:
     """A store of version 0.1.0."""
-    with sqlite3.connect(bench.path) as db:
+    with closing(sqlite3.connect(bench.path)) as db:
         db.executescript(FIRST)
     bench.path.chmod(0o600)
     return bench.path
@@ -54,7 +55,7 @@ async def test_a_store_of_the_first_version_opens_and_its_token_is_served(
     assert keeper.usage().last_24h == 4
     assert bench.wechat.calls == 0
     await bench.close()
-    with sqlite3.connect(first) as db:
+    with closing(sqlite3.connect(first)) as db:
         assert db.execute("pragma user_version").fetchone() == (len(MIGRATIONS),)
 
 
@@ -147,7 +148,7 @@ async def test_a_migration_is_whole_or_not_at_all(
     keeper = await bench.keeper()
     assert value_of(keeper) == f"{CANARY}-old"
     await bench.close()
-    with sqlite3.connect(first) as db:
+    with closing(sqlite3.connect(first)) as db:
         assert "note" not in {row[1] for row in db.execute("pragma table_info(calls)")}
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
 

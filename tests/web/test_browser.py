@@ -19,6 +19,8 @@ from tests.harness.cluster import Cluster
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.processes import House, ask, process, until
 
+pytestmark = pytest.mark.needs("chromium", "chromedriver", "axe-core")
+
 FOLLOWERS = 150  # more than one screen of the gallery
 SCREEN = 72
 LOOKS = [(390, False), (390, True), (1280, False), (1280, True)]
