@@ -1,6 +1,5 @@
 """What tests share: keepers on real SQLite, a PostgreSQL cluster, and what each needs of the machine."""
 
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
@@ -86,13 +85,3 @@ def database(cluster: clusters.Cluster) -> Iterator[str]:
     name = cluster.database()
     yield cluster.dsn(name)
     cluster.sql(f"drop database {name} with (force)")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB, ours alone."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -4,6 +4,7 @@ Disk and database: whatever breaks, memory serves, nothing is called without bei
 is deleted.
 """
 
+import contextlib
 import os
 import shutil
 import sqlite3
