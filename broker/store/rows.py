@@ -35,6 +35,7 @@ ACCOUNT_COLUMNS: Final[dict[str, type]] = {
     "token_call": int,
     "requested_at": float,
     "expires_at": float,
+    "replace_at": float,
     "doubt": str,
     "doubt_since": float,
     "safe_until": float,
@@ -44,6 +45,9 @@ ACCOUNT_COLUMNS: Final[dict[str, type]] = {
     "failures": int,
     "failure": str,
     "checked_at": float,
+    "checks": int,
+    "checks_since": float,
+    "alive": int,
     "rivals": int,
     "rivals_since": float,
     "rivals_last": float,
@@ -68,11 +72,13 @@ ASSUMED: Final = "assumed"  # the outcome of calls that a lost ledger may have h
 _INSTANTS: Final = (
     "requested_at",
     "expires_at",
+    "replace_at",
     "doubt_since",
     "safe_until",
     "called_at",
     "not_before",
     "checked_at",
+    "checks_since",
 )
 
 
@@ -100,6 +106,7 @@ def account_row(credential: Credential, key: Row, seal: Seal, shift: float = 0.0
         "token_call": token and token.call,
         "requested_at": token and token.requested_at,
         "expires_at": token and token.expires_at,
+        "replace_at": token and token.replace_at,
         "doubt": suspicion and suspicion.doubt.value,
         "doubt_since": suspicion and suspicion.since,
         "safe_until": suspicion and suspicion.safe_until,
@@ -109,6 +116,9 @@ def account_row(credential: Credential, key: Row, seal: Seal, shift: float = 0.0
         "failures": credential.failures,
         "failure": credential.failure and json.dumps(asdict(credential.failure)),
         "checked_at": credential.checked_at,
+        "checks": credential.checks,
+        "checks_since": credential.checks_since,
+        "alive": credential.alive_in_a_row,
         "rivals": second_issuer.count,
         "rivals_since": second_issuer.since,
         "rivals_last": second_issuer.last,
@@ -134,7 +144,13 @@ def credential_of(row: Row, epoch: str, seal: Seal, shift: float = 0.0) -> Crede
         token=(
             None
             if value is None
-            else HeldToken(Secret(value), row["token_call"], at["requested_at"], at["expires_at"])
+            else HeldToken(
+                Secret(value),
+                row["token_call"],
+                at["requested_at"],
+                at["expires_at"],
+                at["replace_at"],
+            )
         ),
         suspicion=(
             Suspicion(Doubt(row["doubt"]), at["doubt_since"], at["safe_until"])
@@ -147,6 +163,9 @@ def credential_of(row: Row, epoch: str, seal: Seal, shift: float = 0.0) -> Crede
         failures=row["failures"],
         failure=_failure_of(row["failure"]),
         checked_at=at["checked_at"],
+        checks=row["checks"] or 0,
+        checks_since=at["checks_since"],
+        alive_in_a_row=row["alive"] or 0,
         second_issuer=SecondIssuer(row["rivals"], row["rivals_since"], row["rivals_last"]),
         fingerprint=row["fingerprint"],
     )

@@ -47,6 +47,13 @@ update calls set emergency = 1, outcome = substr(outcome, 11) where outcome like
 update calls set lease_lost = 1, outcome = substr(outcome, 9) where outcome like 'deposed %';
 """
 
+_PLAN_AND_CHECKS: Final = """
+alter table accounts add column replace_at real;
+alter table accounts add column checks integer not null default 0;
+alter table accounts add column checks_since real;
+alter table accounts add column alive integer not null default 0;
+"""
+
 
 def _first_schema(db: Database) -> None:
     _run_each(db, _FIRST_SCHEMA)
@@ -55,6 +62,10 @@ def _first_schema(db: Database) -> None:
 
 def _emergency_and_lease_lost(db: Database) -> None:
     _run_each(db, _OWN_COLUMNS)
+
+
+def _plan_and_checks(db: Database) -> None:
+    _run_each(db, _PLAN_AND_CHECKS)
 
 
 def _run_each(db: Database, statements: str) -> None:
@@ -66,6 +77,7 @@ def _run_each(db: Database, statements: str) -> None:
 MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (
     _first_schema,
     _emergency_and_lease_lost,
+    _plan_and_checks,
 )
 
 
