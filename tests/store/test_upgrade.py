@@ -9,6 +9,7 @@ from sqlite_utils import Database
 
 from broker.core.ports import StoreRefused
 from broker.store.postgres.check import inspect
+from broker.store.postgres.schema import UPGRADES
 from broker.store.postgres.store import PostgresStore
 from broker.store.sqlite import file as storefile
 from broker.store.sqlite.file import MIGRATIONS
@@ -116,8 +117,8 @@ async def test_a_role_that_may_not_change_the_tables_is_told_who_does_it_and_how
     with pytest.raises(StoreRefused, match=r"earlier token-broker.*upgrade-2\.sql") as refused:
         await PostgresStore.open(database, ManualClock())
     assert found == str(refused.value)
-    upgrade = ROOT / "broker/store/postgres/upgrade-2.sql"
-    cluster.sql(upgrade.read_text(), name)
+    for upgrade in UPGRADES:
+        cluster.sql((ROOT / "broker/store/postgres" / upgrade).read_text(), name)
     assert await inspect(database) == []
 
 
