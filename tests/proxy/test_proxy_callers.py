@@ -71,7 +71,7 @@ async def handed(broker: Proxied, name: str, appid: str = APPID) -> str:
     asked = {"grant_type": "client_credential", "appid": appid, "secret": KEYS[name]}
     answer = await (await broker.http.get("/cgi-bin/token", params=asked)).json()
     assert set(answer) == {"access_token", "expires_in"}, answer
-    assert answer["expires_in"] == 7200
+    assert answer["expires_in"] == 7200 or name == "reader"  # a handle never ages
     return str(answer["access_token"])
 
 
