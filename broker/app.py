@@ -45,6 +45,7 @@ from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import MOST_CONNECTIONS, outgoing
 from broker.web.server import application
+from broker.web.words import english
 from broker.wechat import WeChat
 
 BOOT_ID: Final = (
@@ -275,6 +276,6 @@ def _count(metrics: Metrics, client_stats: ClientStats) -> OnAnswered:
 def _emit(metrics: Metrics) -> EventSink:
     def both(event: str, app: str, **facts: object) -> None:
         metrics.emit(event, app, **facts)
-        log.emit(event, app, **facts)
+        log.emit(event, app, **english.event_facts(facts))
 
     return both

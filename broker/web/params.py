@@ -15,6 +15,7 @@ from broker.tokens.keeper import Keeper
 from broker.web.connection.fast_path import APP
 from broker.web.context import EDGE
 from broker.web.gate import CLIENT
+from broker.web.words import english
 
 LONGEST_WAIT_S: Final = 300
 NUMBER: Final = re.compile(r"\d{1,20}(?:\.\d{1,400})?(?:[eE][+-]?\d{1,4})?", re.ASCII)
@@ -123,7 +124,7 @@ STATUS: Final = {
 }
 
 
-def unavailable(why: Unavailable) -> web.Response:
-    """Build the answer where the core says that there is nothing now."""
+def unavailable(why: Unavailable, thing: str = english.FAILURES.token) -> web.Response:
+    """Build the answer where the core says that there is no `thing` now."""
     status = STATUS.get(why.code, HTTPStatus.SERVICE_UNAVAILABLE)
-    return problem(status, why.code.value, why.detail, why.retry_after)
+    return problem(status, why.code.value, english.unavailable(why, thing), why.retry_after)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import ClientResponse
 
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.web.gate import Client, Gate
 from tests.harness.api import ME, Daemon
@@ -154,10 +154,10 @@ async def test_an_unknown_app_and_an_unknown_route_are_404(daemon: Daemon) -> No
     ("failure", "code"),
     [
         (DOWN, "upstream-unavailable"),
-        (Failure(Kind.QUOTA, "errcode 45009", errcode=45009), "quota-exhausted"),
-        (Failure(Kind.CONFIGURATION, "errcode 40125", errcode=40125), "upstream-refused"),
+        (Failure(Kind.QUOTA, FailureCode.ERRCODE, errcode=45009), "quota-exhausted"),
+        (Failure(Kind.CONFIGURATION, FailureCode.ERRCODE, errcode=40125), "upstream-refused"),
         (
-            Failure(Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7"),
+            Failure(Kind.ADMISSION, FailureCode.ERRCODE, errcode=40164, ip="203.0.113.7"),
             "upstream-refused",
         ),
     ],
@@ -420,7 +420,7 @@ async def test_status_tells_everything_but_the_token(daemon: Daemon) -> None:
     daemon.bench.clock.pass_(4000)
     daemon.bench.wechat.answers.append(
         Failure(
-            Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7", rid="65ecc868-1-2"
+            Kind.ADMISSION, FailureCode.ERRCODE, errcode=40164, ip="203.0.113.7", rid="65ecc868-1-2"
         )
     )
     await daemon.look()

@@ -29,6 +29,7 @@ from broker.web.dialect import WECHAT, WECOM, Dialect, ErrcodeError
 from broker.web.gate import CLIENT, Client, Gate, authenticates
 from broker.web.handles import Handles
 from broker.web.params import BODY_DEADLINE_S, NO_STORE
+from broker.web.words import english
 
 PATHS: Final = ("/{slashes:/*}cgi-bin/token", "/{slashes:/*}cgi-bin/stable_token")
 WECOM_PATH: Final = "/{slashes:/*}cgi-bin/gettoken"
@@ -105,7 +106,7 @@ class Compat:
         if not isinstance(served, Served):
             raise ErrcodeError(
                 45009 if served.code is Code.QUOTA_EXHAUSTED else -1,
-                f"(token-broker: {served.detail})",
+                f"(token-broker: {english.unavailable(served)})",
             )
         self._note(client, keeper, edge.response_cache.now())
         handle = self._handles.of(client, keeper) if self._handles else None
@@ -141,7 +142,7 @@ class Compat:
             raise ErrcodeError(47001, "(token-broker: there are the types jsapi and wx_card)")
         served = keeper.serve() or await keeper.get(0, edge.patience_s)
         if not isinstance(served, Served):
-            raise ErrcodeError(-1, f"(token-broker: {served.detail})")
+            raise ErrcodeError(-1, f"(token-broker: {english.unavailable(served, english.TICKET)})")
         return {
             "errcode": 0,
             "errmsg": "ok",

@@ -17,6 +17,7 @@ from broker.web.connection.fast_path import AGAIN
 from broker.web.context import EDGE
 from broker.web.gate import open_to_browsers
 from broker.web.params import NO_STORE
+from broker.web.words import english
 
 HEALTH: Final = "application/health+json"
 GOOD: Final = b'{"status": "pass"}'
@@ -101,7 +102,9 @@ def _repeatable(request: web.Request, look: Callable[[], tuple[str, float]]) -> 
 def _check(keeper: Keeper) -> dict[str, Any]:
     served, credential = keeper.serve(), keeper.credential
     worries = [
-        f"last token call failed: {credential.failure.reason}" if credential.failure else "",
+        f"last token call failed: {english.FAILURES.reason(credential.failure)}"
+        if credential.failure
+        else "",
         f"the store: {keeper.store_error}" if keeper.store_error else "",
         "the token is in doubt" if credential.suspicion else "",
         (

@@ -11,12 +11,12 @@ from typing import Any, Final
 from aiohttp import web
 
 from broker import __version__
-from broker.core.errcodes import Failure, Kind
 from broker.core.quota import Usage
 from broker.tokens.keeper import Keeper
 from broker.web.context import EDGE, Edge
 from broker.web.gate import open_to_browsers
 from broker.web.params import NO_STORE, iso
+from broker.web.words import english
 
 
 def routes() -> list[web.RouteDef]:
@@ -94,14 +94,14 @@ def app_status(edge: Edge, keeper: Keeper) -> dict[str, Any]:
         },
         "store_error": keeper.store_error,
         "tickets": {
-            kind: _held(ticket, ticket.usage())
+            kind: _held(ticket, ticket.usage(), english.TICKET)
             for kind, ticket in edge.tickets_of(keeper.account.name).items()
         },
     }
 
 
-def _held(keeper: Keeper, spent: Usage) -> dict[str, Any]:
-    """How a token, or a ticket, stands."""
+def _held(keeper: Keeper, spent: Usage, thing: str = english.FAILURES.token) -> dict[str, Any]:
+    """Describe a token, or a ticket."""
     credential, served = keeper.credential, keeper.serve()
     failure = credential.failure
     return {
@@ -115,21 +115,11 @@ def _held(keeper: Keeper, spent: Usage) -> dict[str, Any]:
             and {
                 "class": failure.kind.value,
                 "errcode": failure.errcode,
-                "reason": failure.reason,
-                "advice": failure.advice + _drift(failure, spent),
+                "reason": english.FAILURES.reason(failure),
+                "advice": english.FAILURES.advice_beside(failure, spent, thing),
                 "ip": failure.ip,
                 "rid": failure.rid,
                 "at": iso(failure.wall),
             }
         ),
     }
-
-
-def _drift(failure: Failure, spent: Usage) -> str:
-    """How far WeChat's count is ahead of ours, where it says that the quota is spent."""
-    if failure.kind is not Kind.QUOTA or not spent.remaining:
-        return ""
-    return (
-        f" The ledger knows of {spent.last_24h}: WeChat counts at least {spent.remaining} calls"
-        " that this broker did not make."
-    )

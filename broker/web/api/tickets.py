@@ -12,7 +12,7 @@ from broker.core import signature
 from broker.core.credential import Endpoint
 from broker.core.ports import StoreError
 from broker.core.secret import Secret
-from broker.core.serving import Code, Served, Unavailable
+from broker.core.serving import Code, Served, Unavailable, UnavailableReason
 from broker.http.problems import ProblemError
 from broker.tokens.keeper import Keeper
 from broker.tokens.tickets import Tickets
@@ -28,6 +28,7 @@ from broker.web.params import (
     numbers,
     unavailable,
 )
+from broker.web.words import english
 
 PAGE: Final = re.compile(
     r"https?://[!-~]{1,4096}"
@@ -68,7 +69,7 @@ class TicketDesk:
         return (
             _ticket(request, keeper, served)
             if isinstance(served, Served)
-            else unavailable(_said_of_tickets(served))
+            else unavailable(served, english.TICKET)
         )
 
     async def sign_page(self, request: web.Request) -> web.Response:
@@ -130,7 +131,12 @@ class TicketDesk:
             )
         except StoreError as error:
             raise TicketUnavailableError(
-                Unavailable(Code.STORE_UNAVAILABLE, str(error), 5)
+                Unavailable(
+                    Code.STORE_UNAVAILABLE,
+                    UnavailableReason.NOT_RECORDED,
+                    5,
+                    store_error=str(error),
+                )
             ) from None
         if found is None:
             raise ProblemError(
@@ -145,12 +151,9 @@ class TicketUnavailableError(ProblemError):
     """No ticket now."""
 
     def __init__(self, why: Unavailable) -> None:
-        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, why.code.value, why.detail)
-        self.response = unavailable(_said_of_tickets(why))
-
-
-def _said_of_tickets(why: Unavailable) -> Unavailable:
-    return Unavailable(why.code, why.detail.replace("token", "ticket"), why.retry_after)
+        detail = english.unavailable(why, english.TICKET)
+        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, why.code.value, detail)
+        self.response = unavailable(why, english.TICKET)
 
 
 def _ticket(request: web.Request, keeper: Keeper, served: Served) -> web.Response:

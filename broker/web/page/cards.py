@@ -8,8 +8,7 @@ from broker.http.language import span
 from broker.tokens.keeper import Keeper
 from broker.web.api.status import app_status
 from broker.web.context import Edge
-from broker.web.page.advice import advice, reason
-from broker.web.page.messages import PAGE
+from broker.web.page.messages import FAILURES, PAGE
 from broker.web.params import iso
 
 TONES: Final = {"fresh": "good", "stale": "good", "suspect": "warn", "unavailable": "bad"}
@@ -26,6 +25,7 @@ def cards(edge: Edge, lang: str) -> list[dict[str, Any]]:
 def card(edge: Edge, keeper: Keeper, lang: str) -> dict[str, Any]:
     """What is said of an app."""
     said, words = app_status(edge, keeper), PAGE[lang]
+    failure, spent, failures = keeper.credential.failure, keeper.usage(), FAILURES[lang]
     error, rivals, quota, tone = (
         said["last_error"],
         said["second_issuer"],
@@ -48,23 +48,27 @@ def card(edge: Edge, keeper: Keeper, lang: str) -> dict[str, Any]:
         ),
         "quota_high": quota["limit"] * ALMOST_SPENT,
         "spent_said": words["spent_said"].format(limit=quota["limit"]) if is_spent else "",
-        "error_reason": reason(error["reason"], lang) if error else "",
-        "error_advice": advice(error, lang, quota["remaining"], said["endpoint"]) if error else "",
+        "error_reason": failures.reason(failure) if failure else "",
+        "error_advice": failures.advice_beside(failure, spent) if failure else "",
         "error_at": stamp(error["at"]) if error else "",
         "rivals_said": (
             words["second_issuer_said" if rivals["suspected"] else "second_issuer_sign"].format(
                 count=rivals["count"], since=stamp(rivals["since"] or "")
             )
         ),
-        "tickets_said": [_ticket(kind, ticket, lang) for kind, ticket in said["tickets"].items()],
+        "tickets_said": [
+            _ticket(kind, ticket, lang)
+            for kind, ticket in edge.tickets_of(keeper.account.name).items()
+        ],
         "store_said": words["store_error_said"].format(error=said["store_error"]),
     }
 
 
-def _ticket(kind: str, said: Mapping[str, Any], lang: str) -> dict[str, str]:
-    words, error, left = PAGE[lang], said["last_error"], said["expires_in"]
+def _ticket(kind: str, keeper: Keeper, lang: str) -> dict[str, str]:
+    words, failure, served = PAGE[lang], keeper.credential.failure, keeper.serve()
+    left = served.expires_in if served else 0
     state = words["fresh_ticket" if left else "no_ticket"].format(age=span(left, lang))
-    return {"type": kind, "said": state, "why": reason(error["reason"], lang) if error else ""}
+    return {"type": kind, "said": state, "why": FAILURES[lang].reason(failure) if failure else ""}
 
 
 def stamp(moment: str) -> str:

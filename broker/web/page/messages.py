@@ -4,6 +4,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.http.language import CHINESE, ENGLISH
+from broker.web.words import chinese, english
+from broker.web.words.failures import FailureWords
+
+FAILURES: Final[Mapping[str, FailureWords]] = {
+    ENGLISH: english.FAILURES,
+    CHINESE: chinese.FAILURES,
+}
 
 PAGE: Final[Mapping[str, Mapping[str, str]]] = {
     ENGLISH: {

@@ -74,10 +74,9 @@ class Plot:
         return sum(map(self.count, Result))
 
 
-def result_of(outcome: str | None) -> Result:
-    """What the ledger's word for an outcome means; None is a call without one."""
-    known = {"minted": Result.MINTED, "lost": Result.SILENT, None: Result.SILENT}
-    return known.get(outcome, Result.FAILED)
+# By the ledger's outcome, which is None while there is none yet. All others are failures.
+RESULTS: Final = {None: Result.SILENT, "lost": Result.SILENT, "minted": Result.MINTED}
+ASSUMED: Final = "assumed"  # a call that nobody knows of, counted by a store that lost its ledger
 
 
 def plot(calls: Iterable[Mapping[str, Any]], wall: float) -> Plot:
@@ -86,8 +85,8 @@ def plot(calls: Iterable[Mapping[str, Any]], wall: float) -> Plot:
     counts: list[Counter[tuple[str, Result]]] = [Counter() for _ in range(HOURS)]
     for call in calls:
         at = int((call["wall_at"] - first) // HOUR)
-        if 0 <= at < HOURS and call["outcome"] != "assumed":
-            counts[at][call["lane"], result_of(call["outcome"])] += 1
+        if 0 <= at < HOURS and call["outcome"] != ASSUMED:
+            counts[at][call["lane"], RESULTS.get(call["outcome"], Result.FAILED)] += 1
     most = max(LEAST_SCALE, *(count.total() for count in counts))
     hours = [
         Hour(first + at * HOUR, count, tuple(_stack(at, count, most)))

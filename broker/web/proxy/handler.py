@@ -30,6 +30,7 @@ from broker.web.proxy import paths
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.limits import Busy, ProxyLimits, TooFast
 from broker.web.proxy.relay import IdleDeadline, Peek, TooLarge, Upload, cut, look, pass_on
+from broker.web.words import english
 
 METHODS: Final = (
     "GET",
@@ -169,7 +170,7 @@ class Proxy:
             call.pace()
         if isinstance(served, Unavailable):
             call.outcome = "no-token"
-            raise ErrcodeError(-1, f"(token-broker: {served.detail})")
+            raise ErrcodeError(-1, f"(token-broker: {english.unavailable(served)})")
         async with self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             if not seen.is_refusal:
