@@ -1,4 +1,4 @@
-"""What `status` and `get` do: ask the running daemon over its first listener, and show the answer."""
+"""The commands `status` and `get`: ask the running daemon, and show its answer."""
 
 import http.client
 import json

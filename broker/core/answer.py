@@ -33,7 +33,7 @@ class NotAnAnswer(Exception):  # noqa: N818 -- a value in disguise, never shown
 def token_answer(
     body: bytes, name: str = "access_token", *, wecom: bool = False
 ) -> Minted | Failure:
-    """Read the HTTP 200 answer of a token endpoint, or of another that gives a ticket. Never raises.
+    """Read the HTTP 200 answer of a token endpoint or of the ticket endpoint. Never raises.
 
     `name` is the key under which the token or ticket stands. What cannot be read counts as a lost
     answer: the call was spent, and a token may have been minted.

@@ -1,4 +1,4 @@
-"""WeChat's and WeCom's errcodes: the class of each, and what that asks of the broker (WECHAT.md W29).
+"""WeChat's and WeCom's errcodes: what each asks of the broker (WECHAT.md W29).
 
 WeCom's numbers mean something of their own even where they look alike (WECHAT.md W65). This module
 holds codes only. Sentences for people are in `broker/web/words/`, one module per language.

@@ -19,8 +19,8 @@ from broker.core.quota import calls_per_day
 from broker.core.secret import Secret
 from broker.core.transitions import found_dead, minted
 from broker.web.gate import Client, Gate
-from tests.harness.api import Daemon
 from broker.web.words import english
+from tests.harness.api import Daemon
 from tests.harness.doubles import ACCOUNT, CANARY, Bench, looked, value_of
 from tests.harness.processes import House
 

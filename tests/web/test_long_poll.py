@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.web.connection.cached_response import CachedResponses, is_one_request
 from broker.web.connection.connection import Connection, FastPath
-from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.web.connection.connections import IDLE_S, Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering

@@ -20,7 +20,7 @@ from broker.web.client_stats import MOST, ClientStats
 from broker.web.gate import Client, Gate
 from broker.web.page.messages import PAGE
 from broker.web.page.plot import HEIGHT, HOUR, HOURS, WIDTHS, Bar, Plot, Result, plot
-from broker.web.page.status import APPS_A_PAGE, POLICY, VISITORS_SHOWN
+from broker.web.page.status import APPS_A_PAGE, CLIENTS_SHOWN, POLICY
 from tests.harness.api import Daemon
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, DOWN, LOST, NOON, Bench
 
@@ -250,10 +250,10 @@ async def test_a_broken_store_is_said_and_the_page_goes_on(daemon: Daemon) -> No
     (keeper,) = daemon.registry
     keeper._sync.found("database or disk is full")
 
-    async def broken(_since: float, _appid: str) -> list[dict[str, object]]:
+    async def broken(_since: float, _account: Account) -> list[dict[str, object]]:
         raise StoreError("disk I/O error")
 
-    object.__setattr__(daemon.edge, "history", broken)
+    daemon.wired.history = broken
     said = words(await page(daemon))
     assert "database or disk is full" in said
     assert "The ledger cannot be read just now." in said
@@ -391,13 +391,13 @@ async def test_the_ledgers_calls_are_drawn_and_said(daemon: Daemon) -> None:
 
 
 async def test_the_ledger_is_read_again_only_where_it_says_something_else(daemon: Daemon) -> None:
-    read, history = [], daemon.edge.history
+    read, history = [], daemon.wired.history
 
     async def counted(since: float, account: Account) -> list[dict[str, object]]:
         read.append(account.appid)
         return await history(since, account)
 
-    object.__setattr__(daemon.edge, "history", counted)
+    daemon.wired.history = counted
     for _ in range(5):
         assert "Calls: 1, of which failed: 0" in words(await page(daemon))
     assert len(read) == 1
@@ -440,7 +440,7 @@ def test_visitors_are_listed_latest_first() -> None:
 
 async def test_a_client_is_called_by_its_own_name_whatever_it_is(daemon: Daemon) -> None:
     for name in ("report", "title", "<i>x</i>", "local"):
-        daemon.edge.client_stats.record(name, 1, 10_000.0)
+        daemon.wired.client_stats.record(name, 1, 10_000.0)
     html = await page(daemon)
     assert re.findall(r'<th scope="row">([^<2][^<]*)</th>', html) == [
         "report",
@@ -452,20 +452,20 @@ async def test_a_client_is_called_by_its_own_name_whatever_it_is(daemon: Daemon)
 
 async def test_visitors_are_bounded_in_memory_and_on_the_page(daemon: Daemon) -> None:
     for number in range(MOST + 5):
-        daemon.edge.client_stats.record(f"c{number}", 1, float(number))
-    assert len(daemon.edge.client_stats) == MOST
-    assert next(iter(daemon.edge.client_stats)).name == f"c{MOST + 4}"
-    assert min(one.last_at for one in daemon.edge.client_stats) == 5
+        daemon.wired.client_stats.record(f"c{number}", 1, float(number))
+    assert len(daemon.wired.client_stats) == MOST
+    assert next(iter(daemon.wired.client_stats)).name == f"c{MOST + 4}"
+    assert min(one.last_at for one in daemon.wired.client_stats) == 5
     html = await page(daemon)
-    assert len(re.findall(r'<th scope="row">c\d+</th>', html)) == VISITORS_SHOWN
-    assert f"and {MOST - VISITORS_SHOWN} more" in words(html)
+    assert len(re.findall(r'<th scope="row">c\d+</th>', html)) == CLIENTS_SHOWN
+    assert f"and {MOST - CLIENTS_SHOWN} more" in words(html)
 
 
 # --- who shares the store -------------------------------------------------------------------------
 
 
 def shared_by(daemon: Daemon, *nodes: Node) -> None:
-    object.__setattr__(daemon.edge, "nodes", lambda: nodes)
+    daemon.wired.nodes = nodes
 
 
 async def test_who_shares_the_store_is_shown_with_what_they_serve(daemon: Daemon) -> None:

@@ -1,4 +1,4 @@
-"""How a failed token call is told in a language: why it failed, and what a person can do about it."""
+"""Tells of a failed token call in a language: why it failed, and what a person can do about it."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ from broker.core.quota import Usage
 
 @dataclass(frozen=True, slots=True)
 class FailureWords:
-    """The sentences of one language. `{name}` in a sentence stands for the fact of that name.
+    """The sentences of one language; in a sentence, `{name}` stands for the fact of that name.
 
-    `addition` puts two sentences together. In `advice`, `{thing}` is what could not be fetched.
+    `gap` stands between two sentences. `token` is the word for the `{thing}` that was asked for,
+    where it is not said to be another.
     """
 
     reasons: Mapping[FailureCode, str]
