@@ -107,6 +107,10 @@ _TOKEN_FIELDS: Final[dict[str, Json]] = {
     "access_token": {**_TEXT, "description": "Opaque; reserve at least 512 characters."},
     "expires_in": {**_COUNT, "description": "Whole seconds left now, never more than the truth."},
     "expires_at": {**_TEXT, "format": "date-time"},
+    "token_expires_in": {
+        **_COUNT,
+        "description": "Seconds to WeChat's own end of the token, if nobody replaces it.",
+    },
     "version": {**_TEXT, "description": "Changes with the token; not derived from it."},
     "state": {"enum": [state.value for state in TokenState]},
 }
@@ -382,6 +386,7 @@ DOCUMENT: Final[Json] = {
                 state={"enum": [*(state.value for state in TokenState), "unavailable"]},
                 version=_nullable("string"),
                 expires_in=_COUNT,
+                token_expires_in=_COUNT,
                 next_refresh_in=_COUNT,
                 quota=_object(limit=_COUNT, used_today=_COUNT, used_24h=_COUNT, remaining=_COUNT),
                 last_error=_nullable("object"),
@@ -396,6 +401,7 @@ DOCUMENT: Final[Json] = {
                         state={"enum": [*(state.value for state in TokenState), "unavailable"]},
                         version=_nullable("string"),
                         expires_in=_COUNT,
+                        token_expires_in=_COUNT,
                         next_refresh_in=_COUNT,
                         last_error=_nullable("object"),
                     ),
