@@ -59,9 +59,9 @@ class UnavailableReason(StrEnum):
 class Served:
     """A token that may be used for `expires_in` whole seconds from now (rounded down).
 
-    `token_expires_in` counts to WeChat's own end of the token, which is what matters to a client when
-    nothing can replace the token any more. `until` is the steady time to which this very answer
-    stays true, unless another credential comes. It is at most a second ahead.
+    `token_expires_in` counts to WeChat's own end of the token, which is what matters to a client
+    when nothing can replace the token any more. `until` is the steady time to which this very
+    answer stays true, unless another credential comes. It is at most a second ahead.
     """
 
     credential: Credential
