@@ -20,7 +20,7 @@ from broker.core.credential import (
     SecondIssuer,
     Suspicion,
 )
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure
 from broker.core.ports import Claim
 from broker.core.quota import Entry, Lane
 from broker.core.secret import Secret
@@ -177,10 +177,7 @@ def _associated_data(key: Row, call: int) -> str:
 
 
 def _failure_of(stored: str | None) -> Failure | None:
-    if stored is None:
-        return None
-    fields = json.loads(stored)
-    return Failure(**{**fields, "kind": Kind(fields["kind"])})
+    return None if stored is None else Failure.from_stored(json.loads(stored))
 
 
 def entries_of(rows: Iterable[Row]) -> Sequence[Entry]:

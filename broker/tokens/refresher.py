@@ -310,10 +310,7 @@ class Refresher:
             name,
             lane=lane,
             outcome=outcome,
-            reason=failure and failure.reason,
-            advice=failure and failure.advice,
-            ip=failure and failure.ip,
-            rid=failure and failure.rid,
+            failure=failure,
             retry_in=round(self.next_call_at() - now),
         )
         found, earlier = after.suspicion, before.suspicion

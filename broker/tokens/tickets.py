@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from broker.core.credential import TICKETS, Account, Endpoint, Policy
-from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind
+from broker.core.errcodes import TOKEN_REFUSED, Failure, FailureCode, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.quota import DAY
 from broker.core.secret import Secret
@@ -18,9 +18,7 @@ from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 
-REFUSED: Final = Failure(
-    Kind.TRANSIENT, "WeChat refused the token that the ticket was asked for with"
-)
+REFUSED: Final = Failure(Kind.TRANSIENT, FailureCode.TICKET_TOKEN_REFUSED)
 AT_ONCE: Final = 16
 STEPS: Final = (
     4  # of a fetch, each as long as a call may take: a token, a ticket, a report, a ticket
@@ -48,7 +46,7 @@ class ByToken:
         keeper = self._tokens.find(account.appid)
         served = await keeper.get(patience_s=self._timeout_s) if keeper else None
         if keeper is None or not isinstance(served, Served):
-            return Failure(Kind.TRANSIENT, "there is no token to ask for a ticket with")
+            return Failure(Kind.TRANSIENT, FailureCode.NO_TOKEN_FOR_TICKET)
         answer = await self._with(served, account.endpoint)
         if not _is_refused(answer):
             return answer

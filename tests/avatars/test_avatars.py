@@ -448,7 +448,7 @@ async def test_a_host_that_is_not_ours_gets_nothing_on_any_route(there: Scene, h
         assert (status, body["code"]) == (403, "host-not-allowed")
 
 
-async def test_loopback_names_and_allowed_hosts_get_in(tmp_path: Path) -> None:
+async def test_loopback_names_ip_addresses_and_allowed_hosts_get_in(tmp_path: Path) -> None:
     async with scene(tmp_path, hosts=frozenset({"pictures.example"})) as there:
         for host in (
             "localhost",
@@ -456,6 +456,8 @@ async def test_loopback_names_and_allowed_hosts_get_in(tmp_path: Path) -> None:
             "127.0.0.1",
             "127.8.9.1",
             "[::1]:8766",
+            "10.1.2.3:8766",
+            "[2001:db8::7]",
             "pictures.example:443",
         ):
             assert (await there.get("/livez", Host=host))[0] == 200

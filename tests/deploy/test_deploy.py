@@ -115,14 +115,16 @@ async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
         ticket = await broker.tickets.keeper(ACCOUNT, Endpoint.JSAPI)
         assert ticket is not None
         assert await ticket.get(patience_s=5)
-        object.__setattr__(broker.edge, "nodes", lambda: [Node("a", 100.0), Node("b", 30.0)])
+        broker.wired.nodes = (Node("a", 100.0), Node("b", 30.0))
         bench.clock.pass_(60)
         await until_limited(broker)
         for event, facts in bench.events:
             broker.metrics.emit(event, **facts)  # type: ignore[arg-type]
         for event in ("crashed", "lease-lost"):  # tests/tokens/test_nodes.py has one
             broker.metrics.emit(event, "main", lane="scheduled")
-        text = await (await broker.http.get("/metrics")).text()
+        text = await (
+            await broker.http.get("/metrics", headers={"Accept-Encoding": "identity"})
+        ).text()
     found: dict[str, list[dict[str, str]]] = {"up": [{"job": "token-broker"}]}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -10,15 +10,11 @@ from broker.core.credential import Account
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api.compat import Compat
-from broker.web.api.metrics import Metrics
-from broker.web.api.tickets import TicketDesk
-from broker.web.client_stats import ClientStats
 from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
-from broker.web.context import Edge
 from broker.web.gate import Gate
-from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, Bench
+from tests.harness.wiring import PATIENCE_S, Wired
 
 ME = {"X-Token-Broker": "1"}
 
@@ -37,22 +33,22 @@ class Daemon:
         self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False
     ) -> None:
         tools = await self.bench.dependencies()
-        metrics = Metrics()
         self.registry = Registry(list(accounts), tools)
         await self.registry.start()
         clock, store = self.bench.clock, await self.bench.open()
         lane = ResponseCache(Connections(100, clock.now))
         self.tickets = Tickets(self.registry, tools, self.bench.wechat)
-        client_stats = ClientStats(clock.now)
-        self.edge = metrics.edge = edge = Edge(
-            self.registry, 5.0, lane, clock.wall, client_stats, store.history, self.tickets.of
+        self.wired = Wired(
+            self.registry,
+            clock,
+            lane,
+            gate,
+            self.tickets,
+            store.history,
+            crashes=self.crashes,
         )
-        more = TicketDesk(self.tickets).routes() + (
-            Compat(gate, self.tickets).routes() if drop_in else []
-        )
-        app = application(
-            edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more
-        )
+        compat = Compat(gate, self.registry, self.tickets, PATIENCE_S, clock.now)
+        app = self.wired.application(compat.routes() if drop_in else [])
         self.http = TestClient(TestServer(app))
         await self.http.start_server()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from broker.core.credential import Account, Endpoint, Policy
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.store.sqlite.store import SqliteStore
@@ -18,8 +18,8 @@ NOON = 1_790_000_000.0  # unix time of the tests' day; a Beijing afternoon
 CANARY = "c4n4ry"
 APPID = "wx0123456789abcdef"
 ACCOUNT = Account("main", APPID, Secret(f"{CANARY}-secret"))
-DOWN = Failure(Kind.TRANSIENT, "cannot connect")
-LOST = Failure(Kind.TRANSIENT, "the connection broke", lost=True)
+DOWN = Failure(Kind.TRANSIENT, FailureCode.CONNECT)
+LOST = Failure(Kind.TRANSIENT, FailureCode.CONNECTION_BROKE, lost=True)
 
 
 @dataclass

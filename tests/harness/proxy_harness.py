@@ -18,18 +18,16 @@ from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api.compat import Compat
 from broker.web.api.metrics import Metrics
-from broker.web.client_stats import ClientStats
 from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
-from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.handles import Handles
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import outgoing
-from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, Bench
+from tests.harness.wiring import PATIENCE_S, Wired
 
 ME = {"X-Token-Broker": "1"}
 
@@ -192,31 +190,26 @@ class Proxied:
         await registry.start()
         self.gate = gate = Gate(digests(clients or {}), [])
         self.tickets = tickets = Tickets(registry, tools, self.bench.wechat)
-        self.edge = metrics.edge = edge = Edge(
+        self.wired = Wired(
             registry,
-            5.0,
+            clock,
             ResponseCache(Connections(100, clock.now)),
-            clock.wall,
-            ClientStats(clock.now),
+            gate,
+            tickets,
             store.history,
-            tickets.of,
+            metrics,
+            crashes=self.crashes,
         )
         settings, handles = Table(enabled=True, **table), Handles(gate, registry)
-
-        def count(app: str, outcome: str) -> None:
-            metrics.proxied(app, outcome)
-            self.outcomes.append((app, outcome))
 
         async with outgoing(settings.connect_timeout) as out:
             callers, limits = Callers(gate, registry, handles), ProxyLimits(settings, clock.now)
             base = URL(f"http://127.0.0.1:{self.wechat.port}")
-            more = Compat(gate, tickets, handles).routes() if drop_in else []
-            more += Proxy(
-                settings, callers, limits, out, lambda _: base, count, metrics.refused
-            ).routes()
-            app = application(
-                edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more
-            )
+            more = []
+            if drop_in:
+                more += Compat(gate, registry, tickets, PATIENCE_S, clock.now, handles).routes()
+            more += Proxy(settings, callers, limits, out, lambda _: base, self, PATIENCE_S).routes()
+            app = self.wired.application(more)
             self.http = TestClient(TestServer(app), auto_decompress=False)
             await self.http.start_server()
             try:
@@ -224,6 +217,15 @@ class Proxied:
             finally:
                 await self.http.close()
         assert self.crashes == []
+
+    def proxied(self, app: str, outcome: str) -> None:
+        """A :class:`broker.web.proxy.handler.ProxyCounters`."""
+        self.metrics.proxied(app, outcome)
+        self.outcomes.append((app, outcome))
+
+    def refused(self, errcode: int) -> None:
+        """See `proxied`."""
+        self.metrics.refused(errcode)
 
     async def look(self) -> None:
         self.registry.tick()

@@ -12,6 +12,7 @@ from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from tests.harness.doubles import Bench
 from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcode, raw, says, until
+from tests.harness.wiring import PATIENCE_S
 
 GET = "/cgi-bin/user/get"
 HEAD = f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n".encode()
@@ -72,7 +73,7 @@ async def test_a_service_that_does_not_send_its_body_has_idle_timeout_and_not_mo
 ) -> None:
     broker = await start(silence, idle_timeout=0.2)
     assert b'"errcode": -1' in await said(
-        broker, HEAD + b"Content-Length: %d\r\n\r\nx" % length, broker.edge.patience_s - 1
+        broker, HEAD + b"Content-Length: %d\r\n\r\nx" % length, PATIENCE_S - 1
     )
     assert broker.outcomes == [("main", "unreachable")]
 
@@ -91,7 +92,7 @@ async def test_the_time_for_a_token_is_not_the_time_for_an_answer(start: Start) 
         await says({"errcode": 40001})(seen, reader, writer)
 
     broker.wechat.answers[GET] = refuse_then_nothing
-    assert b'"errcode": -1' in await said(broker, HEAD + b"\r\n", broker.edge.patience_s - 1)
+    assert b'"errcode": -1' in await said(broker, HEAD + b"\r\n", PATIENCE_S - 1)
     assert len(broker.wechat.seen) == 2
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 
 from broker.core.credential import Account, Credential, Endpoint, Policy
-from broker.core.errcodes import Failure
+from broker.core.errcodes import Failure, FailureCode
 from broker.core.ports import (
     Change,
     Decide,
@@ -36,7 +36,7 @@ from broker.core.ports import (
 )
 from broker.core.quota import DAY, calls_per_day, day_began
 from broker.core.secret import Secret
-from broker.core.serving import Served, TokenState, Unavailable
+from broker.core.serving import Served, TokenState, Unavailable, UnavailableReason
 from broker.sandbox.faults import parse
 from broker.sandbox.options import SandboxOptions
 from broker.sandbox.server import create_app
@@ -47,6 +47,7 @@ from broker.store.sqlite.store import SqliteStore
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
+from broker.web.words import english
 from broker.wechat import WeChat
 from tests.harness.doubles import CANARY, NOON
 
@@ -256,9 +257,9 @@ class Checker:
         """
         if account.name not in self._gap_since:
             self._gap_since[account.name] = now
-            self._why[account.name] = f"{served.code}: {served.detail}"
+            self._why[account.name] = f"{served.code}: {english.unavailable(served)}"
         spent = sum(now - DAY < at for at in self.calls[account.name][-account.daily_quota :])
-        if "WeChat gave no token" in served.detail or spent >= account.daily_quota:
+        if served.reason is UnavailableReason.CALL_FAILED or spent >= account.daily_quota:
             self._needless.pop(account.name, None)
             return
         before, at = self._needless.get(account.name, (0.0, now))
@@ -267,7 +268,7 @@ class Checker:
         if before <= NEEDLESS < lasted:
             self._note(
                 account,
-                f"no token for {lasted:.0f} s, and nobody else's fault: {served.detail}",
+                f"no token for {lasted:.0f} s, and nobody else's fault: {english.unavailable(served)}",
                 now,
             )
 
@@ -441,7 +442,7 @@ class Client:
         if isinstance(answer, Minted):
             simulation.checker.told(account, answer, asked_at)
         simulation.dying |= killed
-        silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
+        silent = isinstance(answer, Failure) and answer.code is FailureCode.NO_ANSWER
         await simulation.take_time(CALL_TIMEOUT if silent else simulation.luck.uniform(0, 1.5))
         await simulation.fate.step()
         return answer

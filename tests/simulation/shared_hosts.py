@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from broker.core.credential import Account, Credential
-from broker.core.errcodes import Failure
+from broker.core.errcodes import Failure, FailureCode
 from broker.core.ports import (
     Change,
     Decide,
@@ -259,7 +259,7 @@ class HostClient:
         if isinstance(answer, Minted):
             simulation.checker.told(account, answer, asked_at)
         host.killed |= killed
-        silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
+        silent = isinstance(answer, Failure) and answer.code is FailureCode.NO_ANSWER
         await simulation.take_time(CALL_TIMEOUT if silent else simulation.luck.uniform(0, 1.5))
         await host.fate.step()
         return answer

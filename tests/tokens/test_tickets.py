@@ -11,7 +11,7 @@ import pytest
 
 from broker.core import signature
 from broker.core.credential import Endpoint
-from broker.core.errcodes import Failure, rule_for
+from broker.core.errcodes import Failure, FailureCode, rule_for
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.web.gate import Client, Gate
@@ -136,7 +136,7 @@ async def test_a_refused_token_is_reported_and_the_ticket_asked_for_once_more(
     daemon: Daemon, bench: Bench
 ) -> None:
     bench.clock.pass_(60)
-    bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, "errcode 40001", 40001))
+    bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, FailureCode.ERRCODE, 40001))
     bench.wechat.verdicts.append(Verdict.DEAD)
     assert (await ticket(daemon))["ticket"] == f"{CANARY}-jsapi-k2"
     assert bench.wechat.tickets == [("jsapi", f"{CANARY}-main-t1"), ("jsapi", f"{CANARY}-main-t2")]
@@ -147,13 +147,12 @@ async def test_a_token_that_lives_but_is_refused_costs_nothing_and_the_ticket_ba
     daemon: Daemon, bench: Bench
 ) -> None:
     bench.clock.pass_(60)
-    bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, "errcode 40001", 40001))
+    bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, FailureCode.ERRCODE, 40001))
     answer = await daemon.get("/v1/tickets/main/jsapi")
     said = await answer.json()
     assert (answer.status, said["code"]) == (503, "upstream-unavailable")
-    assert (
-        "token that the ticket was asked for" in said["detail"]
-        or "ticket that the ticket" in said["detail"]
+    assert said["detail"].startswith(
+        "WeChat gave no ticket: WeChat refused the token that the ticket was asked for with."
     )
     assert int(answer.headers["Retry-After"]) == said["retry_after"] >= 1
     assert (bench.wechat.calls, len(bench.wechat.tickets)) == (1, 1)

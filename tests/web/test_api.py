@@ -4,16 +4,17 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from aiohttp import ClientResponse
 
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.web.gate import Client, Gate
 from broker.web.params import iso
 from tests.harness.api import ME, Daemon
-from tests.harness.doubles import APPID, CANARY, DOWN, LOST, Bench
+from tests.harness.doubles import ACCOUNT, APPID, CANARY, DOWN, LOST, Bench
 from tests.harness.places import ROOT
 
 KEYS = {"orders": f"{CANARY}-orders", "ops": f"{CANARY}-ops", "other": f"{CANARY}-other"}
@@ -158,10 +159,10 @@ async def test_an_unknown_app_and_an_unknown_route_are_404(daemon: Daemon) -> No
     ("failure", "code"),
     [
         (DOWN, "upstream-unavailable"),
-        (Failure(Kind.QUOTA, "errcode 45009", errcode=45009), "quota-exhausted"),
-        (Failure(Kind.CONFIGURATION, "errcode 40125", errcode=40125), "upstream-refused"),
+        (Failure(Kind.QUOTA, FailureCode.ERRCODE, errcode=45009), "quota-exhausted"),
+        (Failure(Kind.CONFIGURATION, FailureCode.ERRCODE, errcode=40125), "upstream-refused"),
         (
-            Failure(Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7"),
+            Failure(Kind.ADMISSION, FailureCode.ERRCODE, errcode=40164, ip="203.0.113.7"),
             "upstream-refused",
         ),
     ],
@@ -263,42 +264,70 @@ async def test_a_refresh_spends_a_call_within_min_gap(daemon: Daemon) -> None:
 
 # --- who gets in ----------------------------------------------------------------------------------
 
-EVERY_ROUTE = [
-    "/v1/tokens/main",
-    "/v1/status",
-    "/livez",
-    "/readyz",
-    "/health",
-    "/metrics",
-    "/openapi.json",
-    "/nothing",
+GUARDED_ROUTES = ["/v1/tokens/main", "/v1/status", "/openapi.json", "/", "/nothing"]
+PROBES = ["/livez", "/readyz", "/readyz?app=main", "/health", "/metrics"]
+FOREIGN_HOSTS = [
+    "evil.example",
+    "evil.example:80",
+    "127.0.0.1.evil.example",
+    "",
+    "localhost.",
+    "[::1",
+    "[10.0.0.5",
+    "10.0.0.5.",
+    "0x7f000001",
+    "10.0.0",
 ]
 
 
-@pytest.mark.parametrize("path", EVERY_ROUTE)
-@pytest.mark.parametrize(
-    "host",
-    [
-        "evil.example",
-        "evil.example:80",
-        "127.0.0.1.evil.example",
-        "",
-        "localhost.",
-        "[::1",
-        "10.0.0.5",
-    ],
-)
-async def test_every_route_refuses_a_foreign_host(daemon: Daemon, path: str, host: str) -> None:
+@pytest.mark.parametrize("path", GUARDED_ROUTES)
+@pytest.mark.parametrize("host", FOREIGN_HOSTS)
+async def test_every_route_but_probes_refuses_a_foreign_host(
+    daemon: Daemon, path: str, host: str
+) -> None:
     response = await daemon.get(path, Host=host)
     assert await problem(response) == (403, "host-not-allowed")
     assert CANARY not in await response.text()
 
 
+@pytest.mark.parametrize("path", PROBES)
+@pytest.mark.parametrize("host", [*FOREIGN_HOSTS, "svc_with_underscore:8765", "10.0.0.5"])
+async def test_a_probe_answers_whatever_host_is_asked_for(
+    daemon: Daemon, path: str, host: str
+) -> None:
+    await daemon.look()
+    response = await daemon.get(path, Host=host)
+    assert response.status == 200
+    assert CANARY not in await response.text()
+
+
+@pytest.mark.parametrize("path", PROBES)
+async def test_a_probe_needs_no_host_at_all(daemon: Daemon, path: str) -> None:
+    await daemon.look()
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.http.port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())  # as HAProxy's default check does
+    answer = await reader.read()
+    writer.close()
+    assert answer.split(b" ")[1] == b"200", answer
+
+
 @pytest.mark.parametrize(
-    "host", ["localhost", "LocalHost:8765", "127.0.0.1:1", "[::1]:8765", "127.9.9.9"]
+    "host",
+    [
+        "localhost",
+        "LocalHost:8765",
+        "127.0.0.1:1",
+        "[::1]:8765",
+        "127.9.9.9",
+        "10.0.0.5",
+        "203.0.113.9:8765",
+        "[2001:db8::7]:8765",
+    ],
 )
-async def test_loopback_names_are_ours_whatever_the_port(daemon: Daemon, host: str) -> None:
-    assert (await daemon.get("/livez", Host=host)).status in {200, 503}
+async def test_loopback_names_and_ip_addresses_are_ours_whatever_the_port(
+    daemon: Daemon, host: str
+) -> None:
+    assert (await daemon.get("/v1/tokens/main", Host=host)).status == 200
 
 
 async def test_configured_names_and_bound_addresses_are_ours(bench: Bench) -> None:
@@ -424,7 +453,7 @@ async def test_status_tells_everything_but_the_token(daemon: Daemon) -> None:
     daemon.bench.clock.pass_(4000)
     daemon.bench.wechat.answers.append(
         Failure(
-            Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7", rid="65ecc868-1-2"
+            Kind.ADMISSION, FailureCode.ERRCODE, errcode=40164, ip="203.0.113.7", rid="65ecc868-1-2"
         )
     )
     await daemon.look()
@@ -462,6 +491,23 @@ async def test_probes_follow_the_state_and_never_call_wechat(daemon: Daemon) -> 
     for path in ("/livez", "/readyz", "/health", "/metrics", "/v1/status"):
         await daemon.get(path)
     assert daemon.bench.wechat.calls == calls
+
+
+async def test_readiness_can_be_asked_of_one_app(bench: Bench) -> None:
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), [ACCOUNT, replace(ACCOUNT, name="other", appid="wxother")])
+    bench.wechat.answers.extend([DOWN])
+    await daemon.look()
+    ready = {
+        app: (await daemon.get(f"/readyz?app={app}")).status for app in ("main", APPID, "other")
+    }
+    assert ready["main"] == ready[APPID] != ready["other"]
+    assert (await daemon.get("/readyz")).status == 503
+    for app in ("nobody", ""):
+        assert await problem(await daemon.get(f"/readyz?app={app}")) == (404, "unknown-app")
+    daemon.registry.stop()
+    assert (await daemon.get("/readyz?app=main")).status == 503
+    await daemon.http.close()
 
 
 async def test_metrics_count_calls_and_requests_and_hold_no_token(daemon: Daemon) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S
 from broker.web.gate import Client, Gate
@@ -111,12 +111,14 @@ async def test_a_body_that_is_none_is_an_errcode_too(daemon: Daemon, body: bytes
 
 
 async def test_without_a_token_it_is_an_errcode_and_no_503(daemon: Daemon) -> None:
-    daemon.bench.wechat.answers.extend([Failure(Kind.TRANSIENT, "HTTP 502")] * 9)
+    daemon.bench.wechat.answers.extend(
+        [Failure(Kind.TRANSIENT, FailureCode.HTTP_STATUS, facts={"status": "502"})] * 9
+    )
     daemon.bench.clock.pass_(7300)
     assert (await ask(daemon))["errcode"] == -1
     daemon.bench.clock.pass_(400)
     daemon.bench.wechat.answers.clear()
-    daemon.bench.wechat.answers.append(Failure(Kind.QUOTA, "errcode 45009", 45009))
+    daemon.bench.wechat.answers.append(Failure(Kind.QUOTA, FailureCode.ERRCODE, 45009))
     assert (await ask(daemon))["errcode"] == 45009
 
 

@@ -9,15 +9,13 @@ from typing import cast
 import pytest
 
 from broker.tokens.registry import Registry
-from broker.web.api.metrics import Metrics
 from broker.web.connection.connection import Connection
 from broker.web.connection.connections import IDLE_S, Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
-from broker.web.context import Edge
 from broker.web.gate import Gate
-from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, CANARY, Bench
+from tests.harness.wiring import Wired
 
 GOOD = b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n"
 POST = b"POST /v1/tokens/main/report HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n"
@@ -36,8 +34,7 @@ async def port(bench: Bench, connections: Connections) -> AsyncIterator[int]:
     registry.tick()
     await registry.drain()
     cache = ResponseCache(connections)
-    edge = Edge(registry, 5.0, cache, bench.clock.wall)
-    app = application(edge, Gate({}, []), Metrics(), lambda *_: None)
+    app = Wired(registry, bench.clock, cache, Gate({}, [])).application()
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         async with answering(app) as runner, accepting(runner, [sock], cache):

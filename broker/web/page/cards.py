@@ -6,10 +6,8 @@ from typing import Any, Final
 from broker.core.credential import Doubt, HeldToken
 from broker.http.language import span
 from broker.tokens.keeper import Keeper
-from broker.web.api.status import app_status
-from broker.web.context import Edge
-from broker.web.page.advice import advice, reason
-from broker.web.page.messages import PAGE
+from broker.web.api.status import StatusReport
+from broker.web.page.messages import FAILURES, PAGE
 from broker.web.params import iso
 
 TONES: Final = {"fresh": "good", "stale": "good", "suspect": "warn", "unavailable": "bad"}
@@ -17,80 +15,83 @@ WORST_FIRST: Final = ("bad", "warn", "good")
 ALMOST_SPENT: Final = 0.8
 
 
-def cards(edge: Edge, lang: str) -> list[dict[str, Any]]:
-    """Every app, the troubled ones first."""
-    shown = (card(edge, keeper, lang) for keeper in edge.registry)
-    return sorted(shown, key=lambda one: WORST_FIRST.index(one["tone"]))
-
-
-def card(edge: Edge, keeper: Keeper, lang: str) -> dict[str, Any]:
-    """What is said of an app."""
-    said, words = app_status(edge, keeper), PAGE[lang]
-    error, rivals, quota, tone = (
-        said["last_error"],
-        said["second_issuer"],
-        said["quota"],
-        TONES[said["state"]],
+def tone(keeper: Keeper) -> str:
+    """Return how an app stands in one word: `good`, `warn` (somebody should look) or `bad`."""
+    served, held = keeper.serve(), keeper.credential
+    found = TONES[served.state.value if served else "unavailable"]
+    is_troubled = (
+        held.failure is not None
+        or held.second_issuer.suspected
+        or keeper.store_error is not None
+        or not keeper.usage().remaining
     )
-    is_spent = quota["remaining"] == 0
-    is_troubled = error or rivals["suspected"] or said["store_error"] or is_spent
+    return "warn" if found == "good" and is_troubled else found
+
+
+def card(report: StatusReport, keeper: Keeper, lang: str) -> dict[str, Any]:
+    """Return what the template shows of an app: its status, and sentences about it."""
+    status, words, failures = report.app(keeper), PAGE[lang], FAILURES[lang]
+    failure, spent = keeper.credential.failure, keeper.usage()
+    error, second_issuer, quota = status["last_error"], status["second_issuer"], status["quota"]
+    second_issuer_text = words[
+        "second_issuer_text" if second_issuer["suspected"] else "second_issuer_sign"
+    ]
+    tickets = report.tickets_of(keeper.account.name)
     return {
-        **said,
-        **_token(edge, keeper, said, lang),
-        "tone": "warn" if tone == "good" and is_troubled else tone,
-        "state_said": words[said["state"]],
-        "endpoint_said": words[f"endpoint_{said['endpoint']}"],
-        "due_said": _due(said["next_refresh_in"], words, lang),
-        "again_said": _again(said["next_refresh_in"], edge.wall(), words, lang),
-        "quota_said": words["quota_of"].format(used=quota["used_today"], limit=quota["limit"]),
-        "quota_more": (
-            words["quota_more"].format(rolling=quota["used_24h"], remaining=quota["remaining"])
+        **status,
+        **_token(report, keeper, lang),
+        "tone": tone(keeper),
+        "state_text": words[status["state"]],
+        "endpoint_text": words[f"endpoint_{status['endpoint']}"],
+        "due_text": _due(status["next_refresh_in"], words, lang),
+        "again_text": _again(status["next_refresh_in"], report.clock.wall(), words, lang),
+        "quota_text": words["quota_of"].format(used=quota["used_today"], limit=quota["limit"]),
+        "quota_more": words["quota_more"].format(
+            rolling=quota["used_24h"], remaining=quota["remaining"]
         ),
         "quota_high": quota["limit"] * ALMOST_SPENT,
-        "spent_said": words["spent_said"].format(limit=quota["limit"]) if is_spent else "",
-        "error_reason": reason(error["reason"], lang) if error else "",
-        "error_advice": advice(error, lang, quota["remaining"], said["endpoint"]) if error else "",
+        "spent_text": "" if spent.remaining else words["spent_text"].format(limit=quota["limit"]),
+        "error_reason": failures.reason(failure) if failure else "",
+        "error_advice": failures.advice_beside(failure, spent) if failure else "",
         "error_at": stamp(error["at"]) if error else "",
-        "rivals_said": (
-            words["second_issuer_said" if rivals["suspected"] else "second_issuer_sign"].format(
-                count=rivals["count"], since=stamp(rivals["since"] or "")
-            )
+        "second_issuer_text": second_issuer_text.format(
+            count=second_issuer["count"], since=stamp(second_issuer["since"] or "")
         ),
-        "tickets_said": [_ticket(kind, ticket, lang) for kind, ticket in said["tickets"].items()],
-        "store_said": words["store_error_said"].format(error=said["store_error"]),
+        "ticket_texts": [_ticket(kind, ticket, lang) for kind, ticket in tickets.items()],
+        "store_text": words["store_error_text"].format(error=status["store_error"]),
     }
 
 
-def _ticket(kind: str, said: Mapping[str, Any], lang: str) -> dict[str, str]:
-    words, error, left = PAGE[lang], said["last_error"], said["expires_in"]
-    state = words["fresh_ticket" if left else "no_ticket"].format(age=span(left, lang))
-    return {"type": kind, "said": state, "why": reason(error["reason"], lang) if error else ""}
+def _ticket(kind: str, keeper: Keeper, lang: str) -> dict[str, str]:
+    words, failure, served = PAGE[lang], keeper.credential.failure, keeper.serve()
+    left = served.expires_in if served else 0
+    return {
+        "type": kind,
+        "state": words["fresh_ticket" if left else "no_ticket"].format(age=span(left, lang)),
+        "reason": FAILURES[lang].reason(failure) if failure else "",
+    }
 
 
 def stamp(moment: str) -> str:
-    """An ISO time as people read it."""
+    """Return an ISO time as people read it."""
     return moment[:16].replace("T", " ") + " UTC"
 
 
-def _token(edge: Edge, keeper: Keeper, said: Mapping[str, Any], lang: str) -> dict[str, Any]:
-    """How old the token is, and how much is left of it."""
-    words, left, credential = PAGE[lang], said["expires_in"], keeper.credential
-    token, doubt = credential.token, credential.suspicion and credential.suspicion.doubt
+def _token(report: StatusReport, keeper: Keeper, lang: str) -> dict[str, Any]:
+    """Return how old the token is, and how much is left of it."""
+    words, credential, served = PAGE[lang], keeper.credential, keeper.serve()
+    token, left = credential.token, served.expires_in if served else 0
+    is_of_unknown_age = credential.suspicion and credential.suspicion.doubt is Doubt.CLOCK
     return {
         "lifetime": max(round(token.lifetime) if token else 0, left, 1),
-        "left_said": span(left, lang) if left else words["no_time_left"],
-        "age_said": (
-            words["unknown"]
-            if doubt is Doubt.CLOCK
-            else _age(token, edge.response_cache.now(), lang)
-        ),
+        "left_text": span(left, lang) if left else words["no_time_left"],
+        "age_text": words["unknown"] if is_of_unknown_age else _age(report, token, lang),
     }
 
 
-def _age(token: HeldToken | None, now: float, lang: str) -> str:
-    # From its own clock and not from what is left: of a token in doubt less is left than its age
-    # would leave.
-    return span(now - token.requested_at, lang) if token else PAGE[lang]["none"]
+def _age(report: StatusReport, token: HeldToken | None, lang: str) -> str:
+    # Not computed from what is left: of a token in doubt less is left than its age would leave.
+    return span(report.clock.now() - token.requested_at, lang) if token else PAGE[lang]["none"]
 
 
 def _due(seconds: int, words: Mapping[str, str], lang: str) -> str:
