@@ -1,6 +1,5 @@
 """What a request says: its app, its query parameters, its JSON body; and the answers where that will not do."""
 
-import asyncio
 import json
 import re
 import time
@@ -12,13 +11,13 @@ from aiohttp import hdrs, web
 from broker.core.serving import Code, Unavailable
 from broker.http.problems import ProblemError, problem
 from broker.tokens.keeper import Keeper
+from broker.web.connection.connections import BODY_DEADLINE_S, read_body
 from broker.web.connection.fast_path import APP
 from broker.web.context import EDGE
 from broker.web.gate import CLIENT
 
 LONGEST_WAIT_S: Final = 300
 NUMBER: Final = re.compile(r"\d{1,20}(?:\.\d{1,400})?(?:[eE][+-]?\d{1,4})?", re.ASCII)
-BODY_DEADLINE_S: Final = 10.0
 LONGEST_TTL_S: Final = 86400
 NO_STORE: Final = {hdrs.CACHE_CONTROL: "no-store"}
 
@@ -82,8 +81,7 @@ async def fields_of(request: web.Request, known: dict[str, type]) -> dict[str, A
             415, "unsupported-media-type", "Send the body as `Content-Type: application/json`."
         )
     try:
-        async with asyncio.timeout(BODY_DEADLINE_S):
-            body = json.loads(await request.read())
+        body = json.loads(await read_body(request))
     except TimeoutError:
         raise ProblemError(
             408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s."

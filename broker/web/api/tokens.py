@@ -63,14 +63,22 @@ async def get_token(request: web.Request) -> web.Response:
             if not wait:
                 request[AGAIN] = _again(None, keeper, held, min_ttl)
             return _unchanged(version)
-    served = keeper.serve(min_ttl) or await keeper.get(
-        min_ttl, max(wait, request.app[EDGE].patience_s)
-    )
+    served = keeper.serve(min_ttl) or await _get(request, keeper, wait, min_ttl)
     if not isinstance(served, Served):
         return unavailable(served)
     if not wait:
         request[AGAIN] = _again(request.app[EDGE], keeper, served, min_ttl)
     return _token(request.app[EDGE], keeper, served)
+
+
+async def _get(
+    request: web.Request, keeper: Keeper, wait: float, min_ttl: float
+) -> Served | Unavailable:
+    edge = request.app[EDGE]
+    getting = keeper.get(min_ttl, max(wait, edge.patience_s))
+    if not wait:
+        return await getting
+    return await edge.response_cache.bounded(request, getting) or await keeper.get(min_ttl, 0)
 
 
 async def _watch(
@@ -98,7 +106,8 @@ async def _watch(
     if wait:
         is_only = all(tag.value == version for tag in request.if_none_match or ())
         edge.response_cache.join(request, Wait(wait, over, answer) if is_only else None)
-    return await keeper.watch(version, edge.response_cache.left(request, wait))
+    watching = keeper.watch(version, edge.response_cache.left(request, wait))
+    return await edge.response_cache.bounded(request, watching) or await keeper.watch(version, 0)
 
 
 async def report_token(request: web.Request) -> web.Response:
