@@ -59,6 +59,9 @@ def serve(config: Path | None) -> None:
     settings = _configured(config)
     log.configure(os.environ.get("TOKEN_BROKER_LOG_LEVEL", ""))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold tokens and secrets
+    # A connection takes a file, and so does each request that waits.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
         _run(run(settings))
     except StoreBusy as busy:

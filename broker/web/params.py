@@ -1,6 +1,5 @@
 """Reads what a request says: its app, its query parameters, its JSON body."""
 
-import asyncio
 import json
 import re
 import time
@@ -14,13 +13,13 @@ from broker.core.serving import Code, Unavailable
 from broker.http.problems import ProblemError, problem
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
+from broker.web.connection.connections import BODY_DEADLINE_S
 from broker.web.connection.fast_path import APP
 from broker.web.gate import CLIENT
 from broker.web.words import english
 
 LONGEST_WAIT_S: Final = 300
 LONGEST_TTL_S: Final = 86400
-BODY_DEADLINE_S: Final = 10.0
 NUMBER: Final = re.compile(r"\d{1,20}(?:\.\d{1,400})?(?:[eE][+-]?\d{1,4})?", re.ASCII)
 NO_STORE: Final[Mapping[str, str]] = {hdrs.CACHE_CONTROL: "no-store"}
 TYPES: Final = {str: "a string", int: "an integer", bool: "true or false"}
@@ -112,8 +111,7 @@ async def _json(request: web.Request) -> Any:
             415, "unsupported-media-type", "Send the body as `Content-Type: application/json`."
         )
     try:
-        async with asyncio.timeout(BODY_DEADLINE_S):
-            body = await request.read()
+        body = await read_body(request)
     except TimeoutError:
         raise ProblemError(
             408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s."

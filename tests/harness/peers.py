@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +64,7 @@ class Daemon:
     metrics: Metrics
     port: int
     path: Path
+    sockets: Sequence[socket.socket] = ()
     peers: list[Peer] = field(default_factory=list)
 
     async def peer(self, *, unix: bool = False) -> Peer:
@@ -139,7 +140,14 @@ async def daemon_on(
         unix.bind(str(path))
         async with answering(app) as runner, accepting(runner, [tcp, unix], cache):
             daemon = Daemon(
-                registry, cache, gate, metrics, tcp.getsockname()[1], path, counted=counted
+                registry,
+                cache,
+                gate,
+                metrics,
+                tcp.getsockname()[1],
+                path,
+                [tcp, unix],
+                counted=counted,
             )
             try:
                 yield daemon

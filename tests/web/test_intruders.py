@@ -252,7 +252,7 @@ async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_as
 async def test_a_body_that_does_not_come_ends_with_408(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.web.params.BODY_DEADLINE_S", 0.1)
+    monkeypatch.setattr("broker.web.connection.connections.BODY_DEADLINE_S", 0.1)
     head = (
         b"POST /v1/tokens/main/report HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker:"
         b" 1\r\nContent-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{"

@@ -9,7 +9,6 @@ token that it was handed already is taken to report it. WeChat is asked, at most
 `verify_gap`, and the token is replaced only if WeChat refuses it.
 """
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,11 +23,12 @@ from broker.core.serving import Code, Served, Unavailable
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
+from broker.web.connection.connections import read_body
 from broker.web.connection.fast_path import AGAIN
 from broker.web.dialect import WECHAT, WECOM, Dialect, ErrcodeError
 from broker.web.gate import CLIENT, Client, Gate, authenticates
 from broker.web.handles import Handles
-from broker.web.params import BODY_DEADLINE_S, NO_STORE
+from broker.web.params import NO_STORE
 from broker.web.words import english
 
 PATHS: Final = ("/{slashes:/*}cgi-bin/token", "/{slashes:/*}cgi-bin/stable_token")
@@ -250,8 +250,7 @@ async def _parameters(request: web.Request) -> dict[str, Any]:
     params: dict[str, Any] = dict(request.query)
     if request.method == "POST" and request.can_read_body:
         try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
-                body = await request.read()
+            body = await read_body(request)
             more = json.loads(body) if body.lstrip()[:1] == b"{" else dict(parse_qsl(body.decode()))
         except (TimeoutError, ValueError, RecursionError, ConnectionError):
             raise ErrcodeError(47001) from None

@@ -70,7 +70,7 @@ class TokenDesk:
                 if not wait:
                     request[AGAIN] = self._again(keeper, held, min_ttl, lambda _: b"")
                 return _unchanged(version)
-        served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, self._patience_s))
+        served = keeper.serve(min_ttl) or await self._get(request, keeper, wait, min_ttl)
         if not isinstance(served, Served):
             return unavailable(served)
         if not wait:
@@ -79,6 +79,14 @@ class TokenDesk:
                 keeper, served, min_ttl, lambda held: token_body(keeper, held, wall())
             )
         return self._token(keeper, served)
+
+    async def _get(
+        self, request: web.Request, keeper: Keeper, wait: float, min_ttl: float
+    ) -> Served | Unavailable:
+        getting = keeper.get(min_ttl, max(wait, self._patience_s))
+        if not wait:
+            return await getting
+        return await self._response_cache.bounded(request, getting) or await keeper.get(min_ttl)
 
     async def _watch(
         self, request: web.Request, keeper: Keeper, wait: float, min_ttl: float
@@ -106,7 +114,9 @@ class TokenDesk:
             # know which version it has waited for, so such requests wait in aiohttp.
             is_only = all(tag.value == version for tag in request.if_none_match or ())
             self._response_cache.join(request, Wait(wait, over, answer) if is_only else None)
-        return await keeper.watch(version, self._response_cache.left(request, wait))
+        watching = keeper.watch(version, self._response_cache.left(request, wait))
+        bounded = await self._response_cache.bounded(request, watching)
+        return bounded or await keeper.watch(version, 0)
 
     async def report_token(self, request: web.Request) -> web.Response:
         """Take a report. The answer is the token to go on with."""
