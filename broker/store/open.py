@@ -11,7 +11,7 @@ from broker.config.load import ConfigError
 from broker.config.settings import StoreSettings
 from broker.core.ports import Store
 from broker.store import transfer
-from broker.store.encryption import Plain, Sealed
+from broker.store.encryption import Plain, Seal, Sealed
 from broker.store.sqlite import check
 from broker.store.sqlite.anchor import BootClock
 from broker.store.sqlite.store import SqliteStore
@@ -64,7 +64,7 @@ def warnings(settings: StoreSettings) -> list[str]:
 
 
 async def _opened(settings: StoreSettings, clock: BootClock, *, alone: bool = False) -> FullStore:
-    seal = Sealed(settings.encryption_key.reveal()) if settings.encryption_key else Plain()
+    seal = _seal(settings)
     if settings.path is None:
         _need_psycopg()
         from broker.store.postgres.store import PostgresStore  # noqa: PLC0415 -- the same
@@ -76,6 +76,13 @@ async def _opened(settings: StoreSettings, clock: BootClock, *, alone: bool = Fa
     for path, mode in opened.corrected:
         log.tell("store-mode-corrected", path=str(path), was=f"{mode:o}")
     return opened
+
+
+def _seal(settings: StoreSettings) -> Seal:
+    key, previous = settings.encryption_key, settings.previous_encryption_key
+    if key is None:
+        return Plain()
+    return Sealed(key.reveal(), None if previous is None else previous.reveal())
 
 
 def _need_psycopg() -> None:
