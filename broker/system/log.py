@@ -23,6 +23,7 @@ WARNINGS = {
     "quota-spent",
     "abandoned-call-closed",
     "lease-lost",
+    "store-mode-corrected",
     "store-set-aside",
     "restart-needed",
 }

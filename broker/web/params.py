@@ -13,7 +13,7 @@ from broker.core.serving import Code, Unavailable
 from broker.http.problems import ProblemError, problem
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
-from broker.web.connection.connections import BODY_DEADLINE_S
+from broker.web.connection.connections import BODY_DEADLINE_S, read_body
 from broker.web.connection.fast_path import APP
 from broker.web.gate import CLIENT
 from broker.web.words import english
