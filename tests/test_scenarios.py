@@ -26,7 +26,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
         "test_crashpoints::test_killed_before_the_answer_is_stored_the_old_token_is_in_doubt_and_replaced_once",
         "test_crashpoints::test_killed_while_a_doubt_is_looked_into_the_token_is_still_replaced_once",
         "test_crashpoints::test_killed_during_a_forced_call_the_token_that_it_killed_is_not_served_again",
-        "test_crash::test_killed_between_reservation_and_answer_the_call_is_spent_and_the_token_suspect_then_replaced_once",
+        "test_crash::test_killed_before_the_answer_the_call_is_spent_and_the_token_suspect_then_replaced",
     ),
     "3": (
         "test_crashpoints::test_killed_before_the_new_token_is_published_the_restart_serves_it",
@@ -98,7 +98,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
     ),
     "18": (
         "test_disk::test_a_full_disk_after_the_call_means_serving_from_memory_and_storing_later",
-        "test_keeper::test_an_outcome_the_disk_does_not_take_is_served_from_memory_and_stored_later_without_a_second_call",
+        "test_keeper::test_an_outcome_the_disk_does_not_take_is_served_and_stored_later_without_a_second_call",
     ),
     "19": (
         "test_disk::test_a_damaged_store_is_set_aside_and_its_successor_is_careful",
@@ -167,7 +167,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
     ),
     "32": (
         "test_upstream_faults::test_no_redirect_was_followed",
-        "test_tls::test_a_certificate_that_is_expired_of_nobody_or_for_another_name_is_refused_and_the_secret_not_sent",
+        "test_tls::test_an_expired_unsigned_or_misnamed_certificate_is_refused_before_the_secret_is_sent",
         "test_wechat::test_a_redirect_is_not_followed",
     ),
     "33": (
@@ -183,7 +183,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
     "36": (
         "test_outages::test_after_a_lost_answer_the_old_token_lives_on_and_a_new_one_comes_within_the_overlap",
         "test_wechat::test_a_server_that_mints_and_drops_sees_one_request_and_the_answer_is_lost",
-        "test_keeper::test_a_lost_answer_makes_the_token_suspect_until_the_overlap_ends_and_a_new_one_comes_inside_it",
+        "test_keeper::test_a_lost_answer_makes_the_token_suspect_and_a_new_one_comes_within_the_overlap",
     ),
     "37": (
         "test_outages::test_somebody_else_who_calls_with_our_secret_is_suspected_at_the_third_time_and_seen_everywhere",
@@ -285,7 +285,10 @@ OPEN: Final = frozenset({*map(str, range(49, 75)), "I7", "I8"} - {"55"})
 
 @cache
 def functions_of(file: str) -> frozenset[str]:
-    """The names of a test file's functions, whichever room it is in; none if there is no such file."""
+    """The names of a test file's functions, whichever room the file is in.
+
+    There are none if there is no such file.
+    """
     return frozenset(
         it.name
         for path in TESTS.rglob(f"{file}.py")

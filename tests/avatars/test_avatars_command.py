@@ -1,4 +1,7 @@
-"""`token-broker avatars` as people and systemd meet it: real processes, the contract's exit codes, nothing secret said."""
+"""`token-broker avatars` as people and systemd meet it.
+
+The processes are real; exit codes are the documented ones, and no output holds a secret.
+"""
 
 import json
 import socket

@@ -1,4 +1,7 @@
-"""The commands as people and systemd meet them: real processes, real sockets, the contract's exit codes."""
+"""The commands as people and systemd meet them: real processes and real sockets.
+
+The exit codes are the documented ones.
+"""
 
 import json
 import socket

@@ -1,4 +1,7 @@
-"""The client library against a real daemon and sandbox: from memory, up to date, and honest when there is nothing."""
+"""The client library against a real daemon and sandbox.
+
+It answers from memory, stays up to date, and says so when it has nothing.
+"""
 
 import asyncio
 import contextlib

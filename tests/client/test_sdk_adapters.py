@@ -1,4 +1,7 @@
-"""The adapters for SDKs, piece by piece: what is the broker's, and what they say in WeChat's words."""
+"""The adapters for SDKs, piece by piece.
+
+They keep what is the SDK's own, pass on what is the broker's, and speak in WeChat's words.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fuzz: schemathesis at the front door, any bytes as WeChat's answer, and broken HTTP at a running daemon.
+"""Fuzz: the API, WeChat's answers, and broken HTTP at a running daemon.
 
 How much was tried is printed: `pytest tests/fuzz/test_fuzz.py -s`.
 """
@@ -90,12 +90,18 @@ def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, 
     (house.home / "schemathesis.toml").write_text(f"[headers]\n{headers}{CHECKS}")
     report = house.home / "report.json"
     done = subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", "--config-file", house.home / "schemathesis.toml",
-         "run", house.home / "openapi.json", "--url", house.daemon, "--checks", "all", "--max-examples", "60", "--seed", SEED,
-         "--continue-on-failure", "--request-timeout", "20", "--generation-database", "none", "--no-color",
+        [sys.executable, "-m", "schemathesis.cli",
+         "--config-file", house.home / "schemathesis.toml",
+         "run", house.home / "openapi.json", "--url", house.daemon, "--checks", "all",
+         "--max-examples", "60", "--seed", SEED, "--continue-on-failure", "--request-timeout", "20",
+         "--generation-database", "none", "--no-color",
          "--report", "json", "--report-json-path", report],
         cwd=house.home,
-        env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.harness.fuzz_hooks", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "SCHEMATHESIS_HOOKS": "tests.harness.fuzz_hooks",
+            "PYTHONPATH": str(ROOT),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -111,7 +117,7 @@ def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, 
 
 
 def described(house: House, way_in: str) -> dict[str, Any]:
-    """What the daemon says of itself; that is the same for all daemons, so with this one's app and way in."""
+    """The daemon's description of itself, narrowed to this one's app and way in."""
     document: dict[str, Any] = ask("GET", f"{house.daemon}/openapi.json")[1]
     for operation in (
         operation for path in document["paths"].values() for operation in path.values()
@@ -133,7 +139,10 @@ UPSTREAM_ACCOUNTS = [ACCOUNT, stable()]
 
 @dataclass
 class Wire:
-    """A peer that answers each connection with the same bytes, then closes, or says no more until it is left."""
+    """A peer that answers each connection with the same bytes.
+
+    Then it closes, or says no more until the other side leaves.
+    """
 
     says: bytes = b""
     closes: bool = True
@@ -178,9 +187,8 @@ class Line:
 
     def fetch(self, says: bytes, account: Account, *, closes: bool = True) -> Minted | Failure:
         answer = self._ask(self.wechat.fetch(account, force=False), says, closes=closes)
-        self.outcomes[
-            f"{type(answer).__name__}{' lost' if isinstance(answer, Failure) and answer.lost else ''}"
-        ] += 1
+        lost = " lost" if isinstance(answer, Failure) and answer.lost else ""
+        self.outcomes[f"{type(answer).__name__}{lost}"] += 1
         return answer
 
     def check(self, says: bytes) -> Verdict:
@@ -357,7 +365,10 @@ def chunked(draw: st.DrawFn, body: bytes) -> bytes:
 
 @st.composite
 def answers(draw: st.DrawFn, good: bytes = GOOD) -> bytes:
-    """Something like an HTTP answer: each part may be wrong, then bytes may be changed, lost or doubled."""
+    """Something like an HTTP answer.
+
+    Each part may be wrong; then bytes may be changed, lost or doubled.
+    """
     end, body, headers = draw(ENDS), draw(mostly(good, ODD_BODIES)), draw(HEADERS)
     how = draw(st.sampled_from(["until it closes", "chunked", "counted"]))
     if how == "chunked":
@@ -465,7 +476,10 @@ class Intruder:
 
 @contextlib.contextmanager
 def intruded(home: Path) -> Iterator[Intruder]:
-    """A daemon; at the end it has spent no call for all this, and its log holds nothing of what was said."""
+    """A daemon that all examples share.
+
+    At the end it has spent no call, and its log holds nothing of what was sent to it.
+    """
     house = House(home)
     with house.sandboxed():
         house.configure()
@@ -501,9 +515,11 @@ TARGETS = [
     b"/v1/tokens/main/refresh",
 ]
 ODD_TARGETS = [
-    b"*", b"//v1/tokens/main", b"/v1/tokens/%6dain", b"/v1/tokens/main;x", b"/v1/../v1/tokens/main", b"/v1/tokens/%00", b"main",
-    b"http://localhost/v1/tokens/main", b"localhost:1", b"/\xff", b"/%ff%fe", b"/v1/tokens/" + b"a" * 9000, b"/?" + b"&=" * 3000,
-    b"/v1/tokens/main?wait=\xb2", b"/v1/tokens/main?wait=%D9%A3", b"/#", b"/v1/tokens/main%23", b"http://[::1", b"//[", b"",
+    b"*", b"//v1/tokens/main", b"/v1/tokens/%6dain", b"/v1/tokens/main;x",
+    b"/v1/../v1/tokens/main", b"/v1/tokens/%00", b"main", b"http://localhost/v1/tokens/main",
+    b"localhost:1", b"/\xff", b"/%ff%fe", b"/v1/tokens/" + b"a" * 9000, b"/?" + b"&=" * 3000,
+    b"/v1/tokens/main?wait=\xb2", b"/v1/tokens/main?wait=%D9%A3", b"/#", b"/v1/tokens/main%23",
+    b"http://[::1", b"//[", b"",
 ]  # fmt: skip
 LENGTHS = [
     b"0",
@@ -558,10 +574,12 @@ CLEAR = {b"Content-Length: 0", b"Content-Length: 5", b"Content-Length: 05"} | {
 }
 DOUBTFUL = [frame for frame in FRAMES if frame not in CLEAR]
 OTHERS = [
-    b"Expect: 100-continue", b"Expect: \xff", b"Connection: upgrade", b"Upgrade: websocket", b"Upgrade: h2c", b"Range: bytes=0-",
-    b"Content-Encoding: gzip", b"Content-Encoding: br", b"Content-Type: application/json", b"Content-Type: \x80;;", b"A:" * 5000,
-    b"Cookie: " + b"a=b;" * 3000, b'If-None-Match: "', b'If-None-Match: W/"\xff", *', b": x", b"\x00: \x00", b"folded:\r\n x",
-    b"Authorization: Bearer " + KEY.encode(), b"Authorization: Basic " + CANARY.encode(), b"HTTP2-Settings: AAM",
+    b"Expect: 100-continue", b"Expect: \xff", b"Connection: upgrade", b"Upgrade: websocket",
+    b"Upgrade: h2c", b"Range: bytes=0-", b"Content-Encoding: gzip", b"Content-Encoding: br",
+    b"Content-Type: application/json", b"Content-Type: \x80;;", b"A:" * 5000,
+    b"Cookie: " + b"a=b;" * 3000, b'If-None-Match: "', b'If-None-Match: W/"\xff", *', b": x",
+    b"\x00: \x00", b"folded:\r\n x", b"Authorization: Bearer " + KEY.encode(),
+    b"Authorization: Basic " + CANARY.encode(), b"HTTP2-Settings: AAM",
     b"X-HTTP-Method-Override: GET",
 ]  # fmt: skip
 METHODS = mostly(
@@ -596,7 +614,10 @@ REQUEST_BODIES = st.sampled_from(
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """Something like a request, without the proof of intent: whatever comes of it, it is never a token."""
+    """Something like a request, without the proof of intent.
+
+    Whatever the answer is, it is never a token.
+    """
     target = draw(st.sampled_from(TARGETS) | st.sampled_from(ODD_TARGETS))
     line = (
         draw(METHODS)
@@ -641,7 +662,10 @@ def test_any_bytes_are_4xx_or_the_end_unless_they_are_an_honest_request(
 
 
 def test_a_request_in_a_request_of_doubtful_length_is_not_answered(intruder: Intruder) -> None:
-    """Two who read the length differently would see two requests or one: there must be no token for the second."""
+    """Two readers who disagree on the length would see two requests or one.
+
+    There must be no token for the second.
+    """
     for frames in [*((frame,) for frame in DOUBTFUL), *itertools.permutations(FRAMES, 2)]:
         for before in (b"", b"0\r\n\r\n", b"5\r\n"):
             head = b"\r\n".join(

@@ -1,4 +1,7 @@
-"""Real processes for tests: a sandbox and daemons, their output kept, every wait bounded and on a real event."""
+"""Real processes for tests: a sandbox and daemons.
+
+Their output is kept. Every wait is bounded, and is for a real event.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""The proxy of a real daemon, before a real sandbox: large bodies in bounded memory, a second issuer, and nothing in the log."""
+"""The proxy of a real daemon, in front of a real sandbox.
+
+Large bodies pass in bounded memory, a second issuer is survived, and nothing is in the log.
+"""
 
 import asyncio
 import hashlib

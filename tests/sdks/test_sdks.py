@@ -1,4 +1,7 @@
-"""WeChat's SDKs, as deploy/sdk/README.md points them at the broker: real packages, a real daemon, the sandbox (WECHAT.md W88 to W94)."""
+"""WeChat's SDKs, as deploy/sdk/README.md points them at the broker (WECHAT.md W88 to W94).
+
+The packages, the daemon and the sandbox are real.
+"""
 
 import hashlib
 import json
@@ -61,7 +64,10 @@ each = pytest.mark.parametrize("recipe", runnable(RECIPES))
 
 @pytest.fixture
 def unserved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
-    """What a broker with one client would be, who may use the proxy if that is how the recipe goes."""
+    """A broker with one client, not started yet.
+
+    The client may use the proxy if its recipe does.
+    """
     scopes = '["proxy"]' if request.getfixturevalue("recipe") in PROXIED else '["read", "report"]'
     house = House(tmp_path)
     with house.sandboxed():
@@ -239,7 +245,10 @@ def test_wechatpys_ticket_lives_on_when_the_token_dies(recipe: Recipe, house: Ho
 
 # --- the page -------------------------------------------------------------------------------------
 
-NAMES = "wechatpy|WeRoBot|co-wechat-api|wechat-api|EasyWeChat|WxJava|silenceper/wechat|PowerWeChat|chanxuehong/wechat|Senparc.Weixin"
+NAMES = (
+    "wechatpy|WeRoBot|co-wechat-api|wechat-api|EasyWeChat|WxJava|silenceper/wechat|PowerWeChat"
+    "|chanxuehong/wechat|Senparc.Weixin"
+)
 SECTIONS = re.findall(r"^### (.+)\n((?:(?!^##).*\n)+)", PAGE.read_text(), re.MULTILINE)
 
 
