@@ -31,10 +31,11 @@ from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.wechat import WeChat
 from tests.harness import invariants
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import ACCOUNT, CANARY, stable
 from tests.harness.fuzzing import BOUNDED, connected, mostly, statuses, tell
 from tests.harness.places import ROOT
-from tests.harness.processes import House, ask, until
+from tests.harness.processes import ask, until
 
 T = TypeVar("T")
 
@@ -59,14 +60,17 @@ not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503]
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("way_in", WAYS_IN)
-def test_the_api_is_as_it_describes_itself_whatever_is_asked(tmp_path: Path, way_in: str) -> None:
-    house, (clients, proof) = House(tmp_path), WAYS_IN[way_in]
+def test_the_api_is_as_it_describes_itself_whatever_is_asked(
+    tmp_path: Path, forks: ForkServer, way_in: str
+) -> None:
+    house, (clients, proof) = ForkedDaemon(tmp_path, fork_server=forks), WAYS_IN[way_in]
     # So little quota that `refresh` meets its end, and WeChat's own is no larger: one call too many
     # would show as 45009.
-    with house.sandboxed("--daily-quota", str(QUOTA)):
+    with house.simulating("--daily-quota", str(QUOTA)):
         house.configure(policy=POLICY, app=f"daily_quota = {QUOTA}", more=clients)
-        with house.serving():
+        with house.living():
             until(lambda: house.get("/readyz")[0] == 200, "ready")
             found = schemathesis(house, way_in, proof)
             assert house.get("/livez")[0] == 200
@@ -82,7 +86,7 @@ def test_the_api_is_as_it_describes_itself_whatever_is_asked(tmp_path: Path, way
     )
 
 
-def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, Any]:
+def schemathesis(house: ForkedDaemon, way_in: str, proof: dict[str, str]) -> dict[str, Any]:
     """Run it with all of its checks; its report."""
     (house.home / "openapi.json").write_text(json.dumps(described(house, way_in)))
     # The proof goes into a file: on a command line others could read the key, and I6 says so.
@@ -116,7 +120,7 @@ def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, 
     return found
 
 
-def described(house: House, way_in: str) -> dict[str, Any]:
+def described(house: ForkedDaemon, way_in: str) -> dict[str, Any]:
     """The daemon's description of itself, narrowed to this one's app and way in."""
     document: dict[str, Any] = ask("GET", f"{house.daemon}/openapi.json")[1]
     for operation in (
@@ -475,15 +479,15 @@ class Intruder:
 
 
 @contextlib.contextmanager
-def intruded(home: Path) -> Iterator[Intruder]:
+def intruded(home: Path, forks: ForkServer) -> Iterator[Intruder]:
     """A daemon that all examples share.
 
     At the end it has spent no call, and its log holds nothing of what was sent to it.
     """
-    house = House(home)
-    with house.sandboxed():
+    house = ForkedDaemon(home, fork_server=forks)
+    with house.simulating():
         house.configure()
-        with house.serving():
+        with house.living():
             until(lambda: house.get("/readyz")[0] == 200, "ready")
             yield Intruder(int(house.daemon.rpartition(":")[2]))
             invariants.check(house, daily_quota=1)
@@ -495,9 +499,9 @@ def intruded(home: Path) -> Iterator[Intruder]:
 
 
 @pytest.fixture(scope="module")
-def intruder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Intruder]:
+def intruder(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[Intruder]:
     """One for all examples."""
-    with intruded(tmp_path_factory.mktemp("intruded")) as intruder:
+    with intruded(tmp_path_factory.mktemp("intruded"), forks) as intruder:
         yield intruder
     tell(
         "broken requests",
@@ -687,9 +691,9 @@ def test_a_request_in_a_request_of_doubtful_length_is_not_answered(intruder: Int
 )
 @pytest.mark.parametrize("path", ["/v1/tokens/main", "/v1/tokens/main/report", "/nowhere"])
 def test_what_is_refused_unparsed_is_refused_like_the_rest(
-    tmp_path: Path, line: bytes, path: str
+    tmp_path: Path, forks: ForkServer, line: bytes, path: str
 ) -> None:
-    with intruded(tmp_path) as intruder:
+    with intruded(tmp_path, forks) as intruder:
         answer = intruder.says(
             f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n".encode() + line + b"\r\n\r\n"
         )

@@ -22,9 +22,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.fuzzing import BOUNDED, connected, mostly, statuses, tell
-from tests.harness.processes import House, until
+from tests.harness.processes import until
 from tests.harness.proxy_harness import Hostile, Seen, says
 
 KEY = f"{CANARY}-key-of-the-service"
@@ -54,7 +55,7 @@ class Passage:
     What of them reaches WeChat stays in `wechat.seen` until it was looked at.
     """
 
-    house: House
+    house: ForkedDaemon
     wechat: Hostile
     handle: str
     tries: int = 0
@@ -131,12 +132,12 @@ def recording() -> Iterator[Hostile]:
 
 
 @pytest.fixture(scope="module")
-def passage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Passage]:
+def passage(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[Passage]:
     """One for all examples: keys and handles over TCP, no key by the Unix socket.
 
     At the end its log holds nothing of it.
     """
-    house = House(tmp_path_factory.mktemp("proxied"))
+    house = ForkedDaemon(tmp_path_factory.mktemp("proxied"), fork_server=forks)
     key = house.home / "service.key"
     key.write_text(KEY)
     key.chmod(0o600)
@@ -145,7 +146,7 @@ def passage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Passage]:
     with recording() as wechat:
         house.sandbox = f"http://127.0.0.1:{wechat.port}"
         house.configure(more=more)
-        with house.serving():
+        with house.living():
             until(lambda: house.get("/readyz")[0] == 200, "ready")
             asked = f"/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret={KEY}"
             passage = Passage(house, wechat, house.get(asked)[1]["access_token"])
