@@ -33,9 +33,12 @@ CREATE TABLE calls (id integer primary key autoincrement, appid text, endpoint t
 INSERT INTO "calls" VALUES(1,'wx0123456789abcdef','token','scheduled',0,1,
   'minted','boot-1',10000.0,1790000000.0);
 CREATE TABLE "meta" ("key" TEXT PRIMARY KEY, "value" TEXT) STRICT;
-INSERT INTO "calls" VALUES(2,'wx0123456789abcdef','token','report',0,1,'emergency lost','boot-1',10000.0,1790000000.0);
-INSERT INTO "calls" VALUES(3,'wx0123456789abcdef','token','scheduled',0,1,'deposed minted','boot-1',10000.0,1790000000.0);
-INSERT INTO "calls" VALUES(4,'wx0123456789abcdef','token','scheduled',0,1,NULL,'boot-1',10000.0,1790000000.0);
+INSERT INTO "calls" VALUES(2,'wx0123456789abcdef','token','report',0,1,
+  'emergency lost','boot-1',10000.0,1790000000.0);
+INSERT INTO "calls" VALUES(3,'wx0123456789abcdef','token','scheduled',0,1,
+  'deposed minted','boot-1',10000.0,1790000000.0);
+INSERT INTO "calls" VALUES(4,'wx0123456789abcdef','token','scheduled',0,1,
+  NULL,'boot-1',10000.0,1790000000.0);
 INSERT INTO "meta" VALUES('epoch','e7zp');
 CREATE INDEX "idx_calls_appid_endpoint_id" ON "calls" ("appid", "endpoint", "id");
 PRAGMA user_version = 1;
@@ -83,8 +86,9 @@ def first_tables(cluster: Cluster, database: str, owner: str) -> str:
     cluster.sql(schema, name, owner)
     cluster.sql(
         f"""insert into token_broker.calls
- select '{ACCOUNT.appid}', 'token', 'e', n, 'scheduled', 0, 1, outcome, 1790000000, 'n' from
- unnest(array['minted', 'emergency lost', 'deposed minted', null]) with ordinality as it(outcome, n)""",
+ select '{ACCOUNT.appid}', 'token', 'e', n, 'scheduled', 0, 1, outcome, 1790000000, 'n'
+ from unnest(array['minted', 'emergency lost', 'deposed minted', null])
+ with ordinality as it(outcome, n)""",
         name,
     )
     return name

@@ -574,7 +574,7 @@ async def test_a_group_without_members_ends_with_the_version(bench: Bench, daemo
     assert not daemon.groups._groups
 
 
-# --- groups by themselves --------------------------------------------------------------------------
+# --- groups by themselves -------------------------------------------------------------------------
 
 CHUNK = request("/v1/tokens/main?wait=60", 'If-None-Match: "x"')
 OK = web.Response(body=b"ok")
