@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from broker import __version__
-from tests.harness.crashpoints import ForkedDaemon, ForkServer
+from tests.harness.crashpoints import Child, ForkedDaemon, ForkServer
 from tests.harness.doubles import CANARY
-from tests.harness.processes import Process, ask, process, run, until
+from tests.harness.processes import ask, process, run, until
 
 
 @pytest.fixture
@@ -25,9 +25,10 @@ def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
 
 
 @contextmanager
-def showing(house: ForkedDaemon) -> Iterator[tuple[str, Process]]:
+def showing(house: ForkedDaemon) -> Iterator[tuple[str, Child]]:
     """The companion, running: where, and the process."""
-    with process(house.home / "avatars.log", "avatars", "--config", str(house.config)) as companion:
+    command = ("avatars", "--config", str(house.config))
+    with house.fork_server.child(house.home / "avatars.log", *command) as companion:
         yield companion.first_line().split()[-1], companion
 
 
@@ -42,7 +43,7 @@ def test_it_says_where_it_listens_shows_avatars_and_ends_with_0_when_asked_to(
 ) -> None:
     house.configure(more=avatars(house))
     with house.living(), showing(house) as (base, companion):
-        assert companion.first_line() == f"token-broker avatars {__version__} serves on {base}\n"
+        assert companion.first_line() == f"token-broker avatars {__version__} serves on {base}"
         (house.home / "main.secret").unlink()
         until(lambda: ask("GET", f"{base}/readyz")[0] == 200, "ready")
         status, urls = ask("GET", f"{base}/avatars?limit=3&size=132")
@@ -53,8 +54,7 @@ def test_it_says_where_it_listens_shows_avatars_and_ends_with_0_when_asked_to(
         )
         assert ask("GET", f"{base}/v1/avatars")[0] == 502
         assert companion.end() == 0
-        assert companion.popen.stdout is not None
-        assert companion.popen.stdout.read() == "", "one line, and nothing more"
+        assert companion.out.read_text().count("\n") == 1, "one line, and nothing more"
     log = companion.log.read_text()
     assert [json.loads(line)["event"] for line in log.splitlines()] == ["trouble"]
     assert token not in log

@@ -326,6 +326,7 @@ class Child:
     fork_server: "ForkServer"
     pid: int
     out: Path
+    log: Path
     code: int | None = None
 
     def first_line(self) -> str:
@@ -395,7 +396,7 @@ class ForkServer:
             "environ": dict(environ),
             "life": asdict(life),
         }
-        child = Child(self, self.asked(order), out)
+        child = Child(self, self.asked(order), out, log)
         try:
             yield child
         finally:

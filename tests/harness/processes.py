@@ -45,6 +45,10 @@ class Process:
         assert self.lines[0], f"ended with {self.popen.wait(PATIENCE_S)}: {self.log.read_text()}"
         return self.lines[0]
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.popen.send_signal(number)
+
     def kill(self) -> None:
         """Kill it as `kill -9` does."""
         self.popen.kill()
