@@ -1,4 +1,7 @@
-"""The companion's routes and its cached list: a real daemon, the sandbox, real sockets, a told clock."""
+"""The companion's routes and its cached list, against a real daemon and the sandbox.
+
+The sockets are real, the clock is manual.
+"""
 
 import asyncio
 from pathlib import Path
@@ -141,7 +144,7 @@ async def test_an_account_without_followers_is_empty_not_an_error(tmp_path: Path
         assert await there.listed() == 1
 
 
-async def test_a_hundred_thousand_followers_are_paged_through_with_a_call_per_ten_thousand_in_bounded_memory(
+async def test_a_hundred_thousand_followers_cost_a_call_per_ten_thousand_in_bounded_memory(
     tmp_path: Path,
 ) -> None:
     async with scene(tmp_path, SandboxOptions(followers=100_000)) as there:
@@ -241,7 +244,7 @@ async def test_the_list_is_asked_for_again_only_after_cache_ttl(there: Scene) ->
     assert there.wire.calls[USER_GET] == 2
 
 
-async def test_even_without_a_cache_no_day_has_more_than_400_lists_and_the_last_one_is_shown_meanwhile(
+async def test_without_a_cache_no_day_has_more_than_400_lists_and_the_last_is_shown_meanwhile(
     tmp_path: Path,
 ) -> None:
     async with scene(tmp_path, cache_ttl_s=0) as there:

@@ -47,7 +47,10 @@ asyncio.run(main())
 
 
 def rows(home: Path, *, brief: bool) -> list[Row]:
-    """A tick with nothing due beside one of ten apps; then the answers of a daemon with all of them."""
+    """Measure a tick with nothing due, with many apps and with ten.
+
+    Then measure the answers of a daemon that has all of them.
+    """
     apps = 50 if brief else 1000
     few, many = (asyncio.run(_tick_us(home / f"{count}.db", count)) for count in (10, apps))
     tick = Row(

@@ -1,4 +1,7 @@
-"""The adapters for SDKs, piece by piece: what is the broker's, and what they say in WeChat's words."""
+"""The adapters for SDKs, piece by piece.
+
+They keep what is the SDK's own, pass on what is the broker's, and speak in WeChat's words.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +11,8 @@ from wechatpy.exceptions import WeChatClientException
 
 from broker.client import TokenClient
 from broker.client.sdks import WechatpySession
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
-from tests.harness.processes import House
 
 TOKEN = f"{APPID}_access_token"
 CORP = f"""
@@ -21,22 +24,22 @@ endpoint = "wecom"
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    with house.sandboxed():
+def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         house.configure(more=CORP).chmod(0o600)
-        with house.serving():
+        with house.living():
             yield house
 
 
 @pytest.fixture
-def session(house: House) -> Iterator[WechatpySession]:
+def session(house: ForkedDaemon) -> Iterator[WechatpySession]:
     with TokenClient(house.daemon) as tokens:
         yield WechatpySession(tokens)
 
 
 def test_the_token_is_always_the_brokers_whatever_the_sdk_set(
-    session: WechatpySession, house: House
+    session: WechatpySession, house: ForkedDaemon
 ) -> None:
     session.set(TOKEN, "of its own", 7200)
     assert session.get(TOKEN) == house.get("/v1/tokens/main")[1]["access_token"]
@@ -52,7 +55,7 @@ def test_what_is_not_the_brokers_is_kept_in_memory(session: WechatpySession, key
     assert session.get(key) is None
 
 
-def test_a_ticket_of_wecom_is_the_sdks_own_affair(house: House) -> None:
+def test_a_ticket_of_wecom_is_the_sdks_own_affair(house: ForkedDaemon) -> None:
     with TokenClient(house.daemon, "corp") as tokens:
         session = WechatpySession(tokens)
         assert session.get("ww0123456789abcdef_jsapi_ticket") is None
@@ -70,7 +73,7 @@ def test_tickets_have_their_end(session: WechatpySession) -> None:
     ("app", "errcode", "words"), [("nobody", 40013, "invalid appid"), ("main", -1, "system error")]
 )
 def test_what_the_broker_says_comes_in_wechats_words(
-    house: House, app: str, errcode: int, words: str
+    house: ForkedDaemon, app: str, errcode: int, words: str
 ) -> None:
     address = house.daemon if app == "nobody" else "http://127.0.0.1:9"
     session = WechatpySession(TokenClient(address, app, key=f"{CANARY}-key"))

@@ -1,4 +1,7 @@
-"""The configuration: parsed once into something frozen, refused with every reason at once, secrets never shown."""
+"""The configuration is read once, into settings that cannot be changed.
+
+A wrong one is refused with every reason at once. Secrets are never shown.
+"""
 
 import hashlib
 import os
@@ -70,7 +73,7 @@ def wrong(read: Check) -> Wrong:
 # --- what a good configuration gives --------------------------------------------------------------
 
 
-def test_one_app_with_a_secret_is_a_whole_configuration_and_everything_else_has_the_contracts_default(
+def test_one_app_with_a_secret_is_enough_and_everything_else_has_its_default(
     read: Check,
 ) -> None:
     settings = read(APP)

@@ -1,4 +1,7 @@
-"""What WeChat's bytes say: no bytes break the parser, and nothing of them but a token, an IP and a request id is kept."""
+"""The parsing of WeChat's answers: no bytes break it.
+
+Of an answer only a token, an IP address and a request id are kept.
+"""
 
 import json
 

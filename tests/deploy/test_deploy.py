@@ -106,7 +106,10 @@ def test_the_daemon_has_time_to_stop() -> None:
 
 @pytest.fixture
 async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
-    """What /metrics shows of a broker with all its rooms in use that has been through all that is watched: labels by name."""
+    """The labels of each metric of a broker that has met everything the alerts watch for.
+
+    All its features are switched on.
+    """
     async with (
         Hostile().serving() as wechat,
         Proxied(bench, wechat).serving(max_concurrency=1, rate=1, burst=5) as broker,

@@ -1,4 +1,4 @@
-"""A clock that is told the time, and a WeChat that does what a test says, behind a gate."""
+"""A clock that is moved by hand, and a WeChat that does what a test says, behind a gate."""
 
 import asyncio
 from collections import deque
@@ -109,7 +109,7 @@ class ScriptedWeChat:
 
 @dataclass
 class Bench:
-    """Keepers on a real SQLite store, a told clock and a scripted WeChat."""
+    """Keepers on a real SQLite store, a manual clock and a scripted WeChat."""
 
     path: Path
     clock: ManualClock = field(default_factory=ManualClock)

@@ -1,4 +1,7 @@
-"""A broker that proxies, over a WeChat on a real socket that shows what it was sent, byte by byte, and answers as it is told."""
+"""A broker that proxies, and a WeChat on a real socket.
+
+That WeChat records each request byte by byte, and answers as it is told.
+"""
 
 import asyncio
 import hashlib
@@ -85,7 +88,10 @@ GOOD = says({"total": 3}, "Content-Type: application/json")
 
 @dataclass
 class Hostile:
-    """WeChat's data interfaces: tokens in `dead` are refused; `answers` by path go before that, the others have `otherwise`."""
+    """WeChat's data interfaces.
+
+    `answers` go by path and come first. Tokens in `dead` are refused. All else gets `otherwise`.
+    """
 
     seen: list[Seen] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -162,7 +168,10 @@ async def _body(seen: Seen, reader: asyncio.StreamReader) -> bytes:
 
 
 class Proxied:
-    """The application with the proxy, on a told clock and a scripted token endpoint; calls go to the hostile WeChat."""
+    """The application with the proxy, on a manual clock and a scripted token endpoint.
+
+    Its calls go to the hostile WeChat.
+    """
 
     def __init__(self, bench: Bench, wechat: Hostile) -> None:
         self.bench, self.wechat = bench, wechat

@@ -412,8 +412,9 @@ async def test_two_tokens_are_none(local: Proxied) -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        "access%255Ftoken", "ACCESS_TOKEN", "accessToken", "access.token", "access+token", "+access_token", "access_token%00",
-        "access_token[]", "access_token%5B0%5D", "b=2;access_token", ";access_token", "amp;access_token", "b?access_token",
+        "access%255Ftoken", "ACCESS_TOKEN", "accessToken", "access.token", "access+token",
+        "+access_token", "access_token%00", "access_token[]", "access_token%5B0%5D",
+        "b=2;access_token", ";access_token", "amp;access_token", "b?access_token",
     ],
 )  # fmt: skip
 async def test_what_only_some_would_take_for_the_token_goes_nowhere(
@@ -433,7 +434,10 @@ async def test_what_only_some_would_take_for_the_token_goes_nowhere(
 
 
 async def test_what_nobody_would_take_for_the_token_goes_on(guarded: Proxied) -> None:
-    query = "component_access_token=1&xaccess_token=2&url=https%3A%2F%2Fx%2F%3Faccess_token%3D3&access_tokens=4&a=access_token"
+    query = (
+        "component_access_token=1&xaccess_token=2&url=https%3A%2F%2Fx%2F%3Faccess_token%3D3"
+        "&access_tokens=4&a=access_token"
+    )
     assert (await guarded.ask("GET", f"{GET}?{query}", headers=bearer("orders"))).status == 200
     assert guarded.wechat.seen[0].target == f"{GET}?{query}&access_token={token(guarded, 'main')}"
 

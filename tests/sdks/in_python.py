@@ -1,4 +1,6 @@
-"""An SDK for Python, built by a recipe; stdin says line by line what to do, stdout answers with a line of JSON each.
+"""An SDK for Python, built by a recipe.
+
+stdin says line by line what to do; stdout answers each with a line of JSON.
 
 `python in_python.py RECIPE [SANDBOX]`: what is meant for WeChat goes to the sandbox, without one it
 is refused.
@@ -56,7 +58,11 @@ def call(client: Any) -> Any:
 
 
 def upload(client: Any, path: str) -> Any:
-    """The media_id of a file; given as the page says, since of an open file nothing is left for a second try."""
+    """The media_id of an uploaded file.
+
+    The file is given by its name, as the page says: of an open file nothing is left for a second
+    try.
+    """
     file = (Path(path).name, Path(path).read_bytes())
     return (client.media.upload if hasattr(client, "media") else client.upload_media)(
         "image", file

@@ -1,4 +1,7 @@
-"""The hosts of simulation.py: brokers that may be stopped or die at any await of a refresh, and whose link to the database fails."""
+"""The hosts of shared.py: brokers that may be stopped or die at any await of a refresh.
+
+Their link to the database fails, too.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -57,7 +60,10 @@ class CountryTimes(Times):
 
 @dataclass
 class HostClock:
-    """One host's: its steady clock began at another time than the others', its wall may be set wrong."""
+    """One host's clock.
+
+    Its steady clock began at another time than the others', and its wall may be set wrong.
+    """
 
     times: CountryTimes
     ahead: float
@@ -306,7 +312,10 @@ class Host:
         return [flight for flight in current if flight is not None]
 
     def tell(self) -> set[str]:
-        """What it has found out since the last time, where nothing keeps it from telling the others."""
+        """What this host has found out since the last time.
+
+        It holds only what nothing keeps the host from telling the others.
+        """
         if self.flights():
             return set()
         self.found |= self.dying

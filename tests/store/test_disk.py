@@ -112,7 +112,7 @@ async def test_in_the_last_minutes_of_a_token_the_emergency_budget_pays_and_the_
     assert restarted.credential.version != in_emergency
 
 
-async def test_a_disk_that_breaks_after_a_call_and_stays_broken_does_not_keep_the_emergency_budget_from_paying(
+async def test_a_disk_that_breaks_after_a_call_does_not_keep_the_emergency_budget_from_paying(
     tight: Bench, small_disk: Path, tmp_path: Path
 ) -> None:
     keeper = await in_need(tight, tmp_path)

@@ -1,4 +1,7 @@
-"""What every store owes (broker.core.ports.Store), on SQLite and on PostgreSQL alike; then what a shared one owes beside."""
+"""What every store owes (broker.core.ports.Store), on SQLite and on PostgreSQL alike.
+
+At the end there is what a shared store owes besides.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,7 @@
-"""WeChat down, an answer lost, somebody else with our secret: told step by step, through the daemon's own front door."""
+"""WeChat is down, an answer is lost, somebody else has our secret.
+
+Each is told step by step, through the daemon's own API.
+"""
 
 import time
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Tickets are kept like tokens, on demand; signatures are made without handing them out (WECHAT.md W55, W57, W58)."""
+"""Tickets are kept like tokens, on demand (WECHAT.md W55, W57, W58).
+
+Signatures are made without handing the tickets out.
+"""
 
 import asyncio
 import hashlib
@@ -171,7 +174,10 @@ async def test_fifty_callers_cause_one_fetch(daemon: Daemon, bench: Bench) -> No
 async def test_the_same_ticket_again_costs_a_few_calls_not_a_storm(
     daemon: Daemon, bench: Bench
 ) -> None:
-    """Whether WeChat repeats a ticket until its end, nobody says: where it does, its end is what counts."""
+    """Nobody says if WeChat repeats a ticket until its end.
+
+    If it does, the end that it says counts.
+    """
     await ticket(daemon)
     same = Secret(f"{CANARY}-jsapi-k1")
     end = bench.clock.now() + 7200

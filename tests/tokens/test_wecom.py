@@ -21,8 +21,8 @@ from broker.core.transitions import found_dead, minted
 from broker.web.gate import Client, Gate
 from broker.web.words import english
 from tests.harness.api import Daemon
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import ACCOUNT, CANARY, Bench, looked, value_of
-from tests.harness.processes import House
 
 CORP = "ww0123456789abcdef"
 MAIN = replace(ACCOUNT, appid=CORP, endpoint=Endpoint.WECOM)
@@ -226,19 +226,19 @@ def test_what_cannot_be_is_refused(tmp_path: Path, apps: str, complaint: str) ->
     assert complaint in str(refused.value)
 
 
-def test_a_daemon_serves_apps_of_both_platforms(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    with house.sandboxed():
+def test_a_daemon_serves_apps_of_both_platforms(tmp_path: Path, forks: ForkServer) -> None:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         more = f'[wecom]\napi_base = "{house.sandbox}"\n' + APP.format(
             "crm", CORP, f"{CANARY}-crm", 'endpoint = "wecom"'
         )
         house.configure(more=more).chmod(0o600)
-        with house.serving() as first:
+        with house.living() as first:
             _, main = house.get("/v1/tokens/main")
             _, crm = house.get("/v1/tokens/crm")
             assert crm["access_token"] != main["access_token"]
             assert crm["appid"] == CORP
             first.end()
-        with house.serving():
+        with house.living():
             assert house.get("/v1/tokens/crm")[1]["access_token"] == crm["access_token"]
         assert [call["endpoint"] for call in house.calls() if call["appid"] == CORP] == ["gettoken"]

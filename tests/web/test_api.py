@@ -437,7 +437,8 @@ async def test_paths_that_are_not_quite_ours_are_404_behind_the_gate(
     await daemon.look()
     reader, writer = await asyncio.open_connection(daemon.http.host, daemon.http.port)
     writer.write(
-        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nConnection: close\r\n\r\n".encode()
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n"
+        "Connection: close\r\n\r\n".encode()
     )
     answer = await reader.read()
     writer.close()

@@ -1,4 +1,7 @@
-"""WeChat's own token paths: an SDK is a client by one changed line, and what it means by asking again is found out."""
+"""WeChat's own token paths: an SDK becomes a client by one changed line.
+
+The broker finds out what the SDK means when it asks again.
+"""
 
 import asyncio
 import hashlib

@@ -57,7 +57,10 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def configure(house: House, *, timeout_s: float, min_gap: float) -> None:
-    """So long may a token call take, and so far apart are two; a token is verified once in a test."""
+    """Set how long a token call may take, and how far apart two are.
+
+    A token is verified once in a test.
+    """
     house.configure(policy=f"min_gap = {min_gap}\nverify_gap = 60\n")
     house.config.write_text(
         house.config.read_text().replace("timeout = 5", f"timeout = {timeout_s}")
@@ -143,7 +146,10 @@ def report(**named: str) -> bytes:
 
 @contextmanager
 def checks_counted(house: House) -> Iterator[Callable[[], int]]:
-    """How often the sandbox is asked whether a token lives: it answers late so often, and says how often it still will."""
+    """How many times the sandbox was asked if a token lives.
+
+    It is told to answer late a number of times, and says how many of these are left.
+    """
     house.control("/faults", {"kind": "slow", "path": CHECK, "seconds": 0.2, "times": MANY})
     yield lambda: MANY - int(house.control("")["faults"][0]["left"])
 
@@ -286,7 +292,10 @@ class Honest:
 
 
 async def _bad(base: str, count: int, honest: Honest) -> None:
-    """Until the daemon has hung up on all of them, though every other one sends a byte now and then."""
+    """Wait until the daemon has hung up on all of them.
+
+    Every other one sends a byte now and then.
+    """
     async with asyncio.timeout(40), crowd(base, count) as peers:
         closed = asyncio.gather(*(peer.closed for peer in peers))
         others = asyncio.create_task(honest.until(closed))

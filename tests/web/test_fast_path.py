@@ -515,7 +515,8 @@ async def test_an_sdk_that_loops_is_refused_by_the_cache_and_its_good_answers_ne
     async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         ask = request(
-            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
+            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}"
+            f"&secret={KEY.replace(' ', '+')}"
         )
         good = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
         assert all(b"access_token" in answer for answer in good)
@@ -531,7 +532,8 @@ async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) 
     async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         ask = request(
-            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
+            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}"
+            f"&secret={KEY.replace(' ', '+')}"
         )
         while b"45011" not in await peer.ask(ask):
             pass

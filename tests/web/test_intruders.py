@@ -60,23 +60,29 @@ async def said(port: int, raw: bytes) -> bytes:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nX-Token-Broker: 1\r\n\r\n",
-        b"GET http://evil.example/v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n",
+        (b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n"
+         b"X-Token-Broker: 1\r\n\r\n"),
+        (b"GET http://evil.example/v1/tokens/main HTTP/1.1\r\nHost: localhost\r\n"
+         b"X-Token-Broker: 1\r\n\r\n"),
         b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nA: \x00\r\n\r\n",
         b"GET /v1/tokens/ma\x00in HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n",
         b"GET /v1/tokens/main HTTP/1.1\nHost: localhost\nX-Token-Broker: 1\n\n",
-        b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nBig: " + b"x" * 2**20 + b"\r\n\r\n",
-        b"GET /v1/tokens/main HTTP/1.1\r\n" + b"".join(b"H%d: 1\r\n" % n for n in range(1000)) + b"\r\n",
+        b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nBig: "
+        + b"x" * 2**20 + b"\r\n\r\n",
+        b"GET /v1/tokens/main HTTP/1.1\r\n"
+        + b"".join(b"H%d: 1\r\n" % n for n in range(1000)) + b"\r\n",
         b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         POST + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\n{}",
         POST + b"Content-Length: -1\r\n\r\n",
-        b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n folded: 1\r\n\r\n",
+        (b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n"
+         b" folded: 1\r\n\r\n"),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 300,
     ],
     ids=[
-        "two hosts", "absolute uri", "NUL in a header", "NUL in the path", "bare LF", "a header of 1 MB", "1000 headers",
-        "a path of 1 MB", "TE and CL", "two CL", "negative CL", "folded header", "a TLS hello",
+        "two hosts", "absolute uri", "NUL in a header", "NUL in the path", "bare LF",
+        "a header of 1 MB", "1000 headers", "a path of 1 MB", "TE and CL", "two CL", "negative CL",
+        "folded header", "a TLS hello",
     ],
 )  # fmt: skip
 async def test_malformed_requests_are_400_and_closed_without_a_token(port: int, raw: bytes) -> None:

@@ -574,7 +574,7 @@ async def test_a_group_without_members_ends_with_the_version(bench: Bench, daemo
     assert not daemon.groups._groups
 
 
-# --- groups by themselves --------------------------------------------------------------------------
+# --- groups by themselves -------------------------------------------------------------------------
 
 CHUNK = request("/v1/tokens/main?wait=60", 'If-None-Match: "x"')
 OK = web.Response(body=b"ok")
@@ -748,7 +748,10 @@ async def test_a_group_without_members_ends_with_a_reload() -> None:
 
 
 def test_what_may_wait_is_told_in_one_pass() -> None:
-    """However a stranger words it: a look that begins anew at each `wait` would hold everybody up, before any key is asked."""
+    """A search that begins anew at each `wait` would hold everybody up, before any key is asked.
+
+    So the time is bounded, however a stranger words the request.
+    """
 
     def took(many: int) -> float:
         chunk = (

@@ -1,4 +1,7 @@
-"""The status page: what /v1/status says, for people, in their language, and not a word of a token."""
+"""The status page: what /v1/status says, for people, in their language.
+
+It never holds a token.
+"""
 
 import hashlib
 import re
