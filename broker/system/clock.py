@@ -20,11 +20,8 @@ class SystemClock:
         self.now: Callable[[], float] = partial(
             time.clock_gettime, time.CLOCK_BOOTTIME
         )  # asked for every request
+        self.wall: Callable[[], float] = time.time  # unix time
         self.boot_id = (boot_id or _read_boot_id()).replace("-", "")
-
-    def wall(self) -> float:
-        """Unix time."""
-        return time.time()
 
 
 def _read_boot_id() -> str:

@@ -44,6 +44,7 @@ class Keeper:
         dependencies: Dependencies,
         on_plan_changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self.account = account
         self._dependencies = dependencies
         self._on_plan_changed = on_plan_changed
         self._live = LiveCredential(
@@ -70,7 +71,6 @@ class Keeper:
     def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on."""
         self._live.apply_policy(policy)
-        self._refresher.replan()
         self._on_plan_changed()
 
     def stop(self) -> None:
@@ -222,11 +222,6 @@ class Keeper:
         return served or self._unavailable()
 
     # --- for people -------------------------------------------------------------------------------
-
-    @property
-    def account(self) -> Account:
-        """Whose token it is."""
-        return self._live.account
 
     @property
     def credential(self) -> Credential:

@@ -49,7 +49,7 @@ class LiveCredential:
         if held.token is not None and is_older(credential, held):
             return False
         self.credential = credential
-        is_new = credential.version != held.version
+        is_new = _call_of(credential) != _call_of(held)
         if is_new or credential.suspicion != held.suspicion or credential.token != held.token:
             self._time(credential)
         if is_new:
@@ -122,3 +122,9 @@ class LiveCredential:
         """Wake everyone who waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _call_of(credential: Credential) -> tuple[str, int] | None:
+    """Return what the version is made of: the epoch and the number of the token's call."""
+    token = credential.token
+    return None if token is None else (credential.epoch, token.call)

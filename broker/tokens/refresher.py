@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from broker.core import transitions
-from broker.core.credential import NEVER, Credential, Doubt
+from broker.core.credential import NEVER, Credential, Doubt, Policy
 from broker.core.outcome import OutcomeRules
 from broker.core.plan import Plan, make_plan
 from broker.core.ports import Claim, Denial, Denied, Grant, Reason, StoreError, Verdict
@@ -51,7 +51,9 @@ class Refresher:
         self._emergency = Emergency(live, dependencies, sync)
         self._flight: Flight | None = None
         self._plan: Plan | None = None
-        self._denied_version: str | None = None
+        self._planned_for: Credential | None = None
+        self._planned_by: Policy | None = None
+        self._denied_token: tuple[str, int] | None = None
         self._crashes = 0
         self._rests_until = NEVER  # after a bug
         self._stopping = False
@@ -81,22 +83,20 @@ class Refresher:
     @property
     def plan(self) -> Plan:
         """What is to be done and when, as things stand."""
-        if self._plan is None:
-            live = self._live
-            self._plan = make_plan(
-                live.credential, live.account.endpoint, live.policy, self.denials, self.lease_s
-            )
+        live = self._live
+        held, policy = live.credential, live.policy
+        if self._plan is None or held is not self._planned_for or policy is not self._planned_by:
+            self._planned_for, self._planned_by = held, policy
+            self._forget_denials_of_another_token(held)
+            endpoint = live.account.endpoint
+            self._plan = make_plan(held, endpoint, policy, self.denials, self.lease_s)
         return self._plan
 
-    def replan(self) -> None:
-        """Forget the plan: the credential, the policy or a denial has changed.
-
-        Denials are about one token: with another one they are forgotten too.
-        """
-        if self._denied_version != self._live.credential.version:
-            self._denied_version = self._live.credential.version
+    def _forget_denials_of_another_token(self, held: Credential) -> None:
+        token = (held.epoch, held.token.call) if held.token else None
+        if self._denied_token != token:
+            self._denied_token = token
             self.denials.clear()
-        self._plan = None
 
     def due_at(self) -> float:
         """Return the steady time from which a look finds something to do, as things stand."""
@@ -144,8 +144,7 @@ class Refresher:
 
     def launch_call(self, claim: Claim) -> Flight:
         """Begin a flight that makes one call. The caller has seen that none is under way."""
-        self.denials.pop(claim.lane, None)
-        self.replan()
+        self._deny(claim.lane, None)
         return self._launch(lambda: self._call(claim))
 
     # --- a flight ---------------------------------------------------------------------------------
@@ -172,7 +171,6 @@ class Refresher:
             self._dependencies.emit("crashed", self._live.account.name, error=error)
         finally:
             self._flight = None
-            self.replan()
             self._on_plan_changed()
             if self._sync.reload_pending:
                 self.look()
@@ -182,14 +180,13 @@ class Refresher:
         """Put in order what was left open, verify if asked to, refresh if due."""
         if self._sync.reload_pending:  # what others changed may have ended a denial
             self.denials.clear()
+            self._plan = None
         await self._sync.catch_up()
         if self._sync.unrecorded:
             await self._emergency.record()
-        self.replan()
         if self._dependencies.clock.now() >= self.plan.abandoned_at:
             await self._close_abandoned()
         verdict = await self._check() if check else None
-        self.replan()
         now = self._dependencies.clock.now()
         if now >= self.next_call_at():
             await self._call(self.plan.claim(now))
@@ -260,7 +257,6 @@ class Refresher:
             outcome, change = self._sync.outcome_rules().answer(grant, answer)
         before = self._live.credential
         if await self._sync.settle(grant, outcome, change):
-            self.replan()
             self._report(before, grant, outcome)
 
     async def _reserve(self, claim: Claim, memory: Credential) -> Grant | None:
@@ -274,7 +270,7 @@ class Refresher:
             await self._emergency.call()
             return None
         if isinstance(answer, Grant):
-            self.denials.pop(claim.lane, None)
+            self._deny(claim.lane, None)
             return answer
         await self._denied(answer, claim, memory)
         return None
@@ -285,10 +281,19 @@ class Refresher:
             # The store's version differs from ours: perhaps since it lost our token. Restore it.
             await self._sync.read_repair(denied.credential, memory)
             return
-        self.denials[claim.lane] = denial
+        self._deny(claim.lane, denial)
         if denial.reason is Reason.QUOTA:
             name, lane = self._live.account.name, claim.lane.value
             self._dependencies.emit("quota-spent", name, lane=lane, limit=denial.limit)
+
+    def _deny(self, lane: Lane, denial: Denial | None) -> None:
+        """Note why the ledger denied a lane, or that it denies it no more."""
+        self._forget_denials_of_another_token(self._live.credential)
+        if denial is not None:
+            self.denials[lane] = denial
+        elif self.denials.pop(lane, None) is None:
+            return
+        self._plan = None
 
     # --- what is said of it -----------------------------------------------------------------------
 

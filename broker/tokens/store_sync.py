@@ -68,7 +68,8 @@ class StoreSync:
     @property
     def wall_was_set(self) -> bool:
         """True if the wall clock was set since the account was last written."""
-        return abs(wall_offset(self._dependencies.clock) - self._wall_offset) > STEP_S
+        clock = self._dependencies.clock
+        return abs(clock.wall() - clock.now() - self._wall_offset) > STEP_S
 
     def outcome_rules(self) -> OutcomeRules:
         """Return the rules by which a call is judged now."""
