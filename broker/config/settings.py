@@ -27,8 +27,8 @@ class ServerSettings:
 class StoreSettings:
     """Where state is kept: an absolute path, or, where that is None, a shared database, in which we are called `node`.
 
-    Tokens are sealed with `encryption_key` where there is one. `previous_encryption_key` reads those
-    that were sealed before a rotation, and writes none.
+    Tokens are sealed with `encryption_key` where there is one. `previous_encryption_key` reads
+    those that were sealed before a rotation, and writes none.
     """
 
     url: str

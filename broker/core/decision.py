@@ -46,6 +46,9 @@ RENEWED_AFTER: Final = 2.0
 ROTATES_WITHIN: Final = 300.0
 TICKET_FRACTION: Final = 0.8
 JITTER: Final = 0.1
+STEADY_S: Final = 60.0
+LONGEST_STEADY_S: Final = 300.0
+DAY: Final = 86400.0
 SURE_PART: Final = 0.8  # of the overlap, whose edges are fuzzy (WECHAT.md W7)
 
 
@@ -174,8 +177,33 @@ def check_at(credential: Credential, policy: Policy) -> float:
         wanted = suspicion.since
     else:
         wanted = over if credential.checked_at < over else math.inf
-    at = max(wanted, credential.checked_at + policy.verify_gap)
+    at = max(wanted, check_allowed_at(credential, policy))
     return at if at < token.expires_at else math.inf
+
+
+def check_allowed_at(credential: Credential, policy: Policy) -> float:
+    """Return from when a verification may be made, whatever wants it.
+
+    No limit of WeChat's is published, so they have a budget of their own (WECHAT.md W35).
+    """
+    if credential.checks >= policy.verify_quota:
+        return credential.checks_since + DAY
+    return credential.checked_at + policy.verify_gap
+
+
+def steady_check_at(credential: Credential, policy: Policy) -> float:
+    """Return when clients that ask steadily cause a verification of the token in force.
+
+    A minute after the token was minted or verified; up to five minutes while WeChat keeps accepting
+    it; and never more than half of the day's verifications.
+    """
+    token = credential.token
+    if token is None:
+        return math.inf
+    if credential.checks >= policy.verify_quota / 2:
+        return credential.checks_since + DAY
+    pause_s = min(LONGEST_STEADY_S, STEADY_S * 2.0 ** min(credential.alive_in_a_row, 10))
+    return max(credential.checked_at, token.requested_at) + pause_s
 
 
 def overlap_over(suspicion: Suspicion, policy: Policy) -> float:

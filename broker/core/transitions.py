@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from broker.core.credential import NEVER, Credential, Doubt, Endpoint, HeldToken, Policy, Suspicion
-from broker.core.decision import JITTER, overlap_over, planned_at
+from broker.core.decision import DAY, JITTER, check_allowed_at, overlap_over, planned_at
 from broker.core.errcodes import Failure
 from broker.core.secret import Secret
 
@@ -46,7 +46,8 @@ def minted(
         return _repeated(done, held, started_at, expires_in, endpoint)
     token = HeldToken(value, call, started_at, started_at + expires_in)
     planned = planned_at(credential.epoch, token, endpoint, policy)
-    return replace(done, token=replace(token, replace_at=planned), suspicion=None)
+    planned_token = replace(token, replace_at=planned)
+    return replace(done, token=planned_token, suspicion=None, alive_in_a_row=0)
 
 
 def _repeated(
@@ -191,11 +192,20 @@ def begin_check(
 ) -> Credential | None:
     """Claim the right to one verification of `version`.
 
-    None where the token was replaced meanwhile, or verified less than `verify_gap` ago.
+    It counts against the day's verifications, and the token counts as accepted once more until
+    WeChat refuses it. None where the token was replaced meanwhile, where it was verified less than
+    `verify_gap` ago, and where the day's verifications are spent.
     """
-    if credential.version != version or now < credential.checked_at + policy.verify_gap:
+    if credential.version != version or now < check_allowed_at(credential, policy):
         return None
-    return replace(credential, checked_at=now)
+    is_new_day = now >= credential.checks_since + DAY
+    return replace(
+        credential,
+        checked_at=now,
+        checks=1 if is_new_day else credential.checks + 1,
+        checks_since=now if is_new_day else credential.checks_since,
+        alive_in_a_row=credential.alive_in_a_row + 1,
+    )
 
 
 def found_alive(
@@ -227,7 +237,8 @@ def found_dead(
     token = credential.token
     if credential.version != version or token is None or credential.refused:
         return None
-    dead = replace(credential, suspicion=Suspicion(Doubt.REFUSED, now, now))
+    suspicion = Suspicion(Doubt.REFUSED, now, now)
+    dead = replace(credential, suspicion=suspicion, alive_in_a_row=0)
     lifetime = token.expires_at - token.requested_at
     is_early = credential.suspicion is None and now < token.expires_at - JITTER * lifetime
     if not is_early or endpoint not in REPLACED_BY_ANY_CALL:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from broker.core.credential import Account, Credential, Policy
+from broker.core.decision import check_allowed_at, steady_check_at
 from broker.core.ports import Claim, Reason, Verdict
 from broker.core.quota import Lane, Usage, usage
 from broker.core.serving import (
@@ -193,9 +194,22 @@ class Keeper:
         if self.credential.refused:
             is_failing = self.credential.failure is not None
             return why if is_failing else replace(why, code=Code.REPORT_THROTTLED)
-        allowed_at = self.credential.checked_at + self._live.policy.verify_gap
+        allowed_at = check_allowed_at(self.credential, self._live.policy)
         wait = seconds(allowed_at - self._dependencies.clock.now())
         return Unavailable(Code.REPORT_THROTTLED, UnavailableReason.JUST_VERIFIED, wait)
+
+    async def doubt(self, patience_s: float) -> None:
+        """Have the token in force verified promptly, since a client seems to doubt it.
+
+        Wait no longer than `patience_s` for what comes of it; the verification goes on behind.
+        """
+        await self.report(patience_s, version=self.credential.version)
+
+    def doubt_quietly(self) -> None:
+        """Have the token in force verified behind the answers, if it has not been for a while."""
+        now = self._dependencies.clock.now()
+        if now >= steady_check_at(self.credential, self._live.policy):
+            self._refresher.look(report=True)
 
     async def refresh(self, patience_s: float, *, force: bool = False) -> Served | Unavailable:
         """Make a token call now for a person who wants it, within `min_gap` and the quota."""

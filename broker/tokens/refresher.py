@@ -10,6 +10,7 @@ from typing import Final
 
 from broker.core import transitions
 from broker.core.credential import NEVER, Credential, Doubt, Policy
+from broker.core.decision import check_allowed_at
 from broker.core.outcome import OutcomeRules
 from broker.core.plan import Plan, make_plan
 from broker.core.ports import Claim, Denial, Denied, Grant, Reason, StoreError, Verdict
@@ -136,7 +137,7 @@ class Refresher:
         if now < max(self._sync.retry_at, self._rests_until):
             return None
         if report and not held.refused:
-            check = due = now >= held.checked_at + self._live.policy.verify_gap
+            check = due = now >= check_allowed_at(held, self._live.policy)
         else:
             check = now >= self.plan.check_at
             due = self._sync.wall_was_set or now >= self.due_at()

@@ -15,10 +15,19 @@ WORDS: Final = {
     41001: "access_token missing",
     41002: "appid missing",
     41004: "appsecret missing",
+    40164: "invalid ip, not in whitelist",
+    40243: "appsecret is frozen",
     45009: "reach max api daily quota limit",
     45011: "api minute-quota reach limit, must slower, retry next minute",
     47001: "data format error",
+    48001: "api unauthorized",
+    89501: "this ip is awaiting confirmation by the administrator",
+    89503: "this ip needs the confirmation of the administrator",
+    89506: "the administrator has denied this ip for 24 hours",
+    89507: "the administrator has denied this ip for an hour",
 }
+# What WeChat told the broker and a person must see to: services are told the same.
+FOR_PEOPLE: Final = frozenset({40164, 40243, 89501, 89503, 89506, 89507})
 WECOM_WORDS: Final = {
     40001: "invalid credential",
     40013: "invalid corpid",

@@ -110,6 +110,7 @@ async def test_a_ticket_is_replaced_ahead_of_its_end_and_outlives_tokens_and_res
         bench.clock.pass_(50)
         await look(again)
     later = await ticket(again)
+    await again.http.close()
     assert (later["ticket"], later["state"]) == (f"{CANARY}-jsapi-k2", "fresh")
     assert len(bench.wechat.tickets) == 2
 

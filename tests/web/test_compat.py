@@ -5,14 +5,15 @@ The broker finds out what the SDK means when it asks again.
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
-from broker.web.api.compat import MOST_IN_WINDOW, WINDOW_S
 from broker.web.gate import Client, Gate
 from tests.harness.api import Daemon
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, Bench
@@ -215,13 +216,71 @@ async def test_another_client_is_not_taken_to_ask_again(bench: Bench) -> None:
     await daemon.http.close()
 
 
-async def test_a_client_that_loops_gets_a_bounded_number_of_answers_then_45011_and_later_again(
+async def test_who_asks_steadily_is_always_answered_and_costs_ever_fewer_verifications(
     daemon: Daemon,
 ) -> None:
-    said = [await ask(daemon) for _ in range(MOST_IN_WINDOW + 20)]
-    assert [answer.get("errcode") for answer in said] == [None] * MOST_IN_WINDOW + [45011] * 20
-    daemon.bench.clock.pass_(WINDOW_S + 1)
-    assert "access_token" in await ask(daemon)
+    checked_at = []
+    for second in range(3000):
+        daemon.bench.clock.pass_(1)
+        before = daemon.bench.wechat.checks
+        assert (await ask(daemon))["access_token"] == value(1)
+        await daemon.registry.drain()
+        if daemon.bench.wechat.checks > before:
+            checked_at.append(second)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(checked_at)]
+    assert min(gaps) >= 60
+    assert set(gaps[3:]) <= {299, 300, 301}
+    assert daemon.bench.wechat.calls == 1
+
+
+async def test_a_dead_token_is_replaced_though_nobody_who_asks_keeps_it(daemon: Daemon) -> None:
+    for _ in range(5):
+        daemon.bench.clock.pass_(0.1)
+        await ask(daemon)
+    daemon.bench.wechat.verdicts.extend([Verdict.DEAD] * 5)
+    for _ in range(65):
+        daemon.bench.clock.pass_(1)
+        last = await ask(daemon)
+        await daemon.registry.drain()
+    assert last["access_token"] == value(2)
+
+
+async def test_nobody_waits_long_for_a_verification_while_a_good_token_is_held(
+    daemon: Daemon,
+) -> None:
+    await ask(daemon)
+    daemon.bench.clock.pass_(600)
+    daemon.bench.wechat.gate.clear()  # WeChat hangs
+    async with asyncio.timeout(5):
+        assert (await ask(daemon))["access_token"] == value(1)
+    daemon.bench.wechat.gate.set()
+
+
+async def test_the_day_has_so_many_verifications_and_no_more(bench: Bench) -> None:
+    bench.policy = replace(bench.policy, verify_quota=10)
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), drop_in=True)
+    await daemon.look()
+    for _ in range(100):
+        bench.clock.pass_(25)
+        await daemon.http.post("/cgi-bin/stable_token", json={**GRANT, "force_refresh": True})
+    assert bench.wechat.checks == 10
+    await daemon.http.close()
+
+
+@pytest.mark.parametrize("errcode", [40164, 40243, 89503])
+async def test_what_a_person_must_see_to_is_said_with_wechats_own_number(
+    bench: Bench, errcode: int
+) -> None:
+    bench.wechat.answers.append(
+        Failure(Kind.ADMISSION, FailureCode.ERRCODE, errcode, ip="203.0.113.7")
+    )
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), drop_in=True)
+    await daemon.look()
+    said = await ask(daemon)
+    assert said["errcode"] == errcode
+    await daemon.http.close()
 
 
 async def test_a_token_that_stays_dead_costs_no_more_than_reports_may(daemon: Daemon) -> None:

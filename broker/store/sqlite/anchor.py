@@ -19,8 +19,9 @@ are copied. A row says "written at 12:00", and the call in it was made 100 s bef
    The token is in doubt.
 4. The row was written in 1970, and the wall is right by now. Again it is no help: as in 3.
 
-Within one boot there is one more case. A wall that is set back shows that what it placed before this
-boot was placed too early: those calls are placed again, later. Setting it forward changes nothing.
+Within one boot there is one more case. A wall that is set back shows that what it placed before
+this boot was placed too early: those calls are placed again, later. Setting it forward changes
+nothing.
 """
 
 from dataclasses import dataclass
@@ -67,7 +68,10 @@ class Anchor:
 
     @property
     def offset(self) -> float:
-        """Unix time at which this boot began, by the wall. Another value later: the wall was set."""
+        """Unix time at which this boot began, by the wall.
+
+        Another value later: the wall was set.
+        """
         return self.wall - self.steady
 
     def of_wall(self, wall: float) -> float:

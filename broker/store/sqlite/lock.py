@@ -1,13 +1,13 @@
 """One owner per store: locks that survive the deletion of what they lock.
 
 There are three. One on the store's name, which stays when every file is deleted (name_lock.py). One
-on the file `NAME.lock`, which stays when the database is replaced under us. One on the database file
-itself, which stays when the lock file is deleted. The last two are flock's, so that SQLite's own
-locks, which are POSIX locks, are not touched.
+on the file `NAME.lock`, which stays when the database is replaced under us. One on the database
+file itself, which stays when the lock file is deleted. The last two are flock's, so that SQLite's
+own locks, which are POSIX locks, are not touched.
 
-The lock file also remembers the newest call that was ever reserved, so that a database restored from
-yesterday is recognised. Before the first call it says that there was none yet: an empty database is
-then a first start that was cut off, and not a loss.
+The lock file also remembers the newest call that was ever reserved, so that a database restored
+from yesterday is recognised. Before the first call it says that there was none yet: an empty
+database is then a first start that was cut off, and not a loss.
 """
 
 import contextlib
@@ -100,7 +100,10 @@ class StoreLock:
         return b"" if self._lock.fd == _CLOSED else os.pread(self._lock.fd, 200, 0)
 
     def _note(self, hint: bytes) -> None:
-        """Write a hint. It is not synced and never an error: a full disk loses it, not the ledger."""
+        """Write a hint.
+
+        It is not synced and never an error: a full disk loses it, not the ledger.
+        """
         with contextlib.suppress(OSError):
             os.pwrite(self._lock.fd, hint, 0)
 

@@ -130,7 +130,10 @@ def files_of(path: Path) -> list[Path]:
 
 
 def of_file(path: Path) -> str | None:
-    """Return why a file must not be used: somebody else may have put it there. None where it may."""
+    """Return why a file must not be used: somebody else may have put it there.
+
+    None where it may.
+    """
     try:
         found = path.lstat()
     except FileNotFoundError:

@@ -4,28 +4,27 @@ The `secret` of a request is the client's broker key, never the AppSecret. Answe
 HTTP 200 with an errcode and its words, even on failure. On any other status some SDKs print the
 URL, which has the key in it.
 
-An SDK cannot say which token was refused: it only asks again. So a client that asks again for a
-token that it was handed already is taken to report it. WeChat is asked, at most once per
-`verify_gap`, and the token is replaced only if WeChat refuses it.
+What it means that a client asks again is in askers.py. Handles never age and are not doubted: the
+proxy puts the token of the moment in their place, and sees itself what WeChat refuses.
 """
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from broker.core.credential import NEVER, Endpoint
+from broker.core.credential import Endpoint
 from broker.core.ports import StoreError
 from broker.core.serving import Code, Served, Unavailable
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
+from broker.web.askers import Askers
 from broker.web.connection.connections import read_body
-from broker.web.connection.fast_path import AGAIN
-from broker.web.dialect import WECHAT, WECOM, Dialect, ErrcodeError
+from broker.web.connection.fast_path import AGAIN, APP, Again
+from broker.web.dialect import FOR_PEOPLE, WECHAT, WECOM, Dialect, ErrcodeError
 from broker.web.gate import CLIENT, Client, Gate, authenticates
 from broker.web.handles import Handles
 from broker.web.params import NO_STORE
@@ -36,24 +35,7 @@ WECOM_PATH: Final = "/{slashes:/*}cgi-bin/gettoken"
 TICKET_PATH: Final = "/{slashes:/*}cgi-bin/ticket/getticket"
 GRANT: Final = "client_credential"
 HANDLE_LIVES_S: Final = 7200  # what SDKs expect of a token
-WINDOW_S: Final = 60.0
-# Answers to one client about one version within the window. It ends a loop; fifty threads that
-# start at the same time stay below.
-MOST_IN_WINDOW: Final = 100
-MOST_KNOWN: Final = 4096
-
-
-@dataclass(slots=True)
-class Handed:
-    """What a client was handed last.
-
-    `at` is when (steady seconds); `times` counts the answers in the window that began at `began`.
-    """
-
-    version: str | None
-    at: float
-    began: float
-    times: int
+DOUBTS_WITHIN_S: Final = 0.5
 
 
 class Compat:
@@ -76,9 +58,8 @@ class Compat:
         self._registry = registry
         self._tickets = tickets
         self._patience_s = patience_s
-        self._now = now
         self._handles = handles
-        self._handed: dict[tuple[str, str], Handed] = {}
+        self._askers = Askers(now)
 
     def routes(self) -> list[web.RouteDef]:
         """Return GET and POST for each path, with any number of leading slashes: SDKs differ."""
@@ -96,39 +77,56 @@ class Compat:
     @authenticates
     async def get_token(self, request: web.Request) -> web.Response:
         """Answer with the token as WeChat would."""
-        return await _in_dialect(request, self._token(request, WECHAT), WECHAT)
+        return await _in_dialect(self._token(request, WECHAT), WECHAT)
 
     @authenticates
     async def get_wecom_token(self, request: web.Request) -> web.Response:
         """Answer with the token as WeCom would."""
-        return await _in_dialect(request, self._token(request, WECOM), WECOM)
+        return await _in_dialect(self._token(request, WECOM), WECOM)
 
     @authenticates
     async def get_ticket(self, request: web.Request) -> web.Response:
         """Answer with a ticket as WeChat would, to whoever has the app's token."""
-        return await _in_dialect(request, self._ticket(request), WECHAT)
+        return await _in_dialect(self._ticket(request), WECHAT)
 
     async def _token(self, request: web.Request, dialect: Dialect) -> dict[str, Any]:
         params = await _parameters(request)
-        arrived_at = self._now()
         client, keeper = self._identify(params, dialect)
-        request[CLIENT] = client
-        handed = self._handed.get((client.name, keeper.account.name))
-        self._refuse_a_loop(handed, keeper, arrived_at)
+        request[CLIENT], request[APP] = client, keeper.account.name
         served = keeper.serve() or await keeper.get(0, self._patience_s)
-        if _asks_again(handed, keeper, arrived_at) or _wants_another(params):
-            served = await self._reported(keeper) or served
-        if not isinstance(served, Served):
-            raise ErrcodeError(
-                45009 if served.code is Code.QUOTA_EXHAUSTED else -1,
-                f"(token-broker: {english.unavailable(served)})",
-            )
-        self._note(client, keeper, self._now())
         handle = self._handles.of(client, keeper) if self._handles else None
-        if handle is not None:  # it never ages: the proxy puts the token of the moment in its place
+        if handle is not None and isinstance(served, Served):
             return {**dialect.good, "access_token": handle, "expires_in": HANDLE_LIVES_S}
-        token = served.token.value.reveal()
-        return {**dialect.good, "access_token": token, "expires_in": served.expires_in}
+        name = client.name if self._gate.keys else str(params.get(dialect.secret_field))
+        if self._askers.doubts(name, keeper) or _wants_another(params):
+            # Nobody waits long while a good token is held: the verification goes on behind.
+            patience_s = DOUBTS_WITHIN_S if isinstance(served, Served) else self._patience_s
+            await keeper.doubt(patience_s)
+            served = keeper.serve() or await keeper.get(0, self._patience_s)
+        else:
+            keeper.doubt_quietly()
+        if not isinstance(served, Served):
+            raise _refusal(served, keeper)
+        self._askers.note(name, keeper, served)
+        if request.method == "GET":
+            request[AGAIN] = self._again(name, keeper, served, dialect)
+        return _token(served, dialect)
+
+    def _again(self, name: str, keeper: Keeper, first: Served, dialect: Dialect) -> Again:
+        """Return how the same answer is given again, while the client goes on asking steadily."""
+        credential = first.credential
+
+        def again() -> tuple[bytes, float] | None:
+            served = keeper.serve()
+            if served is None or served.credential is not credential:
+                return None
+            if self._askers.doubts(name, keeper):
+                return None
+            self._askers.note(name, keeper, served)
+            keeper.doubt_quietly()
+            return json.dumps(_token(served, dialect)).encode(), served.until
+
+        return again
 
     async def _ticket(self, request: web.Request) -> dict[str, Any]:
         params = await _parameters(request)
@@ -188,60 +186,31 @@ class Compat:
             raise ErrcodeError(40013, several)
         return client, named[0]
 
-    @staticmethod
-    def _refuse_a_loop(handed: Handed | None, keeper: Keeper, now: float) -> None:
-        """Raise ErrcodeError if the client was handed this version too often within the window."""
-        is_same = handed is not None and handed.version == keeper.credential.version
-        if handed and is_same and handed.times >= MOST_IN_WINDOW and now < handed.began + WINDOW_S:
-            raise ErrcodeError(45011, until=handed.began + WINDOW_S)
 
-    def _note(self, client: Client, keeper: Keeper, now: float) -> None:
-        key, version = (client.name, keeper.account.name), keeper.credential.version
-        handed = self._handed.get(key)
-        if handed is None or handed.version != version or now >= handed.began + WINDOW_S:
-            if len(self._handed) >= MOST_KNOWN:
-                self._handed.clear()
-            self._handed[key] = Handed(version, now, now, 1)
-        else:
-            handed.at, handed.times = now, handed.times + 1
-
-    async def _reported(self, keeper: Keeper) -> Served | Unavailable | None:
-        """Report the token in force. None if what was served before is as good an answer."""
-        answer = await keeper.report(self._patience_s, version=keeper.credential.version)
-        if isinstance(answer, Unavailable):
-            return keeper.serve() or answer
-        return answer[1]
+def _token(served: Served, dialect: Dialect) -> dict[str, Any]:
+    token = served.token.value.reveal()
+    return {**dialect.good, "access_token": token, "expires_in": served.expires_in}
 
 
-def _asks_again(handed: Handed | None, keeper: Keeper, arrived_at: float) -> bool:
-    """Return True if the client had the current token already when its request came in.
-
-    Requests that come in together, before the first is answered, are no reports.
-    """
-    return (
-        handed is not None
-        and handed.version == keeper.credential.version
-        and arrived_at > handed.at
-    )
+def _refusal(why: Unavailable, keeper: Keeper) -> ErrcodeError:
+    """Return WeChat's own errcode where it is the cause and a person must act, else -1."""
+    failure = keeper.credential.failure
+    addition = f"(token-broker: {english.unavailable(why)})"
+    if failure is not None and failure.errcode in FOR_PEOPLE:
+        return ErrcodeError(failure.errcode, addition)
+    return ErrcodeError(45009 if why.code is Code.QUOTA_EXHAUSTED else -1, addition)
 
 
 def _wants_another(params: dict[str, Any]) -> bool:
     return params.get("force_refresh") in (True, "true", "1")
 
 
-async def _in_dialect(
-    request: web.Request, answering: Awaitable[dict[str, Any]], dialect: Dialect
-) -> web.Response:
+async def _in_dialect(answering: Awaitable[dict[str, Any]], dialect: Dialect) -> web.Response:
     """Build the answer, or the refusal that `answering` raises."""
     try:
         answer = await answering
     except ErrcodeError as refusal:
         answer = dialect.refusal(refusal)
-        # The refusal of a loop is repeated from the response cache, so that the loop costs next to
-        # nothing. Good answers are not: to ask again for the same token is a report.
-        if refusal.until > NEVER:
-            again = json.dumps(answer).encode(), refusal.until
-            request[AGAIN] = lambda: again
     return web.json_response(answer, headers=NO_STORE)
 
 
