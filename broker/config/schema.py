@@ -239,6 +239,7 @@ class PolicyTable(Table):
     max_backoff: Annotated[Number, Field(gt=0, le=86400)] = DEFAULT.max_backoff
     min_serve: Annotated[Number, Field(ge=0, le=240, description=WHY_SERVE)] = DEFAULT.min_serve
     verify_gap: Annotated[Number, Field(gt=0, le=3600)] = DEFAULT.verify_gap
+    verify_quota: Annotated[WholeNumber, Field(ge=0)] = DEFAULT.verify_quota
     report_quota: Annotated[WholeNumber, Field(ge=0)] = DEFAULT.report_quota
 
 

@@ -124,7 +124,10 @@ class Failure:
 
         Older versions stored a sentence (`reason`) in place of the code. The errcode still says
         what it was; without one the code is UNKNOWN, until the next call replaces the failure.
+        Raises ValueError where it is none of any version.
         """
+        if "kind" not in fields:
+            raise ValueError("this is no failure that was stored")
         known = {name: fields[name] for name in cls.__slots__ if name in fields}
         by_errcode = FailureCode.UNKNOWN if fields.get("errcode") is None else FailureCode.ERRCODE
         kind, code = fields.get("kind"), fields.get("code", by_errcode)

@@ -211,9 +211,9 @@ def _wrong_value(name: str, kind: type, value: Any) -> str | None:
 
 def _wrong_row(row: Row) -> str | None:
     for name, others in _WHOLE.items():
-        if row.get(name) is not None:
+        if name in row and row[name] is not None:
             for other in others:
-                if row[other] is None:
+                if other in row and row[other] is None:
                     return f"a {name} without {other}"
     return None
 

@@ -78,6 +78,7 @@ class Keeper:
         """Begin no more calls and wake everyone who watches; memory is handed out to the end."""
         self._stopping = True
         self._refresher.stop()
+        self._dependencies.on_change(self.account.name)
         self._live.wake()
 
     def on_store_changed(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from broker.core.credential import Credential, Doubt, Endpoint, HeldToken
-from broker.core.decision import scheduled_at
+from broker.core.decision import promised_until, scheduled_at
 from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.core.secret import Secret
@@ -22,7 +22,7 @@ from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import AGAIN, APP, ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
 from broker.web.gate import Client
-from tests.harness.doubles import ACCOUNT, CANARY, LOST, Bench, looked
+from tests.harness.doubles import ACCOUNT, CANARY, LOST, Bench
 from tests.harness.peers import (
     ASK,
     KEY,
@@ -115,12 +115,17 @@ async def test_it_is_never_said_to_live_longer_than_it_does(bench: Bench, daemon
     for step in (0.0, 0.4, 0.5, 0.2, 0.9, 1.0, 0.3):
         await peer.ask()
         bench.clock.pass_(step)
-        found = re.search(rb'"expires_in": (\d+)', await peer.ask())
+        answer = await peer.ask()
+        found = re.search(rb'"token_expires_in": (\d+)', answer)
+        promised = re.search(rb'"expires_in": (\d+)', answer)
         held = token.credential.token
         assert found
+        assert promised
         assert held
         left = held.expires_at - bench.clock.now()
         assert left - 1 < int(found[1]) <= left
+        until = promised_until(token.credential, Endpoint.TOKEN, bench.policy, bench.clock.now())
+        assert until - bench.clock.now() - 1 < int(promised[1]) <= until - bench.clock.now()
 
 
 async def test_another_version_is_served_at_once(bench: Bench, daemon: Daemon) -> None:
@@ -202,14 +207,17 @@ async def test_a_token_that_is_due_is_called_stale_from_that_moment(
 
 async def test_a_min_ttl_that_is_out_of_reach_is_not_repeated(bench: Bench, daemon: Daemon) -> None:
     bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, FailureCode.ERRCODE)] * 9)
-    peer, chunk = await daemon.peer(), request("/v1/tokens/main?min_ttl=3000.5")
-    bench.clock.pass_(7200 - 3001)
     keeper = daemon.registry.find("main")
     assert keeper is not None
-    await looked(keeper)
+    held = keeper.serve()
+    assert held is not None
+    bench.clock.pass_(100)
+    peer = await daemon.peer()
+    chunk = request(f"/v1/tokens/main?min_ttl={held.expires_in - 100.5}")
+    bench.clock.pass_(0.2)
     for _ in range(2):
         assert status(await peer.ask(chunk)) == 200
-    bench.clock.pass_(0.3)
+    bench.clock.pass_(1.5)
     assert status(await peer.ask(chunk)) == 503
 
 

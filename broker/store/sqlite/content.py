@@ -14,7 +14,15 @@ _TABLES: Final[dict[str, dict[str, type]]] = {
     "accounts": {**ACCOUNT_COLUMNS, **ANCHOR_COLUMNS},
     "calls": {**CALL_COLUMNS, **ANCHOR_COLUMNS},
 }
-_SINCE: Final = {"emergency": 2, "lease_lost": 2}  # schema versions of columns that came later
+# Schema versions of columns that came later.
+_SINCE: Final = {
+    "emergency": 2,
+    "lease_lost": 2,
+    "replace_at": 3,
+    "checks": 3,
+    "checks_since": 3,
+    "alive": 3,
+}
 _LANES: Final = ", ".join(f"'{lane}'" for lane in Lane)
 # All rows in one statement: a ledger may hold a week of a thousand apps.
 _ODD_CALLS: Final = f"""select count(*), min(id) from calls where typeof(appid) <> 'text'
@@ -41,9 +49,9 @@ def oddities(db: Database, version: int) -> Iterator[str]:
         return
     if not db.execute("select value from meta where key = 'epoch' and value <> ''").fetchone():
         yield "the table meta has no epoch: restore a backup, or move the file away"
-    names = list(_TABLES["accounts"])
-    for row in db.execute(f"select {', '.join(names)} from accounts"):  # noqa: S608 -- the same
-        if why := oddity(dict(zip(names, row, strict=True)), _TABLES["accounts"]):
+    columns = {name: kind for name, kind in _TABLES["accounts"].items() if _is_in(name, version)}
+    for row in db.execute(f"select {', '.join(columns)} from accounts"):  # noqa: S608 -- the same
+        if why := oddity(dict(zip(columns, row, strict=True)), columns):
             yield f"{why}: restore a backup, or move the file away"
     odd, first = db.execute(_ODD_CALLS).fetchone()
     if odd:
@@ -51,6 +59,10 @@ def oddities(db: Database, version: int) -> Iterator[str]:
             f"{odd} row(s) of the table calls hold what token-broker does not write (the first has"
             f" id {first}): restore a backup, or move the file away"
         )
+
+
+def _is_in(name: str, version: int) -> bool:
+    return _SINCE.get(name, 1) <= version
 
 
 def _missing(db: Database, there: set[str], version: int) -> Iterator[str]:
@@ -63,5 +75,5 @@ def _missing(db: Database, there: set[str], version: int) -> Iterator[str]:
             continue
         found = {row[1] for row in db.execute(f"pragma table_info({table})")}
         for name in columns:
-            if name not in found and _SINCE.get(name, 1) <= version:
+            if name not in found and _is_in(name, version):
                 yield f"the column {table}.{name}"
