@@ -15,7 +15,7 @@ from tests.harness.doubles import APPID
 from tests.harness.processes import House, until
 
 # Fast enough for a test; the refresh itself is the real one.
-QUICK = "min_gap = 0.5\nmax_backoff = 1\nverify_gap = 0.2\nmin_serve = 1\n"
+QUICK = "min_gap = 0.5\nmax_backoff = 1\nverify_gap = 0.2\nmin_serve = 1\noverlap = 5\n"
 
 
 @pytest.fixture

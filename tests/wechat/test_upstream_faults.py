@@ -336,7 +336,7 @@ def test_an_expiry_that_can_be_read_is_taken_and_never_for_more_than_a_day(
     trial: Trial, name: str
 ) -> None:
     seconds = ACCEPTED[name][1]
-    assert seconds - 30 <= trial.answer(name)["expires_in"] <= seconds
+    assert seconds - 30 <= trial.answer(name)["token_expires_in"] <= seconds
 
 
 def test_endless_answers_and_bombs_leave_its_memory_small(trial: Trial) -> None:
