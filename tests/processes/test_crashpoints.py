@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from broker.store.sqlite.file import MIGRATIONS
 from tests.harness import invariants
 from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID
@@ -229,10 +230,11 @@ def test_killed_again_while_a_crash_is_being_understood_it_is_understood_later(
 
 # --- the file itself ------------------------------------------------------------------------------
 
+OURS = len(MIGRATIONS)  # two more steps are added to it
 SHAPES = {
-    1: ({"meta", "accounts", "calls"}, False),
-    2: ({"meta", "accounts", "calls", "second"}, True),
-    3: ({"meta", "accounts", "calls", "third"}, True),
+    OURS: ({"meta", "accounts", "calls"}, False),
+    OURS + 1: ({"meta", "accounts", "calls", "second"}, True),
+    OURS + 2: ({"meta", "accounts", "calls", "third"}, True),
 }
 
 
