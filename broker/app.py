@@ -12,12 +12,15 @@ from typing import Final, ParamSpec
 from aiohttp import web
 
 from broker import __version__
-from broker.config.load import ConfigError
+from broker.config.load import ConfigError, load
 from broker.config.reload import reloading
 from broker.config.settings import Settings
-from broker.core.credential import Endpoint
+from broker.core.credential import Account, Endpoint
 from broker.core.decision import RENEWED_AFTER
 from broker.core.ports import EventSink
+from broker.logins import limits as login_limits
+from broker.logins.limits import LoginLimits
+from broker.logins.logins import Logins
 from broker.store import open as stores
 from broker.system import log
 from broker.system.address import is_loopback
@@ -30,6 +33,7 @@ from broker.tokens.emergency_budget import EmergencyBudget
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api.compat import Compat
+from broker.web.api.logins import LoginDesk
 from broker.web.api.metrics import Metrics
 from broker.web.api.tickets import TicketDesk
 from broker.web.client_stats import ClientStats
@@ -102,7 +106,9 @@ async def daemon(
             WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base)
         )
         client_stats = ClientStats(clock.now)
-        most = most_connections(MOST_CONNECTIONS if settings.proxy.enabled else 0)
+        most = most_connections(
+            login_limits.MOST_AT_ONCE + (MOST_CONNECTIONS if settings.proxy.enabled else 0)
+        )
         response_cache = ResponseCache(
             Connections(most, clock.now),
             _count(metrics, client_stats),
@@ -119,9 +125,22 @@ async def daemon(
             emergency_budget=EmergencyBudget(_runtime_directory()),
             on_change=response_cache.drop,
         )
-        registry = Registry(list(settings.apps.values()), dependencies)
+        registry = Registry(with_token(settings), dependencies)
         await registry.start()
         tickets = Tickets(registry, dependencies, upstream)
+
+        def take_secret(account: Account) -> None:
+            logins.use(account)
+
+        logins = Logins(
+            upstream,
+            LoginLimits(settings.logins, clock.now),
+            clock,
+            dependencies.emit,
+            metrics.login,
+            secret_rereader(settings.path, take_secret),
+        )
+        logins.admit(settings.apps.values())
         store.watch(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
@@ -133,11 +152,13 @@ async def daemon(
             history=store.history,
             tickets_of=tickets.of,
             nodes=lambda: store.nodes,
+            logins=logins,
         )
         handles = Handles(gate, registry) if settings.proxy.enabled else None
         routes = TicketDesk(tickets).routes() + (
             Compat(gate, tickets, handles).routes() if settings.compat else []
         )
+        routes += LoginDesk(logins, gate, compat=settings.compat).routes()
         if handles is not None:  # behind the drop-in's, whose paths it never passes on
             out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
             callers, limits = (
@@ -170,6 +191,7 @@ async def daemon(
 
         async def apply(read: Settings) -> None:
             admit(gate, read, bound)
+            logins.admit(read.apps.values())
             pace = dependencies.policy.tick
             response_cache.admit_anew()
             together(registry.apply_policy, tickets.apply_policy)(read.policy)
@@ -185,8 +207,35 @@ async def daemon(
         await stack.enter_async_context(
             supervisor.watched(wellness(registry, nearest), _say_how_we_are)
         )
-        stack.callback(together(registry.stop, tickets.stop))
+        stack.callback(together(registry.stop, tickets.stop, logins.stop))
         yield [address for address, _ in bound]
+
+
+def with_token(settings: Settings) -> list[Account]:
+    """Return the accounts that keep a token; the others only log in."""
+    return [one for one in settings.apps.values() if one.endpoint is not Endpoint.NONE]
+
+
+def secret_rereader(path: Path, use: Callable[[Account], None]) -> Callable[[str], None]:
+    """Return what reads the configuration's secrets again when WeChat has refused an app's, and says which one it has now."""
+    reading: set[asyncio.Task[None]] = set()
+
+    async def reread(app: str) -> None:
+        try:
+            # On a thread: a file that is slow to read must not hold up those who ask.
+            account = (await asyncio.to_thread(load, path)).apps.get(app)
+        except ConfigError as error:
+            log.tell("reload-refused", errors=error.errors)
+            return
+        if account is not None:
+            use(account)
+
+    def begin(app: str) -> None:
+        task = asyncio.create_task(reread(app), name=f"read the secret of {app} again")
+        reading.add(task)
+        task.add_done_callback(reading.discard)
+
+    return begin
 
 
 def together(*each: Callable[P, object]) -> Callable[P, None]:

@@ -1,4 +1,4 @@
-"""The only module that speaks to WeChat.
+"""The only module that speaks to WeChat with an AppSecret: for tokens, for tickets, and for people who log in.
 
 Errors of others end here, without their text: it holds the URL, the URL the secret.
 """
@@ -20,6 +20,7 @@ from yarl import URL
 from broker.core.answer import MOST_BYTES, token_answer, verdict
 from broker.core.credential import Account, Endpoint
 from broker.core.errcodes import Failure, Kind
+from broker.core.login import LoginKind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.http.no_retry import session_without_retries
@@ -28,6 +29,11 @@ TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
 WECOM_PATH: Final = "/cgi-bin/gettoken"
 TICKET_PATH: Final = "/cgi-bin/ticket/getticket"
+# How each kind of login is asked for, and what it calls its code (WECHAT.md W75, W76)
+LOGIN_CALLS: Final = {
+    LoginKind.MINIPROGRAM: ("/sns/jscode2session", "js_code"),
+    LoginKind.WEB: ("/sns/oauth2/access_token", "code"),
+}
 # The cheap call that tells whether a token lives (WECHAT.md W34, W67); WeCom has it
 CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"
 
@@ -103,6 +109,19 @@ class WeChat:
             params={"access_token": token.reveal(), "type": kind},
         )
         return answer if isinstance(answer, Failure) else token_answer(answer, "ticket")
+
+    async def exchange_code(
+        self, account: Account, kind: LoginKind, code: Secret
+    ) -> bytes | Failure:
+        """See :class:`broker.logins.logins.CodeExchanger`."""
+        path, parameter = LOGIN_CALLS[kind]
+        fields = {
+            "appid": account.appid,
+            "secret": account.secret.reveal(),
+            parameter: code.reveal(),
+            "grant_type": "authorization_code",
+        }
+        return await self._call("GET", self._base.with_path(path), params=fields)
 
     async def _call(self, method: str, url: URL, **request: Any) -> bytes | Failure:
         """Make one request; the body of a 200, or what went wrong."""

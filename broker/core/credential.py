@@ -24,12 +24,13 @@ class Endpoint(StrEnum):
     WeChat's two isolated token endpoints (WECHAT.md W1), WeCom's (W61), the tickets' (W54).
 
     A ticket is kept like a token. It is fetched with a token, does not die with it, and no cheap
-    call tells if it lives.
+    call tells if it lives. NONE is that of apps which only log in and have no token (W81).
     """
 
     TOKEN = "token"  # noqa: S105 -- the endpoint's name, as in the configuration
     STABLE = "stable_token"
     WECOM = "wecom"
+    NONE = "none"
     JSAPI = "jsapi"
     WX_CARD = "wx_card"
 

@@ -80,6 +80,8 @@ class Full:
 
 def calls_per_day(endpoint: Endpoint, policy: Policy) -> int:
     """Token calls that a day without incidents needs at most."""
+    if endpoint is Endpoint.NONE:
+        return 0
     if endpoint is Endpoint.STABLE:
         return math.ceil(DAY / (LIFETIME - ROTATES_WITHIN))
     if endpoint is Endpoint.WECOM:

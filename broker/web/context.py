@@ -8,8 +8,9 @@ from typing import Any, Final
 from aiohttp import web
 from multidict import CIMultiDict
 
-from broker.core.credential import Account
+from broker.core.credential import Account, Endpoint
 from broker.core.ports import Node
+from broker.logins.logins import Logins
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.web.client_stats import ClientStats
@@ -42,10 +43,16 @@ class Edge:
         lambda _: {}
     )  # by type, those an app has now
     nodes: Callable[[], Sequence[Node]] = tuple  # who shares the store
+    logins: Logins | None = None
     rendered: dict[str, tuple[object, bytes, CIMultiDict[str]]] = field(
         default_factory=dict
     )  # by app, the last answer
     plots: dict[str, tuple[object, Plot]] = field(default_factory=dict)  # by app, the last drawn
+
+    def keeps_no_token(self, app: str) -> bool:
+        """Return True if the app of that name or AppID is one that only logs in."""
+        account = self.logins.find(app) if self.logins is not None else None
+        return account is not None and account.endpoint is Endpoint.NONE
 
 
 EDGE: Final = web.AppKey("edge", Edge)

@@ -11,13 +11,16 @@ WORDS: Final = {
     40001: "invalid credential, access_token is invalid or not latest",
     40002: "invalid grant_type",
     40013: "invalid appid",
+    40029: "invalid code",
     40125: "invalid appsecret",
     41001: "access_token missing",
     41002: "appid missing",
     41004: "appsecret missing",
+    41008: "missing code",
     45009: "reach max api daily quota limit",
     45011: "api minute-quota reach limit, must slower, retry next minute",
     47001: "data format error",
+    48001: "api unauthorized",
 }
 WECOM_WORDS: Final = {
     40001: "invalid credential",

@@ -20,7 +20,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H = TypeVar("H", bound=Handler)
 M = TypeVar("M", bound=Callable[..., Awaitable[web.StreamResponse]])
 
-SCOPES: Final = frozenset({"read", "report", "admin", "proxy"})
+SCOPES: Final = frozenset({"read", "report", "login", "proxy", "admin"})
 ANYBODY: Final = "*"
 REQUEST_HEADER: Final = "X-Token-Broker"
 BROWSER: Final = ("sec-fetch-",)
@@ -61,6 +61,12 @@ def open_to_browsers(handler: H) -> H:
 def authenticates(handler: M) -> M:
     """Mark a handler that finds out itself who asks, by what is in the request; host and browser are looked at here."""
     handler.authenticates = True  # type: ignore[attr-defined]
+    return handler
+
+
+def answers_in_errcodes(handler: M) -> M:
+    """Mark a handler for SDKs: what is refused before it is asked, too, is HTTP 200 with an errcode (WECHAT.md W89)."""
+    handler.answers_in_errcodes = True  # type: ignore[attr-defined]
     return handler
 
 

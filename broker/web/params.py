@@ -39,6 +39,10 @@ def keeper_of(request: web.Request, scope: str) -> Keeper:
     keeper = request.app[EDGE].registry.find(app)
     if not client.may_use(keeper.account.name if keeper else app):
         raise ProblemError(403, "insufficient-scope", "This client may not use that app.")
+    if keeper is None and request.app[EDGE].keeps_no_token(app):
+        raise ProblemError(
+            404, "no-token", 'This app only logs in: endpoint = "none" keeps no token.'
+        )
     if keeper is None:
         raise ProblemError(
             404, "unknown-app", "No app has this name or AppID; GET /v1/status lists them."
@@ -83,7 +87,7 @@ async def fields_of(request: web.Request, known: dict[str, type]) -> dict[str, A
         )
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):
-            body = json.loads(await request.read())
+            body = json.loads(await request.read(), object_pairs_hook=_each_once)
     except TimeoutError:
         raise ProblemError(
             408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s."
@@ -111,6 +115,13 @@ async def fields_of(request: web.Request, known: dict[str, type]) -> dict[str, A
     if wrong:
         raise ProblemError(422, "invalid-body", "; ".join(wrong) + ".")
     return body
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ProblemError(422, "invalid-body", "A field stands twice.")
+    return found
 
 
 _TYPES: Final = {str: "a string", int: "an integer", bool: "true or false"}

@@ -1,6 +1,8 @@
 """The aiohttp application: the gate in front, every error as a problem, every request counted."""
 
+import json
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -9,8 +11,10 @@ from broker.http.problems import ProblemError, problem
 from broker.web.api import openapi, probes, status, tokens
 from broker.web.api.metrics import METRICS, Metrics, route_name
 from broker.web.context import EDGE, Edge
+from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import CLIENT, Gate, Handler
 from broker.web.page import status as page
+from broker.web.params import NO_STORE
 
 LARGEST_BODY: Final = 64 * 1024
 OnCrash = Callable[[str, Exception], None]
@@ -37,6 +41,10 @@ def application(
         except Exception as error:  # noqa: BLE001
             on_crash(_route(request), error)
             response = problem(500, "internal-error", "A bug in the broker; its log has more.")
+        if response.status >= HTTPStatus.BAD_REQUEST and hasattr(
+            request.match_info.handler, "answers_in_errcodes"
+        ):
+            response = _as_errcode(response)
         if edge.registry.stopping:
             response.force_close()  # the next request is our successor's
         metrics.request(request.match_info.route.resource, response.status)
@@ -61,6 +69,18 @@ def application(
         ]
     )
     return app
+
+
+def _as_errcode(refusal: web.StreamResponse) -> web.Response:
+    """Say a problem of ours as WeChat would say it, to an SDK."""
+    text = refusal.text if isinstance(refusal, web.Response) else None
+    detail = json.loads(text or "{}").get("detail", "")
+    errcode = {403: 48001, 500: -1}.get(refusal.status, 47001)
+    said = WECHAT.refusal(ErrcodeError(errcode, f"(token-broker: {detail})"))
+    response = web.json_response(said, headers=NO_STORE)
+    if refusal.keep_alive is False:
+        response.force_close()
+    return response
 
 
 async def _expect(request: web.Request) -> None:

@@ -1,6 +1,7 @@
 """A clock that is told the time, and a WeChat that does what a test says, behind a gate."""
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.errcodes import Failure, Kind
+from broker.core.login import LoginKind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.store.sqlite.store import SqliteStore
@@ -64,6 +66,8 @@ class ScriptedWeChat:
     shut_after_check: bool = False
     tickets: list[tuple[str, str]] = field(default_factory=list)  # asked for: type and token
     ticket_answers: deque[Minted | Failure] = field(default_factory=deque)
+    logins: list[tuple[str, LoginKind, str]] = field(default_factory=list)  # app, kind, code
+    login_answers: deque[bytes | Failure] = field(default_factory=deque)
     before_answer: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -96,6 +100,15 @@ class ScriptedWeChat:
         if self.ticket_answers:
             return self.ticket_answers.popleft()
         return Minted(Secret(f"{CANARY}-{kind.value}-k{len(self.tickets)}"), self.lifetime)
+
+    async def exchange_code(
+        self, account: Account, kind: LoginKind, code: Secret
+    ) -> bytes | Failure:
+        self.logins.append((account.name, kind, code.reveal()))
+        await self._pass_gate()
+        if self.login_answers:
+            return self.login_answers.popleft()
+        return json.dumps({"openid": f"o-{len(self.logins)}", "session_key": "k"}).encode()
 
     async def _pass_gate(self) -> None:
         self.in_flight += 1

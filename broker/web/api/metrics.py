@@ -61,6 +61,12 @@ class Metrics(Collector):
             ["errcode"],
             registry=self.registry,
         )
+        self._logins = Counter(
+            "token_broker_logins",
+            "Logins: codes exchanged, or not.",
+            ["app", "kind", "outcome"],
+            registry=self.registry,
+        )
         self._crashes = Counter(
             "token_broker_crashes",
             "Bugs survived; please report them.",
@@ -82,6 +88,10 @@ class Metrics(Collector):
     def proxied(self, app: str, outcome: str) -> None:
         """Count a call of the proxy's."""
         self._proxied.labels(app, outcome).inc()
+
+    def login(self, app: str, kind: str, outcome: str) -> None:
+        """Count a login that was tried."""
+        self._logins.labels(app, kind, outcome).inc()
 
     def refused(self, errcode: int) -> None:
         """Count a refusal of the proxy's own, whoever it was that asked."""

@@ -5,7 +5,9 @@ from typing import Any, Final
 from aiohttp import web
 
 from broker import __version__
+from broker.core.login import LoginKind
 from broker.core.serving import Code, ReportOutcome, TokenState
+from broker.web.api.status import LOGIN_ONLY
 from broker.web.gate import open_to_browsers
 
 Json = dict[str, Any]
@@ -61,7 +63,7 @@ _REFUSALS: Final[Json] = {
         "`host-not-allowed`, `browser-request`, `forwarded-request`, `missing-request-header`,"
         " `insufficient-scope`"
     ),
-    "404": _problem("`unknown-app`"),
+    "404": _problem("`unknown-app`, `no-token` (an app that only logs in)"),
 }
 _NO_TOKEN: Final = _problem("No token now: see `code` and `retry_after`.", waits=True)
 _HOST: Final[Json] = {"403": _problem("`host-not-allowed`")}
@@ -231,6 +233,32 @@ _SIGN_CARD: Final = _sign(
 )
 
 
+_LOG_IN: Final[Json] = {
+    "operationId": "logIn",
+    "summary": "Exchange a login code with the AppSecret that only the broker has. Scope: login.",
+    "description": (
+        "WeChat's answer as it is, errcode included: `session_key`, a user's token, `unionid`."
+        " Nothing of it is kept. A code is good once: whatever the answer, and where there is none,"
+        " it counts as used, except on 429 and `stopping`."
+    ),
+    "security": [{"bearer": []}, {"header": []}],
+    "parameters": [_APP],
+    "requestBody": {"required": True, **_content("application/json", _ref("Login"))},
+    "responses": {
+        "200": {
+            "description": "WeChat's answer.",
+            **_content("application/json", {"type": "object"}),
+        },
+        **_BODY,
+        **_REFUSALS,
+        "422": _problem("`invalid-body`; `no-code-exchange` for an app of WeCom"),
+        "429": _problem("`login-throttled`: the code is still good.", waits=True),
+        "502": _problem("`upstream-unavailable`: WeChat gave no answer; the code counts as used."),
+        "503": _problem("`stopping`: the code is still good.", waits=True),
+    },
+}
+
+
 def _get(operation: str, summary: str, kind: str, schema: Json, **more: Json) -> Json:
     good = {"description": "Good.", **_content(kind, schema)}
     return {
@@ -266,6 +294,7 @@ DOCUMENT: Final[Json] = {
         "/v1/tickets/{app}/{type}": {"get": _GET_TICKET},
         "/v1/tickets/{app}/jsapi/signature": {"post": _SIGN_PAGE},
         "/v1/tickets/{app}/wx_card/signature": {"post": _SIGN_CARD},
+        "/v1/logins/{app}": {"post": _LOG_IN},
         "/v1/status": _get(
             "getStatus", "Every app without its token.", "application/json", _ref("Status")
         ),
@@ -314,6 +343,13 @@ DOCUMENT: Final[Json] = {
                 "oneOf": [{"required": ["version"]}, {"required": ["access_token"]}],
                 "additionalProperties": False,
             },
+            "Login": {
+                **_object(
+                    kind={"enum": [kind.value for kind in LoginKind]},
+                    code={**_TEXT, "pattern": "^[!-~]{1,512}$"},
+                ),
+                "additionalProperties": False,
+            },
             "Refresh": {**_object([], force={"type": "boolean"}), "additionalProperties": False},
             "Problem": _object(
                 ["type", "title", "status", "detail", "code"],
@@ -355,7 +391,7 @@ DOCUMENT: Final[Json] = {
                 app=_TEXT,
                 appid=_TEXT,
                 endpoint=_TEXT,
-                state={"enum": [*(state.value for state in TokenState), "unavailable"]},
+                state={"enum": [*(state.value for state in TokenState), "unavailable", LOGIN_ONLY]},
                 version=_nullable("string"),
                 expires_in=_COUNT,
                 next_refresh_in=_COUNT,
@@ -365,6 +401,15 @@ DOCUMENT: Final[Json] = {
                     suspected={"type": "boolean"}, since=_nullable("string"), count=_COUNT
                 ),
                 store_error=_nullable("string"),
+                logins=_object(
+                    outcomes={"type": "object", "additionalProperties": _COUNT},
+                    last_at=_nullable("string"),
+                    last_failure=_nullable("object"),
+                    news={
+                        **_nullable("object"),
+                        "description": "What a person must see to, as in `last_error`.",
+                    },
+                ),
                 tickets={
                     "type": "object",
                     "description": "By type, those that were asked for within a day.",

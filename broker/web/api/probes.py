@@ -14,7 +14,7 @@ from broker.core.credential import NEVER
 from broker.tokens.keeper import Keeper
 from broker.web.api.metrics import METRICS
 from broker.web.connection.fast_path import AGAIN
-from broker.web.context import EDGE
+from broker.web.context import EDGE, Edge
 from broker.web.gate import open_to_browsers
 from broker.web.params import NO_STORE
 
@@ -67,6 +67,7 @@ async def health(request: web.Request) -> web.Response:
     """`pass`, `warn` (works, but somebody should look) or `fail`, with the reasons by app."""
     registry = request.app[EDGE].registry
     checks = {f"token:{keeper.account.name}": [_check(keeper)] for keeper in registry}
+    checks |= _logins(request.app[EDGE])
     found = {check[0]["status"] for check in checks.values()} | {
         "pass" if registry.ticking and not registry.stopping else "fail"
     }
@@ -117,6 +118,20 @@ def _check(keeper: Keeper) -> dict[str, Any]:
         "status": status,
         **observed,
         "output": "; ".join(filter(None, worries)),
+    }
+
+
+def _logins(edge: Edge) -> dict[str, list[dict[str, Any]]]:
+    """The apps whose logins WeChat refuses for the sake of the app: somebody should look."""
+    return {
+        f"logins:{app}": [
+            {
+                "componentType": "component",
+                "status": "warn",
+                "output": f"WeChat refuses logins: {news.reason}",
+            }
+        ]
+        for app, news in (edge.logins.news() if edge.logins is not None else {}).items()
     }
 
 

@@ -11,8 +11,10 @@ from typing import Any, Final
 from aiohttp import web
 
 from broker import __version__
+from broker.core.credential import Account
 from broker.core.errcodes import Failure, Kind
 from broker.core.quota import Usage
+from broker.logins.record import LoginRecord
 from broker.tokens.keeper import Keeper
 from broker.web.context import EDGE, Edge
 from broker.web.gate import open_to_browsers
@@ -32,6 +34,7 @@ async def get_status(request: web.Request) -> web.Response:
     return web.json_response(text=body, headers=NO_STORE)
 
 
+LOGIN_ONLY: Final = "login-only"  # the state of an app that keeps no token
 STARTED: Final = time.monotonic()
 
 
@@ -46,7 +49,10 @@ def status(edge: Edge) -> dict[str, Any]:
         "version": __version__,
         "uptime": uptime(),
         "stopping": edge.registry.stopping,
-        "apps": [app_status(edge, keeper) for keeper in edge.registry],
+        "apps": [
+            *(app_status(edge, keeper) for keeper in edge.registry),
+            *(without_token_status(edge, account) for account in without_token(edge)),
+        ],
         "nodes": nodes(edge),
     }
 
@@ -97,6 +103,48 @@ def app_status(edge: Edge, keeper: Keeper) -> dict[str, Any]:
             kind: _held(ticket, ticket.usage())
             for kind, ticket in edge.tickets_of(keeper.account.name).items()
         },
+        "logins": logins_status(edge, keeper.account.name),
+    }
+
+
+def without_token(edge: Edge) -> list[Account]:
+    """The apps that keep no token and only log in."""
+    return edge.logins.without_token() if edge.logins is not None else []
+
+
+def without_token_status(edge: Edge, account: Account) -> dict[str, Any]:
+    """One of those apps: what is said of a token is said of none."""
+    return {
+        "app": account.name,
+        "appid": account.appid,
+        "endpoint": account.endpoint.value,
+        "state": LOGIN_ONLY,
+        "version": None,
+        "expires_in": 0,
+        "next_refresh_in": 0,
+        "last_error": None,
+        "quota": {"limit": 0, "used_today": 0, "used_24h": 0, "remaining": 0},
+        "second_issuer": {"suspected": False, "since": None, "count": 0},
+        "store_error": None,
+        "tickets": {},
+        "logins": logins_status(edge, account.name),
+    }
+
+
+def logins_status(edge: Edge, app: str) -> dict[str, Any]:
+    """How an app's logins have gone since the start; `news` is what a person must see to."""
+    record = (edge.logins.record(app) if edge.logins is not None else None) or LoginRecord()
+    return {
+        "outcomes": record.by_outcome(),
+        "last_at": None if record.last_at is None else iso(record.last_at),
+        "last_failure": record.failure
+        and {
+            "kind": record.failed_kind,
+            "errcode": record.failure.errcode,
+            "reason": record.failure.reason,
+            "at": iso(record.failure.wall),
+        },
+        "news": record.news and _error(record.news),
     }
 
 
@@ -110,18 +158,20 @@ def _held(keeper: Keeper, spent: Usage) -> dict[str, Any]:
         "expires_in": served.expires_in if served else 0,
         "token_expires_in": served.token_expires_in if served else 0,
         "next_refresh_in": max(0, round(keeper.next_call_in())),
-        "last_error": (
-            failure
-            and {
-                "class": failure.kind.value,
-                "errcode": failure.errcode,
-                "reason": failure.reason,
-                "advice": failure.advice + _drift(failure, spent),
-                "ip": failure.ip,
-                "rid": failure.rid,
-                "at": iso(failure.wall),
-            }
-        ),
+        "last_error": failure and _error(failure, _drift(failure, spent)),
+    }
+
+
+def _error(failure: Failure, more: str = "") -> dict[str, Any]:
+    """What went wrong and what to do about it, for people."""
+    return {
+        "class": failure.kind.value,
+        "errcode": failure.errcode,
+        "reason": failure.reason,
+        "advice": failure.advice + more,
+        "ip": failure.ip,
+        "rid": failure.rid,
+        "at": iso(failure.wall),
     }
 
 

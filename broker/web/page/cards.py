@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from broker.core.credential import Doubt, HeldToken
+from broker.core.credential import Account, Doubt, HeldToken
 from broker.http.language import span
+from broker.logins.logins import GOOD
 from broker.tokens.keeper import Keeper
-from broker.web.api.status import app_status
+from broker.web.api.status import app_status, without_token, without_token_status
 from broker.web.context import Edge
 from broker.web.page.advice import advice, reason
 from broker.web.page.messages import PAGE
@@ -19,7 +20,10 @@ ALMOST_SPENT: Final = 0.8
 
 def cards(edge: Edge, lang: str) -> list[dict[str, Any]]:
     """Every app, the troubled ones first."""
-    shown = (card(edge, keeper, lang) for keeper in edge.registry)
+    shown = [
+        *(card(edge, keeper, lang) for keeper in edge.registry),
+        *(_login_only_card(edge, account, lang) for account in without_token(edge)),
+    ]
     return sorted(shown, key=lambda one: WORST_FIRST.index(one["tone"]))
 
 
@@ -33,10 +37,13 @@ def card(edge: Edge, keeper: Keeper, lang: str) -> dict[str, Any]:
         TONES[said["state"]],
     )
     is_spent = quota["remaining"] == 0
-    is_troubled = error or rivals["suspected"] or said["store_error"] or is_spent
+    is_troubled = (
+        error or said["logins"]["news"] or rivals["suspected"] or said["store_error"] or is_spent
+    )
     return {
         **said,
         **_token(edge, keeper, said, lang),
+        **_logins(said, lang),
         "tone": "warn" if tone == "good" and is_troubled else tone,
         "state_said": words[said["state"]],
         "endpoint_said": words[f"endpoint_{said['endpoint']}"],
@@ -58,6 +65,39 @@ def card(edge: Edge, keeper: Keeper, lang: str) -> dict[str, Any]:
         ),
         "tickets_said": [_ticket(kind, ticket, lang) for kind, ticket in said["tickets"].items()],
         "store_said": words["store_error_said"].format(error=said["store_error"]),
+    }
+
+
+def _login_only_card(edge: Edge, account: Account, lang: str) -> dict[str, Any]:
+    """What is said of an app that keeps no token."""
+    said, words = without_token_status(edge, account), PAGE[lang]
+    return {
+        **said,
+        **_logins(said, lang),
+        "tone": "warn" if said["logins"]["news"] else "good",
+        "spent_said": "",
+        "state_said": words[said["state"]],
+        "endpoint_said": words[f"endpoint_{said['endpoint']}"],
+    }
+
+
+def _logins(said: Mapping[str, Any], lang: str) -> dict[str, str]:
+    """How logins go; nothing where there were none."""
+    words, logins = PAGE[lang], said["logins"]
+    news, failure, total = logins["news"], logins["last_failure"], sum(logins["outcomes"].values())
+    good = logins["outcomes"].get(GOOD, 0)
+    return {
+        "logins_said": words["logins_of"].format(good=good, total=total) if total else "",
+        "logins_failed": (
+            words["logins_failed"].format(
+                reason=reason(failure["reason"], lang), at=stamp(failure["at"])
+            )
+            if failure
+            else ""
+        ),
+        "news_reason": reason(news["reason"], lang) if news else "",
+        "news_advice": advice(news, lang, 0, said["endpoint"]) if news else "",
+        "news_at": stamp(news["at"]) if news else "",
     }
 
 

@@ -8,7 +8,7 @@ on the token paths (compat.py): SDKs print URLs on anything else.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
@@ -22,7 +22,7 @@ from broker.core.credential import Account
 from broker.core.serving import Served, Unavailable
 from broker.tokens.keeper import Keeper
 from broker.web.context import EDGE
-from broker.web.dialect import WECHAT, WORDS, ErrcodeError
+from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import CLIENT, authenticates
 from broker.web.params import NO_STORE
 from broker.web.proxy import headers as hops
@@ -38,7 +38,6 @@ METHODS: Final = (
     "PATCH",
     "DELETE",
 )  # aiohttp answers HEAD where it answers GET
-DIALECT: Final = replace(WECHAT, words={**WORDS, 48001: "api unauthorized"})
 OTHERS: Final = (
     "(token-broker: /sns/ takes tokens of users, not of apps, and is not proxied: call WeChat"
     " itself)"
@@ -111,7 +110,7 @@ class Proxy:
             return await self._answer(request)
         except ErrcodeError as refusal:
             self._refused(refusal.errcode)
-            return web.json_response(DIALECT.refusal(refusal), headers=NO_STORE)
+            return web.json_response(WECHAT.refusal(refusal), headers=NO_STORE)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path, query = _target(request)
