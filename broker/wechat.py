@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from broker.core.answer import MOST_BYTES, token_answer, verdict
-from broker.core.credential import Account, Endpoint
+from broker.core.credential import CORP_TICKETS, Account, Endpoint
 from broker.core.errcodes import Failure, Kind
 from broker.core.login import LoginKind
 from broker.core.ports import Minted, Verdict
@@ -28,7 +28,13 @@ from broker.http.no_retry import session_without_retries
 TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
 WECOM_PATH: Final = "/cgi-bin/gettoken"
-TICKET_PATH: Final = "/cgi-bin/ticket/getticket"
+# Where each ticket is, and what is asked beside the token (WECHAT.md W54, W68, W69)
+TICKET_CALLS: Final = {
+    Endpoint.JSAPI: ("/cgi-bin/ticket/getticket", {"type": "jsapi"}),
+    Endpoint.WX_CARD: ("/cgi-bin/ticket/getticket", {"type": "wx_card"}),
+    Endpoint.CORP_JSAPI: ("/cgi-bin/get_jsapi_ticket", {}),
+    Endpoint.AGENT_CONFIG: ("/cgi-bin/ticket/get", {"type": "agent_config"}),
+}
 # How each kind of login is asked for, and what it calls its code (WECHAT.md W75, W76)
 LOGIN_CALLS: Final = {
     LoginKind.MINIPROGRAM: ("/sns/jscode2session", "js_code"),
@@ -103,12 +109,16 @@ class WeChat:
 
     async def ticket(self, kind: Endpoint, token: Secret) -> Minted | Failure:
         """Fetch a ticket, which `token` pays for (WECHAT.md W54)."""
+        is_wecom, (path, params) = kind in CORP_TICKETS, TICKET_CALLS[kind]
+        base = self._wecom_base if is_wecom else self._base
         answer = await self._call(
-            "GET",
-            self._base.with_path(TICKET_PATH),
-            params={"access_token": token.reveal(), "type": kind},
+            "GET", base.with_path(path), params={"access_token": token.reveal(), **params}
         )
-        return answer if isinstance(answer, Failure) else token_answer(answer, "ticket")
+        return (
+            answer
+            if isinstance(answer, Failure)
+            else token_answer(answer, "ticket", wecom=is_wecom)
+        )
 
     async def exchange_code(
         self, account: Account, kind: LoginKind, code: Secret

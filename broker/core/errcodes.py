@@ -143,6 +143,10 @@ WECOM_RULES: Final[dict[int, Rule]] = {
         "WeCom does not accept the secret: put the app's current one into its secret file and"
         " restart."
     ),
+    42012: _configuration(
+        "The ticket is another app's, or of the other kind: wx.config takes the company's (jsapi),"
+        " wx.agentConfig the app's own (agent_config)."
+    ),
     45009: _SLOWER,  # a rate, not a day's quota
     48002: _configuration(
         "The app may not use this interface: see its permissions in WeCom's console."

@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker.app import PATIENCE_SLACK_S
 from broker.config.load import load
-from broker.core.credential import Endpoint
 from broker.core.ports import Node
 from broker.web.connection.lifecycle import DRAIN_S, FAREWELL_S
 from tests.harness.doubles import ACCOUNT, Bench
@@ -112,7 +111,7 @@ async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
         Proxied(bench, wechat).serving(max_concurrency=1, rate=1, burst=5) as broker,
     ):
         await broker.look()
-        ticket = await broker.tickets.keeper(ACCOUNT, Endpoint.JSAPI)
+        ticket = await broker.tickets.keeper(ACCOUNT, "jsapi")
         assert ticket is not None
         assert await ticket.get(patience_s=5)
         object.__setattr__(broker.edge, "nodes", lambda: [Node("a", 100.0), Node("b", 30.0)])

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from broker.core.credential import NEVER, Endpoint
+from broker.core.credential import NEVER, Endpoint, ticket_kinds
 from broker.core.ports import StoreError
 from broker.core.serving import Code, Served, Unavailable
 from broker.tokens.keeper import Keeper
@@ -32,7 +32,11 @@ from broker.web.params import BODY_DEADLINE_S, NO_STORE
 
 PATHS: Final = ("/{slashes:/*}cgi-bin/token", "/{slashes:/*}cgi-bin/stable_token")
 WECOM_PATH: Final = "/{slashes:/*}cgi-bin/gettoken"
-TICKET_PATH: Final = "/{slashes:/*}cgi-bin/ticket/getticket"
+TICKET_PATHS: Final = (
+    "/{slashes:/*}cgi-bin/ticket/getticket",
+    "/{slashes:/*}cgi-bin/ticket/get",
+    "/{slashes:/*}cgi-bin/get_jsapi_ticket",
+)
 GRANT: Final = "client_credential"
 WINDOW_S: Final = 60.0
 MOST_IN_WINDOW: Final = (
@@ -69,7 +73,7 @@ class Compat:
         handlers = {
             **dict.fromkeys(PATHS, self.get_token),
             WECOM_PATH: self.get_wecom_token,
-            TICKET_PATH: self.get_ticket,
+            **dict.fromkeys(TICKET_PATHS, self.get_ticket),
         }
         return [
             web.route(method, path, handler)
@@ -128,17 +132,17 @@ class Compat:
         )
         if tokens is None:
             raise ErrcodeError(40001)
-        kind = str(said.get("type") or "")
+        # WeCom's own path for a company's ticket names no type.
+        kind = "jsapi" if request.path.endswith("jsapi_ticket") else str(said.get("type") or "")
         try:
-            keeper = (
-                await self._tickets.keeper(tokens.account, Endpoint(kind))
-                if kind in set(Endpoint)
-                else None
-            )
+            keeper = await self._tickets.keeper(tokens.account, kind)
         except StoreError as error:
             raise ErrcodeError(-1, f"(token-broker: {error})") from None
         if keeper is None:
-            raise ErrcodeError(47001, "(token-broker: there are the types jsapi and wx_card)")
+            raise ErrcodeError(
+                47001,
+                f"(token-broker: there are the types {' and '.join(ticket_kinds(tokens.account.endpoint))})",
+            )
         served = keeper.serve() or await keeper.get(0, edge.patience_s)
         if not isinstance(served, Served):
             raise ErrcodeError(-1, f"(token-broker: {served.detail})")

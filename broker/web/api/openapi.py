@@ -163,10 +163,14 @@ _REFRESH: Final[Json] = {
 }
 
 
+_TICKET_KIND: Final[Json] = {
+    "enum": ["jsapi", "wx_card", "agent_config"],
+    "description": "WeChat has jsapi and wx_card; WeCom jsapi (a company's) and agent_config.",
+}
 _TICKET_FIELDS: Final[dict[str, Json]] = {
     "app": _TEXT,
     "appid": _TEXT,
-    "type": {"enum": ["jsapi", "wx_card"]},
+    "type": _TICKET_KIND,
     "ticket": _TEXT,
     **{name: _TOKEN_FIELDS[name] for name in ("expires_in", "expires_at", "version", "state")},
 }
@@ -179,7 +183,7 @@ _GET_TICKET: Final[Json] = {
     ),
     "parameters": [
         _APP,
-        {"name": "type", "in": "path", "required": True, "schema": {"enum": ["jsapi", "wx_card"]}},
+        {"name": "type", "in": "path", "required": True, "schema": _TICKET_KIND},
         *_GET_TOKEN["parameters"][1:],
     ],
     "responses": {**_GET_TOKEN["responses"], **_NO_TICKET, "200": _token_answer(_ref("Ticket"))},
@@ -218,6 +222,12 @@ _SIGN_PAGE: Final = _sign(
         }
     ),
     _object(appId=_TEXT, timestamp=_COUNT, nonceStr=_TEXT, signature=_TEXT),
+)
+_SIGN_AGENT: Final = _sign(
+    "signAgentConfig",
+    "What `wx.agentConfig` of WeCom needs besides the agentid.",
+    _SIGN_PAGE["requestBody"]["content"]["application/json"]["schema"],
+    _object(corpid=_TEXT, timestamp=_COUNT, nonceStr=_TEXT, signature=_TEXT),
 )
 _SIGN_CARD: Final = _sign(
     "signCard",
@@ -294,6 +304,7 @@ DOCUMENT: Final[Json] = {
         "/v1/tickets/{app}/{type}": {"get": _GET_TICKET},
         "/v1/tickets/{app}/jsapi/signature": {"post": _SIGN_PAGE},
         "/v1/tickets/{app}/wx_card/signature": {"post": _SIGN_CARD},
+        "/v1/tickets/{app}/agent_config/signature": {"post": _SIGN_AGENT},
         "/v1/logins/{app}": {"post": _LOG_IN},
         "/v1/status": _get(
             "getStatus", "Every app without its token.", "application/json", _ref("Status")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from broker.core import signature
-from broker.core.credential import Endpoint
+from broker.core.credential import ticket_kinds
 from broker.core.ports import StoreError
 from broker.core.secret import Secret
 from broker.core.serving import Code, Served, Unavailable
@@ -47,6 +47,7 @@ class TicketDesk:
             web.get("/v1/tickets/{app}/{type}", self.get_ticket),
             web.post("/v1/tickets/{app}/jsapi/signature", self.sign_page),
             web.post("/v1/tickets/{app}/wx_card/signature", self.sign_card),
+            web.post("/v1/tickets/{app}/agent_config/signature", self.sign_agent),
         ]
 
     async def get_ticket(self, request: web.Request) -> web.Response:
@@ -73,7 +74,17 @@ class TicketDesk:
 
     async def sign_page(self, request: web.Request) -> web.Response:
         """What `wx.config` needs for a page: `{"url": …}` → `{appId, timestamp, nonceStr, signature}`."""
-        keeper, ticket = await self._sign(request, Endpoint.JSAPI)
+        keeper, signed = await self._signed_page(request, "jsapi")
+        return web.json_response({"appId": keeper.account.appid, **signed}, headers=NO_STORE)
+
+    async def sign_agent(self, request: web.Request) -> web.Response:
+        """What `wx.agentConfig` needs, besides the agentid, which is not signed (WECHAT.md W72): `{"url": …}` → `{corpid, timestamp, nonceStr, signature}`."""
+        keeper, signed = await self._signed_page(request, "agent_config")
+        return web.json_response({"corpid": keeper.account.appid, **signed}, headers=NO_STORE)
+
+    async def _signed_page(self, request: web.Request, kind: str) -> tuple[Keeper, dict[str, Any]]:
+        """Sign a page's address with a ticket."""
+        keeper, ticket = await self._sign(request, kind)
         fields = await fields_of(request, {"url": str})
         url = fields.get("url", "")
         if not PAGE.fullmatch(url):
@@ -84,17 +95,11 @@ class TicketDesk:
             )
         timestamp, nonce = int(request.app[EDGE].wall()), secrets.token_hex(8)
         signed = signature.jsapi(ticket, nonce, timestamp, url)
-        said = {
-            "appId": keeper.account.appid,
-            "timestamp": timestamp,
-            "nonceStr": nonce,
-            "signature": signed,
-        }
-        return web.json_response(said, headers=NO_STORE)
+        return keeper, {"timestamp": timestamp, "nonceStr": nonce, "signature": signed}
 
     async def sign_card(self, request: web.Request) -> web.Response:
         """What a card needs: `{"card_id": …}`, with `code` and `openid` where it has them → these, and what signs them."""
-        _, ticket = await self._sign(request, Endpoint.WX_CARD)
+        _, ticket = await self._sign(request, "wx_card")
         fields = await fields_of(request, {"card_id": str, "code": str, "openid": str})
         if "card_id" not in fields or not all(VALUE.fullmatch(value) for value in fields.values()):
             raise ProblemError(
@@ -112,7 +117,7 @@ class TicketDesk:
             {**said, "signature": signature.card(ticket, *said.values())}, headers=NO_STORE
         )
 
-    async def _sign(self, request: web.Request, kind: Endpoint) -> tuple[Keeper, Secret]:
+    async def _sign(self, request: web.Request, kind: str) -> tuple[Keeper, Secret]:
         """The ticket to sign with; raises TicketUnavailableError where there is none."""
         keeper = await self._keeper(request, kind)
         served = keeper.serve() or await keeper.get(patience_s=request.app[EDGE].patience_s)
@@ -123,11 +128,7 @@ class TicketDesk:
     async def _keeper(self, request: web.Request, kind: str) -> Keeper:
         account = keeper_of(request, "read").account
         try:
-            found = (
-                await self._tickets.keeper(account, Endpoint(kind))
-                if kind in set(Endpoint)
-                else None
-            )
+            found = await self._tickets.keeper(account, kind)
         except StoreError as error:
             raise TicketUnavailableError(
                 Unavailable(Code.STORE_UNAVAILABLE, str(error), 5)
@@ -136,7 +137,7 @@ class TicketDesk:
             raise ProblemError(
                 404,
                 "unknown-ticket",
-                "There are `jsapi` and `wx_card`, for WeChat apps; WeCom's are not kept.",
+                f"This app has {' and '.join(f'`{kind}`' for kind in ticket_kinds(account.endpoint))}.",
             )
         return found
 
@@ -156,9 +157,9 @@ def _said_of_tickets(why: Unavailable) -> Unavailable:
 def _ticket(request: web.Request, keeper: Keeper, served: Served) -> web.Response:
     credential = served.credential
     body: dict[str, Any] = {
-        "app": keeper.account.name.rpartition("/")[0],
+        "app": keeper_of(request, "read").account.name,
         "appid": keeper.account.appid,
-        "type": keeper.account.endpoint.value,
+        "type": request.match_info["type"],
         "ticket": served.token.value.reveal(),
         "expires_in": served.expires_in,
         "expires_at": iso(request.app[EDGE].wall() + served.expires_in),

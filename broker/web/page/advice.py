@@ -51,6 +51,7 @@ WECOM_ADVICE_ZH: Final[Mapping[int, str]] = {
     40013: _CORP,
     41002: _CORP,
     41004: _CORP_SECRET,
+    42012: "票据属于其他应用或另一种类：wx.config 用企业票据（jsapi），wx.agentConfig 用应用自己的票据（agent_config）。",
     45009: "调用过多：系统会自动放慢。",
     48002: "该应用没有此接口的权限：请在企业微信后台查看接口权限。",
     60020: "请在企业微信后台把本机的公网 IP 加入该应用的可信 IP。",

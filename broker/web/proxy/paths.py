@@ -12,6 +12,8 @@ TOKEN_PATHS: Final = (
     "/cgi-bin/stable_token",
     "/cgi-bin/gettoken",
     "/cgi-bin/ticket/getticket",
+    "/cgi-bin/ticket/get",
+    "/cgi-bin/get_jsapi_ticket",
 )
 OTHER_TOKENS: Final = "/sns/"
 PARAMETER: Final = "access_token"
