@@ -48,6 +48,7 @@ from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import MOST_CONNECTIONS, outgoing
+from broker.web.proxy.users import UserCalls
 from broker.web.server import application
 from broker.wechat import WeChat
 
@@ -165,6 +166,14 @@ async def daemon(
                 Callers(gate, registry, handles),
                 ProxyLimits(settings.proxy, clock.now),
             )
+            routes += UserCalls(
+                gate,
+                limits,
+                out,
+                upstream.wechat_base,
+                metrics.proxied,
+                metrics.refused,
+            ).routes()
             routes += Proxy(
                 settings.proxy,
                 callers,

@@ -78,6 +78,11 @@ class WeChat:
         async with session:
             yield cls(session, api_base, timeout_s, wecom_base or api_base)
 
+    @property
+    def wechat_base(self) -> URL:
+        """Where calls go that are of no account."""
+        return self._base
+
     def base(self, account: Account) -> URL:
         """Where an account's calls go."""
         return self._wecom_base if account.endpoint is Endpoint.WECOM else self._base

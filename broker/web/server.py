@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -41,7 +40,7 @@ def application(
         except Exception as error:  # noqa: BLE001
             on_crash(_route(request), error)
             response = problem(500, "internal-error", "A bug in the broker; its log has more.")
-        if response.status >= HTTPStatus.BAD_REQUEST and hasattr(
+        if response.content_type == "application/problem+json" and hasattr(
             request.match_info.handler, "answers_in_errcodes"
         ):
             response = _as_errcode(response)
@@ -75,7 +74,7 @@ def _as_errcode(refusal: web.StreamResponse) -> web.Response:
     """Say a problem of ours as WeChat would say it, to an SDK."""
     text = refusal.text if isinstance(refusal, web.Response) else None
     detail = json.loads(text or "{}").get("detail", "")
-    errcode = {403: 48001, 500: -1}.get(refusal.status, 47001)
+    errcode = {401: 40001, 403: 48001, 500: -1}.get(refusal.status, 47001)
     said = WECHAT.refusal(ErrcodeError(errcode, f"(token-broker: {detail})"))
     response = web.json_response(said, headers=NO_STORE)
     if refusal.keep_alive is False:

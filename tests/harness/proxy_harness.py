@@ -28,6 +28,7 @@ from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import outgoing
+from broker.web.proxy.users import UserCalls
 from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, Bench
 
@@ -211,6 +212,7 @@ class Proxied:
             callers, limits = Callers(gate, registry, handles), ProxyLimits(settings, clock.now)
             base = URL(f"http://127.0.0.1:{self.wechat.port}")
             more = Compat(gate, tickets, handles).routes() if drop_in else []
+            more += UserCalls(gate, limits, out, base, count, metrics.refused).routes()
             more += Proxy(
                 settings, callers, limits, out, lambda _: base, count, metrics.refused
             ).routes()

@@ -39,14 +39,11 @@ METHODS: Final = (
     "DELETE",
 )  # aiohttp answers HEAD where it answers GET
 OTHERS: Final = (
-    "(token-broker: /sns/ takes tokens of users, not of apps, and is not proxied: call WeChat"
-    " itself)"
+    "(token-broker: under /sns/ are GET /sns/userinfo, /sns/auth and /sns/oauth2/refresh_token, and,"
+    " with [compat] enabled = true, logins)"
 )
 ITS_OWN: Final = (
     "(token-broker: a token path is never passed on; [compat] enabled = true answers it here)"
-)
-UNUSUAL: Final = (
-    "(token-broker: this path has more in it than letters, digits, - and _ between single slashes)"
 )
 PACKED: Final = (  # aiohttp would unpack it on its way
     "(token-broker: send the body as it is, without Content-Encoding)"
@@ -222,7 +219,7 @@ def _target(request: web.Request) -> tuple[str, str]:
     raw, _, query = request.raw_path.partition("?")
     path = paths.plain(raw)
     if path is None:
-        raise ErrcodeError(48001, UNUSUAL)
+        raise ErrcodeError(48001, paths.UNUSUAL)
     if path.startswith(paths.OTHER_TOKENS):
         raise ErrcodeError(48001, OTHERS)
     if paths.is_token_path(path):
