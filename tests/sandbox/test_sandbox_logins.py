@@ -5,32 +5,32 @@ from typing import Any
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from tests.sandbox.test_sandbox import APP, SECRET, T0, Bench
+from tests.harness.sandbox_bench import APP, SECRET, T0, SandboxBench
 
 GRANT = {"grant_type": "authorization_code"}
 CORP = "ww0123456789abcdef"
 
 
 @pytest.fixture
-async def bench(aiohttp_client: AiohttpClient) -> Bench:
-    return await Bench().opened(aiohttp_client)
+async def bench(aiohttp_client: AiohttpClient) -> SandboxBench:
+    return await SandboxBench().opened(aiohttp_client)
 
 
-async def code(bench: Bench, **order: Any) -> str:
+async def code(bench: SandboxBench, **order: Any) -> str:
     return str((await bench.post("/sandbox/code", {"appid": APP, **order}))["code"])
 
 
-async def session(bench: Bench, code: str, **more: str) -> dict[str, Any]:
+async def session(bench: SandboxBench, code: str, **more: str) -> dict[str, Any]:
     said = {"appid": APP, "secret": SECRET, "js_code": code, **GRANT, **more}
     return await bench.get("/sns/jscode2session", **{k: v for k, v in said.items() if v})
 
 
-async def web_login(bench: Bench, code: str) -> dict[str, Any]:
+async def web_login(bench: SandboxBench, code: str) -> dict[str, Any]:
     said = {"appid": APP, "secret": SECRET, "code": code, **GRANT}
     return await bench.get("/sns/oauth2/access_token", **said)
 
 
-async def test_a_code_is_good_once_and_for_five_minutes(bench: Bench) -> None:
+async def test_a_code_is_good_once_and_for_five_minutes(bench: SandboxBench) -> None:
     given = await code(bench, openid="o1")
     first = await session(bench, given)
     assert first.keys() == {"openid", "session_key"}
@@ -43,7 +43,7 @@ async def test_a_code_is_good_once_and_for_five_minutes(bench: Bench) -> None:
     assert (await session(bench, late))["errcode"] == 40029
 
 
-async def test_a_code_is_of_one_app_and_one_kind(bench: Bench) -> None:
+async def test_a_code_is_of_one_app_and_one_kind(bench: SandboxBench) -> None:
     given = await code(bench)
     assert (await session(bench, given, appid="wxother"))["errcode"] == 40029
     assert (await web_login(bench, given))["errcode"] == 40029
@@ -63,7 +63,7 @@ async def test_a_code_is_of_one_app_and_one_kind(bench: Bench) -> None:
     ],
 )
 async def test_what_is_missing_or_wrong_leaves_the_code_alone(
-    bench: Bench, more: dict[str, str], errcode: int
+    bench: SandboxBench, more: dict[str, str], errcode: int
 ) -> None:
     await bench.classic()  # by which the account has its secret
     given = await code(bench)
@@ -71,7 +71,9 @@ async def test_what_is_missing_or_wrong_leaves_the_code_alone(
     assert "openid" in await session(bench, given)
 
 
-async def test_a_blocked_user_and_the_hundredth_and_first_login_in_a_minute(bench: Bench) -> None:
+async def test_a_blocked_user_and_the_hundredth_and_first_login_in_a_minute(
+    bench: SandboxBench,
+) -> None:
     assert (await session(bench, await code(bench, blocked=True)))["errcode"] == 40226
     for _ in range(100):
         assert "openid" in await session(bench, await code(bench, openid="o1"))
@@ -81,7 +83,9 @@ async def test_a_blocked_user_and_the_hundredth_and_first_login_in_a_minute(benc
     assert "openid" in await session(bench, await code(bench, openid="o1"))
 
 
-async def test_a_web_login_gives_a_users_token_that_is_none_of_the_accounts(bench: Bench) -> None:
+async def test_a_web_login_gives_a_users_token_that_is_none_of_the_accounts(
+    bench: SandboxBench,
+) -> None:
     order = {"kind": "web", "openid": "o1", "unionid": "u1", "scope": "snsapi_userinfo"}
     told = await web_login(bench, await code(bench, **order, snapshot=True))
     assert {key: told[key] for key in ("openid", "unionid", "scope", "is_snapshotuser")} == {
@@ -115,7 +119,7 @@ async def test_a_web_login_gives_a_users_token_that_is_none_of_the_accounts(benc
     assert (await bench.get("/sns/oauth2/refresh_token", **renew))["errcode"] == 42002
 
 
-async def test_a_base_scope_shows_no_profile_and_no_unionid(bench: Bench) -> None:
+async def test_a_base_scope_shows_no_profile_and_no_unionid(bench: SandboxBench) -> None:
     told = await web_login(bench, await code(bench, kind="web"))
     assert not {"unionid", "is_snapshotuser"} & told.keys()
     user = {"access_token": told["access_token"], "openid": told["openid"]}
@@ -123,7 +127,7 @@ async def test_a_base_scope_shows_no_profile_and_no_unionid(bench: Bench) -> Non
 
 
 async def test_logins_call_themselves_text_are_counted_and_can_be_made_to_fail(
-    bench: Bench,
+    bench: SandboxBench,
 ) -> None:
     await bench.post(
         "/sandbox/faults", {"kind": "errcode", "errcode": -1, "path": "/sns/jscode2session"}
@@ -146,7 +150,7 @@ async def test_logins_call_themselves_text_are_counted_and_can_be_made_to_fail(
     [{"kind": "qr"}, {"openid": 7}, {"unionid": 7}, {"snapshot": "yes"}, {"scope": "x"}, {"x": 1}],
 )
 async def test_an_order_for_a_code_that_is_none_is_refused(
-    bench: Bench, order: dict[str, Any]
+    bench: SandboxBench, order: dict[str, Any]
 ) -> None:
     answer = await bench.client.post("/sandbox/code", json={"appid": APP, **order})
     assert answer.status == 400
@@ -156,13 +160,13 @@ async def test_an_order_for_a_code_that_is_none_is_refused(
 # --- WeCom's tickets --------------------------------------------------------------------------------
 
 
-async def corp_token(bench: Bench, secret: str) -> str:
+async def corp_token(bench: SandboxBench, secret: str) -> str:
     return str(
         (await bench.get("/cgi-bin/gettoken", corpid=CORP, corpsecret=secret))["access_token"]
     )
 
 
-async def test_wecoms_tickets_are_one_a_company_and_one_an_app(bench: Bench) -> None:
+async def test_wecoms_tickets_are_one_a_company_and_one_an_app(bench: SandboxBench) -> None:
     one, two = await corp_token(bench, "a"), await corp_token(bench, "b")
     company = [
         await bench.get("/cgi-bin/get_jsapi_ticket", access_token=token) for token in (one, two)
@@ -182,7 +186,7 @@ async def test_wecoms_tickets_are_one_a_company_and_one_an_app(bench: Bench) -> 
     assert again["expires_in"] == 200
 
 
-async def test_wecoms_tickets_have_limits_by_the_hour(bench: Bench) -> None:
+async def test_wecoms_tickets_have_limits_by_the_hour(bench: SandboxBench) -> None:
     tokens = [await corp_token(bench, name) for name in "abcde"]
 
     async def errcode(token: str) -> int:
@@ -199,7 +203,7 @@ async def test_wecoms_tickets_have_limits_by_the_hour(bench: Bench) -> None:
     assert await errcode(tokens[0]) == 0
 
 
-async def test_wecom_knows_its_own_tokens_only(bench: Bench) -> None:
+async def test_wecom_knows_its_own_tokens_only(bench: SandboxBench) -> None:
     other = (await bench.classic())["access_token"]
     for path in ("/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get"):
         assert (await bench.get(path, access_token=other))["errcode"] == 40014
