@@ -30,6 +30,7 @@ _ROUTES = {
     "DELETE /sandbox/faults?appid=": "forget the faults: all, or those that name the appid",
     "POST /sandbox/issue": '{"appid"}: a second issuer calls the classic endpoint',
     "POST /sandbox/kill": '{"appid"}: every token there is answers 40001 from now on',
+    "POST /sandbox/secret": '{"appid", "secret"}: the AppSecret is another one from now on',
     "POST /sandbox/advance": '{"seconds"}: let that much time pass',
     "POST /sandbox/followers": (
         '{"appid", "followers", "withhold"}: how many, and whether all withhold their avatars'
@@ -57,7 +58,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/sandbox/calls", _calls)
     app.router.add_post("/sandbox/faults", _order)
     app.router.add_delete("/sandbox/faults", _clear)
-    for act in (_issue, _kill, _advance, _followers, _code, _hold, _release):
+    for act in (_issue, _kill, _secret, _advance, _followers, _code, _hold, _release):
         app.router.add_post(f"/sandbox/{act.__name__[1:]}", act)
     app.router.add_route("*", "/sandbox", _nothing)
     app.router.add_route("*", "/sandbox/{rest:.*}", _nothing)
@@ -148,6 +149,14 @@ async def _issue(request: web.Request) -> web.Response:
 async def _kill(request: web.Request) -> web.Response:
     state = request.app[STATE]
     state.world.kill(_the_account(state, await _body(request, "appid")))
+    return web.json_response({})
+
+
+async def _secret(request: web.Request) -> web.Response:
+    body = await _body(request, "appid", optional=("secret",))
+    if not isinstance(body.get("secret"), str) or not body["secret"]:
+        raise _problem(400, "secret: must be a text")
+    _the_account(request.app[STATE], body).reset_secret(body["secret"])
     return web.json_response({})
 
 

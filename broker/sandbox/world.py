@@ -61,12 +61,20 @@ class SimulatedAccount:
         if not (self.stable_calls if endpoint == STABLE else self.calls).take(now):
             raise WeChatRefusal(45009)
 
+    def reset_secret(self, secret: str) -> None:
+        """Take another secret from now on, as after a reset in the console."""
+        self._secret = _digest(secret)
+
     def check_secret(self, secret: str) -> None:
         """Bind the first secret ever shown; any other is refused from then on."""
-        digest = hashlib.sha256(secret.encode(errors="replace")).digest()
+        digest = _digest(secret)
         self._secret = self._secret or digest
         if digest != self._secret:
             raise WeChatRefusal(40125)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode(errors="replace")).digest()
 
 
 class World:

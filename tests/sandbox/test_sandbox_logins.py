@@ -119,6 +119,15 @@ async def test_a_web_login_gives_a_users_token_that_is_none_of_the_accounts(
     assert (await bench.get("/sns/oauth2/refresh_token", **renew))["errcode"] == 42002
 
 
+async def test_a_secret_that_was_reset_is_the_only_one_from_then_on(bench: SandboxBench) -> None:
+    given = await code(bench)
+    await bench.post("/sandbox/secret", {"appid": APP, "secret": "new"})
+    assert (await session(bench, given))["errcode"] == 40125
+    assert (await bench.classic())["errcode"] == 40125
+    assert "openid" in await session(bench, given, secret="new")
+    assert (await bench.client.post("/sandbox/secret", json={"appid": APP})).status == 400
+
+
 async def test_a_base_scope_shows_no_profile_and_no_unionid(bench: SandboxBench) -> None:
     told = await web_login(bench, await code(bench, kind="web"))
     assert not {"unionid", "is_snapshotuser"} & told.keys()
