@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, ParamSpec
@@ -129,19 +129,7 @@ async def daemon(
         registry = Registry(with_token(settings), dependencies)
         await registry.start()
         tickets = Tickets(registry, dependencies, upstream)
-
-        def take_secret(account: Account) -> None:
-            logins.use(account)
-
-        logins = Logins(
-            upstream,
-            LoginLimits(settings.logins, clock.now),
-            clock,
-            dependencies.emit,
-            metrics.login,
-            secret_rereader(settings.path, take_secret),
-        )
-        logins.admit(settings.apps.values())
+        logins = logins_over(upstream, settings, dependencies, metrics, registry)
         store.watch(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
@@ -225,7 +213,35 @@ def with_token(settings: Settings) -> list[Account]:
     return [one for one in settings.apps.values() if one.endpoint is not Endpoint.NONE]
 
 
-def secret_rereader(path: Path, use: Callable[[Account], None]) -> Callable[[str], None]:
+def logins_over(
+    upstream: WeChat,
+    settings: Settings,
+    dependencies: Dependencies,
+    metrics: Metrics,
+    registry: Registry,
+) -> Logins:
+    """Every app's logins. A secret that WeChat refuses there is read again, for tokens too."""
+
+    async def take_secret(account: Account) -> None:
+        logins.use(account)
+        keeper = registry.find(account.name)
+        if keeper is not None and keeper.account.secret != account.secret:
+            await keeper.change_secret(account.secret)
+
+    clock = dependencies.clock
+    logins = Logins(
+        upstream,
+        LoginLimits(settings.logins, clock.now),
+        clock,
+        dependencies.emit,
+        metrics.login,
+        secret_rereader(settings.path, take_secret),
+    )
+    logins.admit(settings.apps.values())
+    return logins
+
+
+def secret_rereader(path: Path, use: Callable[[Account], Awaitable[None]]) -> Callable[[str], None]:
     """Return what reads the configuration's secrets again when WeChat has refused an app's, and says which one it has now."""
     reading: set[asyncio.Task[None]] = set()
 
@@ -237,7 +253,7 @@ def secret_rereader(path: Path, use: Callable[[Account], None]) -> Callable[[str
             log.tell("reload-refused", errors=error.errors)
             return
         if account is not None:
-            use(account)
+            await use(account)
 
     def begin(app: str) -> None:
         task = asyncio.create_task(reread(app), name=f"read the secret of {app} again")

@@ -13,6 +13,7 @@ from typing import Final
 from broker.core.credential import Account, Credential, Policy
 from broker.core.ports import Claim, Reason, Verdict
 from broker.core.quota import Lane, Usage, usage
+from broker.core.secret import Secret
 from broker.core.serving import Code, ReportOutcome, Served, Unavailable, seconds, why_not
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.live import LiveCredential
@@ -63,6 +64,13 @@ class Keeper:
     def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on."""
         self._live.apply_policy(policy)
+        self._refresher.replan()
+        self._on_plan_changed()
+
+    async def change_secret(self, secret: Secret) -> None:
+        """Go by another AppSecret from the next call on; a pause that was about the one before ends."""
+        self._live.account = replace(self.account, secret=secret)
+        await self._sync.after_secret_change()
         self._refresher.replan()
         self._on_plan_changed()
 

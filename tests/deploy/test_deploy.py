@@ -121,6 +121,8 @@ async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
             broker.metrics.emit(event, **facts)  # type: ignore[arg-type]
         for event in ("crashed", "lease-lost"):  # tests/tokens/test_nodes.py has one
             broker.metrics.emit(event, "main", lane="scheduled")
+        for outcome in ("errcode 40125", "errcode 40163", "lost", "too-fast", "good"):
+            broker.metrics.login("main", "web", outcome)
         text = await (await broker.http.get("/metrics")).text()
     found: dict[str, list[dict[str, str]]] = {"up": [{"job": "token-broker"}]}
     for family in text_string_to_metric_families(text):
@@ -230,6 +232,15 @@ SERIES = {
     "TokenBrokerProxyRefusesServices": {
         'token_broker_proxy_refusals_total{errcode="41001"}': "0+1x60"
     },
+    "TokenBrokerLoginsRefused": {
+        'token_broker_logins_total{app="main",kind="web",outcome="errcode 40125"}': "0+1x30"
+    },
+    "TokenBrokerLoginsUnanswered": {
+        'token_broker_logins_total{app="main",kind="web",outcome="lost"}': "0+20x30"
+    },
+    "TokenBrokerLoginsLimited": {
+        'token_broker_logins_total{app="main",kind="web",outcome="too-fast"}': "0+1x30"
+    },
     "TokenBrokerNodeSilent": {'token_broker_node_seen_ago_seconds{node="b"}': "0+60x30"},
     "TokenBrokerLeaseLost": {
         'token_broker_token_calls_total{app="main",lane="scheduled",outcome="lease-lost"}': (
@@ -259,6 +270,8 @@ HEALTHY = {
     'token_broker_ticket_expires_in_seconds{app="main",type="jsapi"}': "5000x60",
     'token_broker_ticket_failures_in_a_row{app="main",type="jsapi"}': "0x60",
     'token_broker_proxied_requests_total{app="main",outcome="passed"}': "0+100x60",
+    'token_broker_logins_total{app="main",kind="web",outcome="good"}': "0+100x60",
+    'token_broker_logins_total{app="main",kind="web",outcome="errcode 40163"}': "0+1x60",
     'token_broker_node_seen_ago_seconds{node="a"}': "0x60",
     'token_broker_node_seen_ago_seconds{node="b"}': "2x60",
 }

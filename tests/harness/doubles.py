@@ -61,6 +61,7 @@ class ScriptedWeChat:
     in_flight: int = 0
     most_in_flight: int = 0
     forced: list[bool] = field(default_factory=list)
+    secrets: list[Secret] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     lifetime: float = 7200.0
     shut_after_check: bool = False
@@ -76,6 +77,7 @@ class ScriptedWeChat:
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
         self.calls += 1
         self.forced.append(force)
+        self.secrets.append(account.secret)
         answer = (
             self.answers.popleft()
             if self.answers
