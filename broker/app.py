@@ -32,24 +32,31 @@ from broker.tokens.dependencies import Dependencies
 from broker.tokens.emergency_budget import EmergencyBudget
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
+from broker.web.api import openapi
 from broker.web.api.compat import Compat
 from broker.web.api.logins import LoginDesk
 from broker.web.api.metrics import Metrics
+from broker.web.api.probes import Probes
+from broker.web.api.status import StatusReport
 from broker.web.api.tickets import TicketDesk
+from broker.web.api.tokens import TokenDesk
 from broker.web.client_stats import ClientStats
 from broker.web.connection.cached_response import OnAnswered
 from broker.web.connection.connections import Connections, most_connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering, answers
-from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.handles import Handles
+from broker.web.page.plots import Plots
+from broker.web.page.status import StatusPage
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import MOST_CONNECTIONS, outgoing
 from broker.web.proxy.users import UserCalls
-from broker.web.server import application
+from broker.web.server import Front, application
+from broker.web.shared_pages import SharedPages
+from broker.web.words import english
 from broker.wechat import WeChat
 
 BOOT_ID: Final = (
@@ -102,9 +109,10 @@ async def daemon(
         )
         gate = Gate({}, [])
         admit(gate, settings, bound)
-        wechat = settings.wechat
         upstream = await stack.enter_async_context(
-            WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base)
+            WeChat.connect(
+                settings.wechat.api_base, settings.wechat.timeout, settings.wechat.wecom_base
+            )
         )
         client_stats = ClientStats(clock.now)
         most = most_connections(
@@ -126,54 +134,50 @@ async def daemon(
             emergency_budget=EmergencyBudget(_runtime_directory()),
             on_change=response_cache.drop,
         )
-        registry = Registry(with_token(settings), dependencies)
+        registry = Registry(list(settings.apps.values()), dependencies)
         await registry.start()
         tickets = Tickets(registry, dependencies, upstream)
         logins = logins_over(upstream, settings, dependencies, metrics, registry)
         store.watch(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
-        metrics.edge = edge = Edge(
-            registry,
-            patience(settings),
-            response_cache,
-            client_stats=client_stats,
-            history=store.history,
-            tickets_of=tickets.of,
-            nodes=lambda: store.nodes,
-            logins=logins,
+        patience_s, pages = patience(settings), SharedPages()
+        report = StatusReport(
+            registry, clock, pages, tickets.of, lambda: store.nodes, logins.record
         )
+        metrics.show(report)
+        routes = [
+            *TokenDesk(registry, response_cache, patience_s, clock.wall).routes(),
+            *TicketDesk(registry, tickets, patience_s, clock.wall).routes(),
+            *report.routes(),
+            *Probes(registry, metrics, response_cache, pages, logins.news).routes(),
+            *StatusPage(
+                report, Plots(store.history, clock), client_stats, response_cache, pages
+            ).routes(),
+            *LoginDesk(logins, gate, compat=settings.compat).routes(),
+            *openapi.routes(),
+        ]
         handles = Handles(gate, registry) if settings.proxy.enabled else None
-        routes = TicketDesk(tickets).routes() + (
-            Compat(gate, tickets, handles).routes() if settings.compat else []
-        )
-        routes += LoginDesk(logins, gate, compat=settings.compat).routes()
-        if handles is not None:  # behind the drop-in's, whose paths it never passes on
+        if settings.compat:
+            routes += Compat(gate, registry, tickets, patience_s, clock.now, handles).routes()
+        if handles is not None:  # after the routes of Compat, whose paths the proxy never passes on
             out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
             callers, limits = (
                 Callers(gate, registry, handles),
                 ProxyLimits(settings.proxy, clock.now),
             )
-            routes += UserCalls(
-                gate,
-                limits,
-                out,
-                upstream.wechat_base,
-                metrics.proxied,
-                metrics.refused,
-            ).routes()
+            routes += UserCalls(gate, limits, out, upstream.wechat_base, metrics).routes()
             routes += Proxy(
                 settings.proxy,
                 callers,
                 limits,
                 out,
                 upstream.base,
-                metrics.proxied,
-                metrics.refused,
+                metrics,
+                patience_s,
             ).routes()
-        runner = await stack.enter_async_context(
-            answering(application(edge, gate, metrics, log.crash, routes))
-        )
+        front = Front(gate, registry, response_cache, client_stats, metrics, log.crash)
+        runner = await stack.enter_async_context(answering(application(front, routes)))
         for kept in (
             registry,
             tickets,
@@ -208,11 +212,6 @@ async def daemon(
         yield [address for address, _ in bound]
 
 
-def with_token(settings: Settings) -> list[Account]:
-    """Return the accounts that keep a token; the others only log in."""
-    return [one for one in settings.apps.values() if one.endpoint is not Endpoint.NONE]
-
-
 def logins_over(
     upstream: WeChat,
     settings: Settings,
@@ -242,7 +241,7 @@ def logins_over(
 
 
 def secret_rereader(path: Path, use: Callable[[Account], Awaitable[None]]) -> Callable[[str], None]:
-    """Return what reads the configuration's secrets again when WeChat has refused an app's, and says which one it has now."""
+    """Return what reads an app's secret again, on a task of its own, and has `use` take it."""
     reading: set[asyncio.Task[None]] = set()
 
     async def reread(app: str) -> None:
@@ -349,6 +348,6 @@ def _count(metrics: Metrics, client_stats: ClientStats) -> OnAnswered:
 def _emit(metrics: Metrics) -> EventSink:
     def both(event: str, app: str, **facts: object) -> None:
         metrics.emit(event, app, **facts)
-        log.emit(event, app, **facts)
+        log.emit(event, app, **english.event_facts(facts))
 
     return both

@@ -19,7 +19,7 @@ from yarl import URL
 
 from broker.core.answer import MOST_BYTES, token_answer, verdict
 from broker.core.credential import CORP_TICKETS, Account, Endpoint
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.login import LoginKind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
@@ -119,11 +119,9 @@ class WeChat:
         answer = await self._call(
             "GET", base.with_path(path), params={"access_token": token.reveal(), **params}
         )
-        return (
-            answer
-            if isinstance(answer, Failure)
-            else token_answer(answer, "ticket", wecom=is_wecom)
-        )
+        if isinstance(answer, Failure):
+            return answer
+        return token_answer(answer, "ticket", wecom=is_wecom)
 
     async def exchange_code(
         self, account: Account, kind: LoginKind, code: Secret
@@ -155,22 +153,21 @@ class WeChat:
                 if status != HTTPStatus.OK:
                     return Failure(
                         Kind.TRANSIENT,
-                        f"HTTP {status}",
+                        FailureCode.HTTP_STATUS,
                         retry_after=_retry_after(response.headers.get("Retry-After")),
+                        facts={"status": str(status)},
                     )
                 body = await _read(response)
                 return (
                     body
                     if body is not None
-                    else Failure(Kind.TRANSIENT, "an answer too large or garbled", lost=True)
+                    else Failure(Kind.TRANSIENT, FailureCode.UNREADABLE, lost=True)
                 )
         # Whatever it is, it must not travel on with its text
         except Exception as error:  # noqa: BLE001
-            return Failure(
-                Kind.TRANSIENT,
-                _reason(error, self._timeout),
-                lost=sent.headers and status in {None, HTTPStatus.OK},
-            )
+            code, facts = _code(error, self._timeout)
+            lost = sent.headers and status in {None, HTTPStatus.OK}
+            return Failure(Kind.TRANSIENT, code, lost=lost, facts=facts)
 
 
 def _note_when_sent() -> aiohttp.TraceConfig:
@@ -205,26 +202,27 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     return body if len(body) <= MOST_BYTES else None
 
 
-def _reason(error: Exception, timeout: float) -> str:
+def _code(error: Exception, timeout: float) -> tuple[FailureCode, dict[str, str]]:
+    """Return what went wrong as a code and its facts, none of which is the error's own text."""
     match error:
         case TimeoutError():
-            return f"no answer within {timeout:g} s"
+            return FailureCode.NO_ANSWER, {"seconds": f"{timeout:g}"}
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLError():
-            return "the TLS certificate is not one we trust"
+            return FailureCode.CERTIFICATE, {}
         case aiohttp.ClientSSLError():
-            return "TLS could not be set up"
+            return FailureCode.TLS, {}
         case aiohttp.ClientConnectorDNSError():
-            return "the name does not resolve"
+            return FailureCode.NAME, {}
         case aiohttp.ClientConnectorError():
-            return "cannot connect"
+            return FailureCode.CONNECT, {}
         case (
             aiohttp.ServerDisconnectedError()
             | aiohttp.ClientOSError()
             | aiohttp.ClientPayloadError()
         ):
-            return "the connection broke"
+            return FailureCode.CONNECTION_BROKE, {}
         case _:
-            return f"not HTTP ({type(error).__name__})"
+            return FailureCode.NOT_HTTP, {"error": type(error).__name__}
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -1,1 +1,1 @@
-"""Tests of token-broker, named by feature."""
+"""The tests, in rooms that mirror broker/; SCENARIOS.md lists what they try."""

@@ -1,4 +1,4 @@
-"""What tests share: keepers on real SQLite, a PostgreSQL cluster, and what each needs of the machine."""
+"""Fixtures that tests of several rooms share, and what each test needs of the machine."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -8,9 +8,8 @@ import pytest
 
 from tests.harness import cluster as clusters
 from tests.harness import small_disk as disks
-from tests.harness.crashpoints import ForkServer, fork_server
+from tests.harness.crashpoints import ForkedDaemon, ForkServer, fork_server
 from tests.harness.doubles import Bench
-from tests.harness.processes import House
 from tests.harness.tools import mark_of, need
 
 # A fixture cannot carry a mark. Who uses one of these needs this of the machine.
@@ -47,15 +46,15 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
     """A configuration in a directory of its own, and a running sandbox; no daemon yet."""
-    house = House(tmp_path)
-    with house.sandboxed():
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         house.configure()
         yield house
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
     """A process that has imported the daemon and forks one for each order."""
     with fork_server() as running:

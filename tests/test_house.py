@@ -91,7 +91,7 @@ def test_the_tree_is_clean(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# --- names and pointers -----------------------------------------------------------------------------
+# --- names and pointers ---------------------------------------------------------------------------
 
 
 def types_of(path: Path) -> list[str]:
@@ -139,7 +139,7 @@ def test_nothing_points_outside_of_the_repository() -> None:
     assert found <= {str(ROOT / "tests/test_house.py")}
 
 
-# --- tests ------------------------------------------------------------------------------------------
+# --- tests ----------------------------------------------------------------------------------------
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 

@@ -1,6 +1,10 @@
-"""The 48 scenarios of what may go wrong, and where each is tried: none without a test, no test that is not there."""
+"""What SCENARIOS.md lists, and the tests that try it: none without a test unless it says so here.
+
+A test that tries a scenario of OPEN points at it ("SCENARIOS.md N") and moves its number to TRIED.
+"""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -9,122 +13,122 @@ import pytest
 
 TESTS: Final = Path(__file__).parent
 
-TRIED: Final[dict[int, tuple[str, ...]]] = {
+TRIED: Final[dict[str, tuple[str, ...]]] = {
     # A. Crash and restart
-    1: (
+    "1": (
         "test_crashpoints::test_killed_before_the_reservation_is_committed_nothing_has_happened",
         "test_crashpoints::test_killed_between_reservation_and_call_it_counts_as_spent_and_the_token_goes_on",
         "test_crashpoints::test_killed_again_while_a_crash_is_being_understood_it_is_understood_later",
         "test_keeper::test_a_crash_during_a_call_counts_as_spent_and_suspect_and_is_not_repeated_at_once",
         "test_store::test_a_reservation_is_on_disk_before_the_call_is_made",
     ),
-    2: (
+    "2": (
         "test_crashpoints::test_killed_before_the_answer_is_stored_the_old_token_is_in_doubt_and_replaced_once",
         "test_crashpoints::test_killed_while_a_doubt_is_looked_into_the_token_is_still_replaced_once",
         "test_crashpoints::test_killed_during_a_forced_call_the_token_that_it_killed_is_not_served_again",
-        "test_crash::test_killed_between_reservation_and_answer_the_call_is_spent_and_the_token_suspect_then_replaced_once",
+        "test_crash::test_killed_before_the_answer_the_call_is_spent_and_the_token_suspect_then_replaced",
     ),
-    3: (
+    "3": (
         "test_crashpoints::test_killed_before_the_new_token_is_published_the_restart_serves_it",
         "test_crash::test_killed_after_the_call_was_settled_the_restart_serves_the_new_token",
     ),
-    4: (
+    "4": (
         "test_crashpoints::test_killed_before_any_statement_of_a_migration_the_schema_is_old_or_new_and_never_half",
         "test_crashpoints::test_killed_during_a_checkpoint_the_file_is_whole_and_holds_all_that_was_committed",
         "test_upgrade::test_a_migration_is_whole_or_not_at_all",
     ),
-    5: (
+    "5": (
         "test_kills::test_two_hundred_kills_at_random_moments_under_load_break_no_invariant",
         "test_kills::test_with_the_reservation_moved_behind_the_call_the_same_kills_are_caught",
     ),
-    6: (
+    "6": (
         "test_keeper::test_a_thousand_restarts_with_a_valid_token_make_no_call",
         "test_crash::test_twenty_restarts_with_a_valid_token_make_no_call",
     ),
-    7: (
+    "7": (
         "test_crash_loops::test_a_day_of_crashes_while_wechat_is_down_follows_the_persisted_backoff",
         "test_keeper::test_backoff_doubles_between_min_gap_and_max_backoff_and_survives_restarts",
         "test_crash::test_a_crash_loop_without_a_token_follows_the_persisted_backoff",
     ),
-    8: (
+    "8": (
         "test_crash_loops::test_a_daemon_that_starts_again_and_again_on_an_unwritable_store_makes_no_call",
         "test_crash_loops::test_daemons_that_die_after_their_disk_broke_share_one_emergency_budget",
         "test_disk::test_the_emergency_budget_holds_for_a_whole_day_of_a_broken_disk_and_over_restarts",
     ),
-    9: (
+    "9": (
         "test_restart::test_a_call_under_way_is_awaited_and_its_answer_stored",
         "test_interruptions::test_an_answer_that_never_comes_is_awaited_no_longer_than_a_call_may_take",
         "test_keeper::test_stopping_wakes_watchers_and_stores_the_call_under_way",
     ),
-    10: (
+    "10": (
         "test_interruptions::test_after_a_stop_that_outlasted_the_token_one_refresh_follows_and_the_dead_token_is_not_served",
         "test_interruptions::test_a_call_under_way_while_the_process_was_stopped_is_judged_by_its_own_deadline",
     ),
-    11: (
+    "11": (
         "test_interruptions::test_a_bug_in_every_look_is_told_once_and_http_goes_on_answering",
-        "test_schedule::test_a_bug_in_one_apps_look_is_told_once_and_the_others_go_on",
-        "test_schedule::test_an_exception_in_a_look_does_not_end_the_looks",
+        "test_registry::test_a_bug_in_one_apps_look_is_told_once_and_the_others_go_on",
+        "test_registry::test_an_exception_in_a_look_does_not_end_the_looks",
         "test_keeper::test_a_bug_in_a_flight_is_told_once_and_backs_off",
         "test_api::test_probes_follow_the_state_and_never_call_wechat",
     ),
-    12: (
+    "12": (
         "test_interruptions::test_the_caller_that_started_a_call_hangs_up_and_the_others_get_its_token",
         "test_keeper::test_a_caller_that_hangs_up_does_not_take_the_call_with_it",
     ),
-    13: ("test_commands::test_a_store_of_a_newer_version_ends_with_78_and_stays_untouched",),
+    "13": ("test_commands::test_a_store_of_a_newer_version_ends_with_78_and_stays_untouched",),
     # B. A second daemon, other people's files
-    14: (
+    "14": (
         "test_commands::test_a_second_daemon_on_the_same_store_ends_with_75_and_disturbs_nobody",
         "test_store::test_a_second_owner_is_refused_also_after_the_lock_file_was_deleted",
         "test_store::test_a_refused_second_owner_does_not_break_the_locks_of_the_first",
     ),
-    15: (
+    "15": (
         "test_config::test_a_secret_file_that_others_may_open_is_refused_with_the_cure",
         "test_config::test_a_configuration_with_a_secret_in_it_is_a_secret_file",
         "test_config::test_a_link_into_a_directory_where_everybody_may_write_is_refused",
         "test_store::test_a_store_that_must_not_be_opened_is_left_untouched",
         "test_commands::test_a_socket_path_that_somebody_planted_is_refused",
     ),
-    16: ("test_disk::test_a_store_on_a_network_file_system_is_refused",),
+    "16": ("test_disk::test_a_store_on_a_network_file_system_is_refused",),
     # C. Disk and database
-    17: (
+    "17": (
         "test_disk::test_a_full_disk_before_a_refresh_means_no_call_until_there_is_room",
         "test_disk::test_in_the_last_minutes_of_a_token_the_emergency_budget_pays_and_the_ledger_learns_of_it",
         "test_keeper::test_without_a_reservation_there_is_no_call_and_memory_goes_on_serving",
     ),
-    18: (
+    "18": (
         "test_disk::test_a_full_disk_after_the_call_means_serving_from_memory_and_storing_later",
-        "test_keeper::test_an_outcome_the_disk_does_not_take_is_served_from_memory_and_stored_later_without_a_second_call",
+        "test_keeper::test_an_outcome_the_disk_does_not_take_is_served_and_stored_later_without_a_second_call",
     ),
-    19: (
+    "19": (
         "test_disk::test_a_damaged_store_is_set_aside_and_its_successor_is_careful",
         "test_disk::test_a_store_whose_wal_is_gone_is_recognised_and_its_token_not_served",
         "test_disk::test_the_ledger_of_a_day_is_not_counted_twice_when_it_was_lost",
     ),
-    20: (
+    "20": (
         "test_disk::test_damage_while_running_is_served_through_and_repaired",
         "test_disk::test_a_store_replaced_by_an_empty_one_while_running_takes_over_what_memory_holds",
     ),
-    21: (
+    "21": (
         "test_disk::test_a_file_system_remounted_read_only_is_like_a_full_one",
         "test_store::test_the_event_loop_does_not_wait_for_a_locked_database",
     ),
-    22: ("test_store::test_a_restored_backup_begins_a_new_epoch",),
+    "22": ("test_store::test_a_restored_backup_begins_a_new_epoch",),
     # D. Clocks
-    23: (
+    "23": (
         "test_store::test_a_wall_clock_that_jumps_while_running_changes_no_age",
         "test_store::test_after_a_reboot_with_the_wall_set_back_the_token_is_suspect_and_replaced_once",
         "test_store::test_in_a_boot_that_believes_in_1970_yesterdays_calls_still_age",
-        "test_schedule::test_a_wall_clock_that_was_set_back_does_not_stop_the_looks",
+        "test_registry::test_a_wall_clock_that_was_set_back_does_not_stop_the_looks",
     ),
-    24: ("test_store::test_a_suspend_of_three_hours_ends_with_a_fresh_token_or_none",),
-    25: (
+    "24": ("test_store::test_a_suspend_of_three_hours_ends_with_a_fresh_token_or_none",),
+    "25": (
         "test_time_zones::test_daemons_of_all_time_zones_agree_on_one_store",
         "test_time_zones::test_a_leap_second_changes_no_age_and_causes_no_call",
         "test_quota::test_the_beijing_day_begins_at_16_utc_and_knows_no_summer_time",
     ),
     # E. WeChat answers
-    26: (
+    "26": (
         "test_upstream_faults::test_with_a_token_it_goes_on_and_the_trouble_is_told",
         "test_upstream_faults::test_without_a_token_the_503_says_why_and_when_and_nothing_is_stored",
         "test_upstream_faults::test_one_call_is_spent_for_each_attempt_and_the_next_comes_after_the_pause_of_its_class",
@@ -132,87 +136,87 @@ TRIED: Final[dict[int, tuple[str, ...]]] = {
         "test_answer::test_every_errcode_has_its_class_and_is_an_answer",
         "test_keeper::test_each_class_of_errcode_has_its_pause",
     ),
-    27: (
+    "27": (
         "test_upstream_faults::test_with_a_token_it_goes_on_and_the_trouble_is_told",
         "test_upstream_faults::test_without_a_token_the_503_says_why_and_when_and_nothing_is_stored",
         "test_fuzz::test_whatever_wechat_answers_is_one_of_our_outcomes_and_asked_for_once",
         "test_answer::test_no_bytes_make_the_parser_raise",
         "test_answer::test_what_is_no_answer_counts_as_a_lost_one",
     ),
-    28: (
+    "28": (
         "test_upstream_faults::test_endless_answers_and_bombs_leave_its_memory_small",
         "test_fuzz::test_an_answer_that_never_ends_is_a_failure_too",
         "test_wechat::test_a_stream_without_end_is_cut",
         "test_wechat::test_a_compressed_answer_is_read_and_a_bomb_is_cut",
     ),
-    29: (
+    "29": (
         "test_upstream_faults::test_one_call_is_spent_for_each_attempt_and_the_next_comes_after_the_pause_of_its_class",
         "test_wechat::test_silence_ends_at_the_total_deadline_and_is_a_lost_answer",
         "test_wechat::test_a_byte_at_a_time_ends_at_the_total_deadline",
     ),
-    30: (
+    "30": (
         "test_upstream_faults::test_without_a_token_the_503_says_why_and_when_and_nothing_is_stored",
         "test_upstream_faults::test_an_expiry_that_can_be_read_is_taken_and_never_for_more_than_a_day",
         "test_answer::test_any_other_expiry_is_refused",
         "test_answer::test_tokens_that_are_no_tokens_are_refused",
         "test_answer::test_a_token_of_512_characters_is_fine",
     ),
-    31: (
+    "31": (
         "test_outages::test_the_same_token_again_keeps_its_version_and_its_expiry_is_the_newer_answers",
         "test_keeper::test_the_same_token_again_keeps_its_version_and_takes_the_new_expiry",
     ),
-    32: (
+    "32": (
         "test_upstream_faults::test_no_redirect_was_followed",
-        "test_tls::test_a_certificate_that_is_expired_of_nobody_or_for_another_name_is_refused_and_the_secret_not_sent",
+        "test_tls::test_an_expired_unsigned_or_misnamed_certificate_is_refused_before_the_secret_is_sent",
         "test_wechat::test_a_redirect_is_not_followed",
     ),
-    33: (
+    "33": (
         "test_upstream_faults::test_one_call_is_spent_for_each_attempt_and_the_next_comes_after_the_pause_of_its_class",
         "test_upstream_faults::test_pauses_survive_a_crash",
         "test_wechat::test_retry_after_is_read_in_both_forms",
     ),
-    34: ("test_keeper::test_alternating_success_and_failure_keeps_min_gap",),
-    35: (
+    "34": ("test_keeper::test_alternating_success_and_failure_keeps_min_gap",),
+    "35": (
         "test_outages::test_an_outage_is_served_through_until_the_token_really_expires_then_503_then_one_call",
         "test_keeper::test_an_outage_of_three_hours_is_served_through_until_expiry_then_503_then_one_call",
     ),
-    36: (
+    "36": (
         "test_outages::test_after_a_lost_answer_the_old_token_lives_on_and_a_new_one_comes_within_the_overlap",
         "test_wechat::test_a_server_that_mints_and_drops_sees_one_request_and_the_answer_is_lost",
-        "test_keeper::test_a_lost_answer_makes_the_token_suspect_until_the_overlap_ends_and_a_new_one_comes_inside_it",
+        "test_keeper::test_a_lost_answer_makes_the_token_suspect_and_a_new_one_comes_within_the_overlap",
     ),
-    37: (
+    "37": (
         "test_outages::test_somebody_else_who_calls_with_our_secret_is_suspected_at_the_third_time_and_seen_everywhere",
         "test_keeper::test_the_third_token_that_dies_before_its_time_means_a_second_issuer",
     ),
-    38: (
+    "38": (
         "test_upstream_faults::test_a_quota_that_wechat_calls_spent_is_believed_and_our_own_count_shown_beside_it",
         "test_keeper::test_a_spent_quota_at_wechat_is_believed_until_the_next_beijing_day",
     ),
     # F. Crowds
-    39: (
+    "39": (
         "test_crowds::test_ten_thousand_at_a_cold_start_cost_one_call_and_all_are_answered",
         "test_crowds::test_a_thousand_who_wait_hear_of_it_when_wechat_never_answers",
         "test_keeper::test_fifty_callers_at_a_cold_start_cause_one_call_and_all_get_its_token",
         "test_api::test_fifty_requests_at_a_cold_start_cause_one_call",
     ),
-    40: (
+    "40": (
         "test_crowds::test_ten_thousand_reports_of_an_old_token_cost_nothing",
         "test_crowds::test_ten_thousand_reports_of_a_token_that_lives_ask_wechat_once",
         "test_crowds::test_ten_thousand_reports_of_a_token_that_is_dead_cost_one_call",
         "test_keeper::test_ten_thousand_reports_of_an_old_token_cost_nothing",
         "test_keeper::test_ten_thousand_reports_of_a_dead_token_cause_one_verification_and_one_refresh",
     ),
-    41: (
+    "41": (
         "test_crowds::test_whoever_reports_every_new_version_at_once_spends_what_reports_may_and_no_more",
         "test_keeper::test_reports_spend_their_own_lane_and_the_schedule_goes_on",
         "test_keeper::test_a_false_report_costs_no_quota_and_is_throttled_when_repeated",
     ),
-    42: (
+    "42": (
         "test_crowds::test_five_thousand_watchers_hear_of_a_rotation_once_each_and_leave_nothing_behind",
         "test_keeper::test_watchers_wake_on_the_next_version_only",
     ),
-    43: (
+    "43": (
         "test_crowds::test_a_thousand_silent_or_dripping_peers_are_hung_up_on_and_others_are_served",
         "test_crowds::test_a_storm_of_connections_leaves_a_refresh_the_descriptors_it_needs",
         "test_crowds::test_a_daemon_without_descriptors_serves_whom_it_knows_and_recovers",
@@ -220,12 +224,12 @@ TRIED: Final[dict[int, tuple[str, ...]]] = {
         "test_intruders::test_a_dripping_peer_does_not_win_time_by_its_drops",
     ),
     # G. People with bad intent
-    44: (
+    "44": (
         "test_api::test_every_route_refuses_a_foreign_host",
         "test_api::test_browsers_and_proxies_get_no_token_but_may_see_the_status",
         "test_api::test_without_clients_a_program_shows_its_intent_by_a_header",
     ),
-    45: (
+    "45": (
         "test_fuzz::test_a_broken_request_gets_no_token_and_no_server_error",
         "test_fuzz::test_any_bytes_are_4xx_or_the_end_unless_they_are_an_honest_request",
         "test_fuzz::test_a_request_in_a_request_of_doubtful_length_is_not_answered",
@@ -233,32 +237,87 @@ TRIED: Final[dict[int, tuple[str, ...]]] = {
         "test_intruders::test_a_smuggled_second_request_is_a_request_of_its_own",
         "test_api::test_paths_that_are_not_quite_ours_are_404_behind_the_gate",
     ),
-    46: (
+    "46": (
         "test_api::test_with_clients_only_a_key_counts",
         "test_api::test_scopes_and_apps_are_kept_apart",
     ),
-    47: ("test_systemd::test_a_user_without_the_group_is_refused_by_the_kernel",),
-    48: (
+    "47": ("test_systemd::test_a_user_without_the_group_is_refused_by_the_kernel",),
+    "48": (
         "test_systemd::test_a_port_that_is_taken_is_said_in_a_sentence_and_nothing_is_ready",
         "test_commands::test_a_taken_port_ends_with_1_and_a_sentence",
         "test_restart::test_requests_wait_while_nobody_runs_and_the_next_daemon_answers_them",
     ),
+    # H. Clients over time
+    "55": (
+        "test_sdks::test_a_call_that_is_refused_though_the_token_lives_ends_in_an_error_and_costs_nothing",
+        "test_sdks::test_a_token_that_stays_dead_ends_in_an_error_and_costs_no_more_than_reports_may",
+        "test_compat::test_a_token_that_stays_dead_costs_no_more_than_reports_may",
+        "test_proxy_daemon::test_a_token_that_stays_dead_for_one_interface_is_bounded_and_costs_no_token_call",
+    ),
+    # The invariants: tests/harness/invariants.py checks I1 to I6 after every scenario of processes.
+    "I1": (
+        "test_kills::test_two_hundred_kills_at_random_moments_under_load_break_no_invariant",
+        "test_kills::test_with_the_reservation_moved_behind_the_call_the_same_kills_are_caught",
+    ),
+    "I2": (
+        "test_kills::test_two_hundred_kills_at_random_moments_under_load_break_no_invariant",
+        "test_keeper::test_the_daily_quota_holds_whatever_asks",
+    ),
+    "I3": (
+        "test_kills::test_two_hundred_kills_at_random_moments_under_load_break_no_invariant",
+        "test_keeper::test_fifty_callers_at_a_cold_start_cause_one_call_and_all_get_its_token",
+    ),
+    "I4": ("test_kills::test_two_hundred_kills_at_random_moments_under_load_break_no_invariant",),
+    "I5": (
+        "test_kills::test_two_hundred_kills_at_random_moments_under_load_break_no_invariant",
+        "test_outages::test_an_outage_is_served_through_until_the_token_really_expires_then_503_then_one_call",
+    ),
+    "I6": (
+        "test_kills::test_two_hundred_kills_at_random_moments_under_load_break_no_invariant",
+        "test_wechat::test_no_failure_carries_the_secret_or_the_url",
+        "test_browser::test_no_page_holds_a_token",
+    ),
 }
+
+# No test tries these as a whole: issue open. Who adds the test moves the number into TRIED.
+OPEN: Final = frozenset({*map(str, range(49, 75)), "I7", "I8"} - {"55"})
 
 
 @cache
 def functions_of(file: str) -> frozenset[str]:
-    """The names of a file's functions; none where there is no such file."""
-    path = TESTS / f"{file}.py"
-    body = ast.parse(path.read_text()).body if path.is_file() else []
+    """The names of a test file's functions, whichever room the file is in.
+
+    There are none if there is no such file.
+    """
     return frozenset(
-        it.name for it in body if isinstance(it, ast.FunctionDef | ast.AsyncFunctionDef)
+        it.name
+        for path in TESTS.rglob(f"{file}.py")
+        for it in ast.parse(path.read_text()).body
+        if isinstance(it, ast.FunctionDef | ast.AsyncFunctionDef)
     )
 
 
-def test_every_scenario_has_a_test() -> None:
-    assert list(TRIED) == list(range(1, 49))
+def numbers() -> list[str]:
+    """What SCENARIOS.md lists, in its order."""
+    return re.findall(r"^- \*\*(I?\d+)\*\*", (TESTS / "SCENARIOS.md").read_text(), re.MULTILINE)
+
+
+def test_every_scenario_has_a_test_or_is_known_to_have_none() -> None:
+    listed = numbers()
+    assert set(listed) == {*map(str, range(1, 75)), *(f"I{n}" for n in range(1, 9))}
+    assert len(listed) == len(set(listed))
+    assert {*TRIED} | OPEN == set(listed)
     assert all(TRIED.values())
+
+
+def test_what_is_known_to_have_no_test_has_none() -> None:
+    assert not OPEN & {*TRIED}
+    pointed_at = {
+        number: str(path.relative_to(TESTS))
+        for path in TESTS.rglob("test_*.py")
+        for number in re.findall(r"(?:SCENARIOS\.md|\bscenario) (I?\d+)\b", path.read_text())
+    }
+    assert {number: where for number, where in pointed_at.items() if number in OPEN} == {}
 
 
 @pytest.mark.parametrize("name", sorted({name for names in TRIED.values() for name in names}))

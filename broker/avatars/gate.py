@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from broker.avatars.errors import AvatarError
 from broker.avatars.messages import sentence
-from broker.http.hosts import HostCheck, host_name
+from broker.http.hosts import HostCheck
 from broker.http.problems import ProblemError, problem
 
 Crash = Callable[[str, Exception], None]
@@ -30,7 +30,7 @@ class HostGate:
         # An absolute URI names a host of its own, past our look at Host.
         if not request.raw_path.startswith("/"):
             return problem(400, "malformed-request", "Ask for a path, not for a URI.")
-        if not self._hosts.is_ours(request) and not _names_its_address(request):
+        if not self._hosts.is_ours(request):
             detail = "This name is not the companion's: add it to server.allowed_hosts if it is."
             return problem(403, "host-not-allowed", detail)
         return None
@@ -66,13 +66,6 @@ def front(gate: HostGate, image_sources: Iterable[str], on_crash: Crash) -> Midd
         return response
 
     return middleware
-
-
-def _names_its_address(request: web.Request) -> bool:
-    """Return True if Host is the address at which the request came in."""
-    hosts = request.headers.getall(hdrs.HOST, [])
-    bound = request.transport and request.transport.get_extra_info("sockname")
-    return len(hosts) == 1 and isinstance(bound, tuple) and host_name(hosts[0]) == bound[0]
 
 
 def _route(request: web.Request) -> str:

@@ -59,6 +59,9 @@ def serve(config: Path | None) -> None:
     settings = _configured(config)
     log.configure(os.environ.get("TOKEN_BROKER_LOG_LEVEL", ""))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold tokens and secrets
+    # A connection takes a file, and so does each request that waits.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
         _run(run(settings))
     except StoreBusy as busy:
@@ -76,7 +79,7 @@ def serve(config: Path | None) -> None:
 def check(config: Path | None) -> None:
     """Read configuration, secrets, permissions and store; call nobody; say all that is wrong."""
     from broker.config.load import ConfigError, load
-    from broker.store.open import inspect
+    from broker.store.open import inspect, warnings
 
     try:
         settings = load(config)
@@ -85,6 +88,8 @@ def check(config: Path | None) -> None:
         stop(MISCONFIGURED, *error.errors)
     if found:
         stop(MISCONFIGURED, *(f"store.url: {complaint}" for complaint in found))
+    for warning in warnings(settings.store):
+        click.echo(f"token-broker: store.url: warning: {warning}", err=True)
     click.echo(
         f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store:"
         f" {settings.store.path or 'PostgreSQL'}."

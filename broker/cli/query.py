@@ -1,4 +1,4 @@
-"""What `status` and `get` do: ask the running daemon over its first listener, and show the answer."""
+"""The commands `status` and `get`: ask the running daemon, and show its answer."""
 
 import http.client
 import json
@@ -13,11 +13,11 @@ TIMEOUT_S: Final = 30.0
 
 
 class NoAnswer(Exception):  # noqa: N818 -- said to a person
-    """The daemon does not answer, or not with what was asked for. Says why."""
+    """The daemon does not answer, or its answer is an error. The text says why."""
 
 
 def daemon(addresses: Sequence[Address], path: str, key: str | None) -> Any:
-    """GET a path as JSON. A Unix socket is preferred: its group is the key.
+    """GET a path as JSON. A Unix socket is preferred, since its group needs no key.
 
     Raises NoAnswer, and OSError of the key file.
     """
@@ -51,8 +51,7 @@ def daemon(addresses: Sequence[Address], path: str, key: str | None) -> Any:
 def _connection(address: Address) -> BrokerConnection:
     if address.kind == "unix":
         return BrokerConnection(BrokerAddress.of_socket(address.path), TIMEOUT_S)
-    # A wildcard listens on every address; loopback is one of them.
-    # Compared, not bound
+    # A wildcard listens on every address, so on loopback too. It is compared here, not bound.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
     return BrokerConnection(BrokerAddress("", host, address.port), TIMEOUT_S)
 
@@ -70,7 +69,7 @@ COLUMNS: Final = (
 
 
 def table(status: dict[str, Any]) -> str:
-    """/v1/status for people: one line an app, and below it what somebody must see to."""
+    """Return /v1/status for people: one line per app, and below them what needs attention."""
     rows = [COLUMNS, *(_row(app) for app in status["apps"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = [
@@ -82,13 +81,13 @@ def table(status: dict[str, Any]) -> str:
 
 
 def _node(node: dict[str, Any]) -> str:
-    told = (
+    notified = (
         "never told of a change"
         if node["notified_ago"] is None
         else f"told of a change {node['notified_ago']} s ago"
     )
     versions = ", ".join(f"{app} {version or '-'}" for app, version in node["versions"].items())
-    return f"node {node['node']}: seen {node['seen_ago']} s ago, {told}, serves {versions}"
+    return f"node {node['node']}: seen {node['seen_ago']} s ago, {notified}, serves {versions}"
 
 
 def _row(app: dict[str, Any]) -> tuple[str, ...]:

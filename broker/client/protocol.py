@@ -235,7 +235,10 @@ def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]
 
 
 def read_login(answer: Answer) -> dict[str, Any]:
-    """Return what WeChat answered to a login, errcodes included; raises BrokerError where the broker has no answer of its."""
+    """Return what WeChat answered to a login, errcodes included.
+
+    Raises BrokerError where the broker refuses, or WeChat gave no answer.
+    """
     if answer.status != 200:  # noqa: PLR2004 -- good
         raise problem_of(answer)
     try:

@@ -222,27 +222,34 @@ def _store(table: StoreTable, environ: Mapping[str, str], reader: _Reader) -> St
     url = table.url
     if url is None:  # systemd may name several directories, the first is ours
         url = f"sqlite://{Path(environ.get('STATE_DIRECTORY', '').partition(':')[0], 'broker.db').absolute()}"
-    key = None
-    if table.encryption_key_file is not None:
-        where = ("store", "encryption_key_file")
-        key = reader.file(where, table.encryption_key_file)
-        if find_spec("cryptography") is None:
-            reader.problems.add(
-                where,
-                "needs the package cryptography: pip install 'wechat-token-broker[encryption]'",
-            )
-        elif key is not None and len(key.reveal()) < SHORTEST_KEY:
-            reader.problems.add(
-                where, f"a key has at least {SHORTEST_KEY} characters: openssl rand -base64 32"
-            )
+    key = _encryption_key("encryption_key_file", table.encryption_key_file, reader)
+    name = "previous_encryption_key_file"
+    previous = _encryption_key(name, table.previous_encryption_key_file, reader)
+    if table.previous_encryption_key_file is not None and table.encryption_key_file is None:
+        reader.problems.add(("store", name), "needs encryption_key_file: the key that writes")
     if url.startswith("sqlite:"):
-        return StoreSettings(url, Path(url.removeprefix("sqlite://")), key)
+        path = Path(url.removeprefix("sqlite://"))
+        return StoreSettings(url, path, key, previous_encryption_key=previous)
     if find_spec("psycopg") is None:
         reader.problems.add(
             ("store", "url"),
             "needs the package psycopg: pip install 'wechat-token-broker[postgres]'",
         )
-    return StoreSettings(url, None, key, table.node or socket.gethostname()[:LONGEST_NODE])
+    node = table.node or socket.gethostname()[:LONGEST_NODE]
+    return StoreSettings(url, None, key, node, previous)
+
+
+def _encryption_key(name: str, file: str | None, reader: _Reader) -> Secret | None:
+    if file is None:
+        return None
+    key = reader.file(("store", name), file)
+    if find_spec("cryptography") is None:
+        why = "needs the package cryptography: pip install 'wechat-token-broker[encryption]'"
+        reader.problems.add(("store", name), why)
+    elif key is not None and len(key.reveal()) < SHORTEST_KEY:
+        why = f"a key has at least {SHORTEST_KEY} characters: openssl rand -base64 32"
+        reader.problems.add(("store", name), why)
+    return key
 
 
 def _apps(

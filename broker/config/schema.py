@@ -186,6 +186,7 @@ class StoreTable(Table):
     url: Annotated[str, AfterValidator(_store_url)] | None = None
     node: Name | None = None
     encryption_key_file: FilePath | None = None
+    previous_encryption_key_file: FilePath | None = None
 
 
 class WeChatTable(Table):

@@ -27,13 +27,15 @@ class ServerSettings:
 class StoreSettings:
     """Where state is kept: an absolute path, or, where that is None, a shared database, in which we are called `node`.
 
-    Tokens are sealed with `encryption_key` where there is one.
+    Tokens are sealed with `encryption_key` where there is one. `previous_encryption_key` reads those
+    that were sealed before a rotation, and writes none.
     """
 
     url: str
     path: Path | None
     encryption_key: Secret | None = None
     node: str = ""
+    previous_encryption_key: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True)

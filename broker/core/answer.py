@@ -1,7 +1,7 @@
-"""What WeChat's bytes say: the parser that no bytes can break (WECHAT.md W21 to W26).
+"""The parser of WeChat's answers, which no bytes can break (WECHAT.md W21 to W26).
 
-An answer is JSON in UTF-8 whatever its content type says; an error is HTTP 200 with an integer
-`errcode`, which may come as a string. Nothing of WeChat's text is kept but an IP address and a
+An answer is JSON in UTF-8 whatever its content type says. An error is HTTP 200 with an `errcode`,
+an integer that may come as a string. Nothing of WeChat's text is kept but an IP address and a
 request id, each checked for its shape.
 """
 
@@ -10,30 +10,33 @@ import json
 import re
 from typing import Any, Final
 
-from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind, rule_for
+from broker.core.errcodes import TOKEN_REFUSED, Failure, FailureCode, Flaw, Kind, rule_for
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 
 MOST_BYTES: Final = 64 * 1024
-LONGEST_LIFE: Final = 86400.0
-_TOKEN: Final = re.compile(
-    r"[\x21-\x7e]{1,8192}"
-)  # opaque, at least 512 characters (WECHAT.md W5), but never blank
+LONGEST_LIFE: Final = 86400.0  # seconds
+# Opaque, and at least 512 characters must fit (WECHAT.md W5); but a token has no blanks.
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,8192}")
 _RID: Final = re.compile(r"\brid: ?([0-9a-f]{1,16}(?:-[0-9a-f]{1,16}){1,3})\b")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,15}(?:\.0{1,9})?")
 
 
 class NotAnAnswer(Exception):  # noqa: N818 -- a value in disguise, never shown
-    """The bytes are not an answer of WeChat's. Says why, without quoting them."""
+    """The bytes are not an answer of WeChat's: says what is wrong, without quoting them."""
+
+    def __init__(self, flaw: Flaw, **facts: str) -> None:
+        super().__init__(flaw)
+        self.facts = {"flaw": flaw.value, **facts}
 
 
 def token_answer(
     body: bytes, name: str = "access_token", *, wecom: bool = False
 ) -> Minted | Failure:
-    """Read a token endpoint's HTTP 200 answer, or another's that gives something like a token by that `name`. Never raises.
+    """Read the HTTP 200 answer of a token endpoint or of the ticket endpoint. Never raises.
 
-    What cannot be read counts as a lost answer: the call was spent, and a token may have been
-    minted.
+    `name` is the key under which the token or ticket stands. What cannot be read counts as a lost
+    answer: the call was spent, and a token may have been minted.
     """
     try:
         answer = _object(body)
@@ -42,11 +45,11 @@ def token_answer(
             return _refusal(errcode, answer.get("errmsg"), wecom=wecom)
         return Minted(_token(answer.get(name), name), _seconds(answer.get("expires_in")))
     except NotAnAnswer as why:
-        return Failure(Kind.TRANSIENT, f"not an answer of WeChat's: {why}", lost=True)
+        return Failure(Kind.TRANSIENT, FailureCode.NOT_AN_ANSWER, lost=True, facts=why.facts)
 
 
 def verdict(body: bytes) -> Verdict:
-    """Read what a data API said of the token it was called with. Never raises."""
+    """Read what a data interface said of the token it was called with. Never raises."""
     try:
         answer = _object(body)
         errcode = _errcode(answer)
@@ -54,11 +57,8 @@ def verdict(body: bytes) -> Verdict:
         return Verdict.UNKNOWN
     if errcode in TOKEN_REFUSED:
         return Verdict.DEAD
-    return (
-        Verdict.ALIVE
-        if not errcode and isinstance(answer.get("ip_list"), list)
-        else Verdict.UNKNOWN
-    )
+    is_good = not errcode and isinstance(answer.get("ip_list"), list)
+    return Verdict.ALIVE if is_good else Verdict.UNKNOWN
 
 
 def _refusal(errcode: int, errmsg: object, *, wecom: bool) -> Failure:
@@ -66,7 +66,9 @@ def _refusal(errcode: int, errmsg: object, *, wecom: bool) -> Failure:
     rid = _RID.search(text)
     kind = rule_for(errcode, wecom=wecom).kind
     ip = _ip(text) if kind is Kind.ADMISSION else None
-    return Failure(kind, f"errcode {errcode}", errcode, ip=ip, rid=rid and rid[1], wecom=wecom)
+    return Failure(
+        kind, FailureCode.ERRCODE, errcode, ip=ip, rid=rid[1] if rid else None, wecom=wecom
+    )
 
 
 def _ip(text: str) -> str | None:
@@ -84,51 +86,50 @@ def _object(body: bytes) -> dict[str, Any]:
             body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
         )
     except UnicodeDecodeError:
-        raise NotAnAnswer("not UTF-8") from None
+        raise NotAnAnswer(Flaw.NOT_UTF8) from None
     except RecursionError:
-        raise NotAnAnswer("nested too deeply") from None
+        raise NotAnAnswer(Flaw.TOO_DEEP) from None
     except ValueError:  # JSONDecodeError, and integers too long to convert
-        raise NotAnAnswer("not JSON") from None
+        raise NotAnAnswer(Flaw.NOT_JSON) from None
     if not isinstance(answer, dict):
-        raise NotAnAnswer("not a JSON object")
+        raise NotAnAnswer(Flaw.NOT_AN_OBJECT)
     return answer
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) != len(pairs):
-        raise NotAnAnswer("a key stands twice")
+        raise NotAnAnswer(Flaw.KEY_TWICE)
     return dict(pairs)
 
 
 def _no_constant(_: str) -> None:
-    raise NotAnAnswer("NaN or Infinity")
+    raise NotAnAnswer(Flaw.NOT_FINITE)
 
 
 def _errcode(answer: dict[str, Any]) -> int:
-    value = answer.get("errcode", 0)
-    number = _integral(value)
+    number = _integral(answer.get("errcode", 0))
     if number is None:
-        raise NotAnAnswer("an errcode that is no integer")
+        raise NotAnAnswer(Flaw.ERRCODE)
     return int(number)
 
 
 def _token(value: object, name: str) -> Secret:
     if not isinstance(value, str):
-        raise NotAnAnswer(f"no {name}")
+        raise NotAnAnswer(Flaw.MISSING, field=name)
     if not _TOKEN.fullmatch(value):
-        raise NotAnAnswer(f"an {name} that is empty, too long, or has blanks")
+        raise NotAnAnswer(Flaw.MALFORMED, field=name)
     return Secret(value)
 
 
 def _seconds(value: object) -> float:
     number = _integral(value)
     if number is None or number <= 0:
-        raise NotAnAnswer("an expires_in that is not a positive number of seconds")
+        raise NotAnAnswer(Flaw.EXPIRES_IN)
     return min(number, LONGEST_LIFE)
 
 
 def _integral(value: object) -> float | None:
-    """Return an integer, an integral float, or a string of one, as a float; None for everything else."""
+    """Return an integer, an integral float, or a string of either as a float; None for the rest."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):

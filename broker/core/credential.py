@@ -162,6 +162,9 @@ class Credential:
     failures: int = 0  # in a row
     failure: Failure | None = None
     checked_at: float = NEVER  # last verification
+    checks: int = 0  # verifications since `checks_since`, of any token
+    checks_since: float = NEVER
+    alive_in_a_row: int = 0  # how often WeChat has accepted this token since it was minted
     second_issuer: SecondIssuer = field(default_factory=SecondIssuer)
     # Of the AppSecret that `failure` is about; too short to tell anything of it.
     fingerprint: str = ""

@@ -1,16 +1,17 @@
-"""WeChat's errcodes: what class each belongs to, and what that asks of the broker (WECHAT.md W29); and WeCom's.
+"""WeChat's and WeCom's errcodes: what each asks of the broker (WECHAT.md W29).
 
-WeCom's numbers are its own even where they look alike:
-WECHAT.md W65.
+WeCom's numbers mean something of their own even where they look alike (WECHAT.md W65). This module
+holds codes only. Sentences for people are in `broker/web/words/`, one module per language.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 
 class Kind(StrEnum):
-    """What a failed token call asks of us."""
+    """What a failed token call asks of the broker."""
 
     TRANSIENT = "transient"  # time cures it: back off
     SLOW_DOWN = "slow-down"
@@ -21,24 +22,87 @@ class Kind(StrEnum):
     BLOCKED = "blocked"  # wait exactly as long as the code says
 
 
+class Advice(StrEnum):
+    """What a person can do about a failure."""
+
+    WAIT = "wait"
+    SECRET = "secret"  # noqa: S105 -- the name of an advice
+    APPID = "appid"
+    RIGHTS = "rights"
+    REQUEST = "request"
+    FROZEN = "frozen"
+    WHITELIST = "whitelist"
+    CONFIRM = "confirm"
+    BLOCKED_A_DAY = "blocked-a-day"
+    BLOCKED_AN_HOUR = "blocked-an-hour"
+    QUOTA = "quota"
+    TOO_MANY_A_MINUTE = "too-many-a-minute"
+    TOO_MANY = "too-many"
+    WECOM_SECRET = "wecom-secret"  # noqa: S105 -- the same
+    WECOM_CORPID = "wecom-corpid"
+    WECOM_RIGHTS = "wecom-rights"
+    WECOM_TRUSTED_IP = "wecom-trusted-ip"
+    WECOM_OTHER_TICKET = "wecom-other-ticket"
+
+
+class FailureCode(StrEnum):
+    """Why a token call brought no token. After the dash: the facts that come with it."""
+
+    ERRCODE = "errcode"  # WeChat refused; `Failure.errcode` says how
+    HTTP_STATUS = "http-status"  # an answer that is no 200 - status
+    NO_ANSWER = "no-answer"  # the call timed out - seconds
+    CERTIFICATE = "certificate"  # the TLS certificate is not trusted
+    TLS = "tls"
+    NAME = "name"  # the host's name does not resolve
+    CONNECT = "connect"
+    CONNECTION_BROKE = "connection-broke"
+    NOT_HTTP = "not-http"  # - error, the name of the exception's class
+    UNREADABLE = "unreadable"  # an answer too large, or not packed as it says
+    NOT_AN_ANSWER = "not-an-answer"  # a body that WeChat would not send - flaw, field
+    STOPPED_IN_CALL = "stopped-in-call"
+    STOPPED_IN_EMERGENCY = "stopped-in-emergency"
+    NO_TOKEN_FOR_TICKET = "no-token-for-ticket"  # noqa: S105 -- the name of a code
+    TICKET_TOKEN_REFUSED = "ticket-token-refused"  # noqa: S105 -- the same
+    UNKNOWN = "unknown"  # stored by another version of the broker
+
+
+class Flaw(StrEnum):
+    """What is wrong with a body that is not an answer of WeChat's. After the dash: its facts."""
+
+    NOT_UTF8 = "not-utf8"
+    TOO_DEEP = "too-deep"
+    NOT_JSON = "not-json"
+    NOT_AN_OBJECT = "not-an-object"
+    KEY_TWICE = "key-twice"
+    NOT_FINITE = "not-finite"
+    ERRCODE = "errcode"  # the errcode is no integer
+    MISSING = "missing"  # - field
+    MALFORMED = "malformed"  # empty, too long, or with blanks - field
+    EXPIRES_IN = "expires-in"  # not a positive number of seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A class, its pause in seconds (a floor; exact where `kind` is BLOCKED), and a sentence for the operator."""
+    """The class of an errcode, and what follows from it.
+
+    `pause` is in seconds: a floor, and exact where `kind` is BLOCKED.
+    """
 
     kind: Kind
     pause: float
-    advice: str
+    advice: Advice
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a token call brought no token.
 
-    Nothing in it is WeChat's or a library's own text (that may hold the secret).
+    Nothing in it is WeChat's or a library's own text, since that may hold the secret: `facts` are
+    numbers and names of our own, by the names that :class:`FailureCode` lists.
     """
 
     kind: Kind
-    reason: str
+    code: FailureCode
     errcode: int | None = None
     ip: str | None = None  # the caller's address as WeChat saw it (40164)
     rid: str | None = None  # WeChat's request id
@@ -46,57 +110,46 @@ class Failure:
     lost: bool = False  # the request went out and no answer to it is known
     wall: float = 0.0  # when, for people
     wecom: bool = False  # the errcode is WeCom's
+    facts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
-    def advice(self) -> str:
+    def advice(self) -> Advice:
         """What a person can do about it."""
-        advice = (
-            rule_for(self.errcode, wecom=self.wecom).advice
-            if self.errcode is not None
-            else TRANSIENT.advice
-        )
-        return f"{advice} WeChat saw this broker as {self.ip}." if self.ip else advice
+        if self.errcode is None:
+            return Advice.WAIT
+        return rule_for(self.errcode, wecom=self.wecom).advice
+
+    @classmethod
+    def from_stored(cls, fields: Mapping[str, Any]) -> "Failure":
+        """Read what `dataclasses.asdict` made of a failure, perhaps in another version.
+
+        Older versions stored a sentence (`reason`) in place of the code. The errcode still says
+        what it was; without one the code is UNKNOWN, until the next call replaces the failure.
+        """
+        known = {name: fields[name] for name in cls.__slots__ if name in fields}
+        by_errcode = FailureCode.UNKNOWN if fields.get("errcode") is None else FailureCode.ERRCODE
+        kind, code = fields.get("kind"), fields.get("code", by_errcode)
+        known["kind"] = Kind(kind) if kind in set(Kind) else Kind.TRANSIENT
+        known["code"] = FailureCode(code) if code in set(FailureCode) else FailureCode.UNKNOWN
+        return cls(**known)
 
 
-TRANSIENT: Final = Rule(Kind.TRANSIENT, 0, "Nothing to do: it is tried again, ever more slowly.")
+TRANSIENT: Final = Rule(Kind.TRANSIENT, 0, Advice.WAIT)
 _TEN_MINUTES: Final = 600.0
 _FIVE_MINUTES: Final = 300.0
 
 
-def _configuration(advice: str) -> Rule:
+def _configuration(advice: Advice) -> Rule:
     return Rule(Kind.CONFIGURATION, _TEN_MINUTES, advice)
 
 
-_SECRET: Final = _configuration(
-    "WeChat does not accept the AppSecret: put the current one into the app's secret file and"
-    " restart."
-)
-_APPID: Final = _configuration(
-    "WeChat does not know this AppID: correct `appid` in the configuration."
-)
-_RIGHTS: Final = _configuration(
-    "The account may not use this interface: see its permissions in WeChat's console."
-)
-_REQUEST: Final = _configuration(
-    "WeChat calls the request malformed: check `endpoint` and `api_base`; else this broker needs an"
-    " update."
-)
-_FROZEN: Final = _configuration(
-    "The account or its secret is frozen: unfreeze it in WeChat's console."
-)
-_WHITELIST: Final = Rule(
-    Kind.ADMISSION,
-    _FIVE_MINUTES,
-    "Add this host's public IP to the account's IP whitelist in WeChat's console.",
-)
-_CONFIRM: Final = Rule(
-    Kind.CONFIRMATION,
-    _FIVE_MINUTES,
-    "An administrator must confirm this server: see the message WeChat sent them.",
-)
-_DENIED: Final = (
-    "An administrator denied this server's request: it is blocked for {}; ask them before it ends."
-)
+_SECRET: Final = _configuration(Advice.SECRET)
+_APPID: Final = _configuration(Advice.APPID)
+_RIGHTS: Final = _configuration(Advice.RIGHTS)
+_REQUEST: Final = _configuration(Advice.REQUEST)
+_FROZEN: Final = _configuration(Advice.FROZEN)
+_WHITELIST: Final = Rule(Kind.ADMISSION, _FIVE_MINUTES, Advice.WHITELIST)
+_CONFIRM: Final = Rule(Kind.CONFIRMATION, _FIVE_MINUTES, Advice.CONFIRM)
 
 RULES: Final[dict[int, Rule]] = {
     -1: TRANSIENT,
@@ -109,13 +162,8 @@ RULES: Final[dict[int, Rule]] = {
     41002: _APPID,
     41004: _SECRET,
     43002: _REQUEST,
-    45009: Rule(
-        Kind.QUOTA,
-        0,
-        "The day's token calls are spent: calls resume with the next quota day. Look for a second"
-        " issuer.",
-    ),
-    45011: Rule(Kind.SLOW_DOWN, 60, "Too many calls a minute: the broker slows down by itself."),
+    45009: Rule(Kind.QUOTA, 0, Advice.QUOTA),
+    45011: Rule(Kind.SLOW_DOWN, 60, Advice.TOO_MANY_A_MINUTE),
     48001: _RIGHTS,
     48004: _RIGHTS,
     50002: _FROZEN,
@@ -125,50 +173,34 @@ RULES: Final[dict[int, Rule]] = {
     61024: _REQUEST,
     89501: _CONFIRM,
     89503: _CONFIRM,
-    89506: Rule(Kind.BLOCKED, 86400, _DENIED.format("24 hours")),
-    89507: Rule(Kind.BLOCKED, 3600, _DENIED.format("an hour")),
+    89506: Rule(Kind.BLOCKED, 86400, Advice.BLOCKED_A_DAY),
+    89507: Rule(Kind.BLOCKED, 3600, Advice.BLOCKED_AN_HOUR),
 }
 
-_SLOWER: Final = Rule(Kind.SLOW_DOWN, 60, "Too many calls: the broker slows down by itself.")
+_WECOM_SECRET: Final = _configuration(Advice.WECOM_SECRET)
+_WECOM_CORPID: Final = _configuration(Advice.WECOM_CORPID)
 
 WECOM_RULES: Final[dict[int, Rule]] = {
     -1: TRANSIENT,
-    40001: _configuration(
-        "WeCom does not accept the secret: put the app's current one into its secret file and"
-        " restart."
-    ),
-    40013: _configuration("WeCom does not know this corpid: correct `appid` in the configuration."),
-    41002: _configuration("WeCom does not know this corpid: correct `appid` in the configuration."),
-    41004: _configuration(
-        "WeCom does not accept the secret: put the app's current one into its secret file and"
-        " restart."
-    ),
-    42012: _configuration(
-        "The ticket is another app's, or of the other kind: wx.config takes the company's (jsapi),"
-        " wx.agentConfig the app's own (agent_config)."
-    ),
-    45009: _SLOWER,  # a rate, not a day's quota
-    48002: _configuration(
-        "The app may not use this interface: see its permissions in WeCom's console."
-    ),
-    60020: Rule(
-        Kind.ADMISSION,
-        _FIVE_MINUTES,
-        "Add this host's public IP to the app's trusted IPs in WeCom's console.",
-    ),
+    40001: _WECOM_SECRET,
+    40013: _WECOM_CORPID,
+    41002: _WECOM_CORPID,
+    41004: _WECOM_SECRET,
+    45009: Rule(Kind.SLOW_DOWN, 60, Advice.TOO_MANY),  # a rate, not a day's quota
+    42012: _configuration(Advice.WECOM_OTHER_TICKET),
+    48002: _configuration(Advice.WECOM_RIGHTS),
+    60020: Rule(Kind.ADMISSION, _FIVE_MINUTES, Advice.WECOM_TRUSTED_IP),
 }
 
-TOKEN_REFUSED: Final = frozenset(
-    {40001, 40014, 42001}
-)  # on data APIs: the token may be bad (WECHAT.md W31)
+# On data interfaces: the token may be bad (WECHAT.md W31).
+TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})
 
-LONGEST_RETRY_AFTER: Final = (
-    3600.0  # an answer may ask for more; it is a proxy's word, not WeChat's
-)
+# Seconds. An answer may ask for more; but such a header is a proxy's word, not WeChat's.
+LONGEST_RETRY_AFTER: Final = 3600.0
 
 
 def rule_for(errcode: int, *, wecom: bool = False) -> Rule:
-    """What the code asks of us; codes nobody listed are taken as passing."""
+    """Return what the code asks of us. A code that is not listed counts as passing."""
     return (WECOM_RULES if wecom else RULES).get(errcode, TRANSIENT)
 
 
@@ -180,15 +212,15 @@ def pause(
     until_next_day: float,
     jitter: float,
 ) -> float:
-    """Seconds to wait after a failure, the `failures`-th in a row (from 1).
+    """Return the seconds to wait after a failure, the `failures`-th in a row (from 1).
 
-    `floor` and `ceiling` bound what time can cure (doubling in between); `until_next_day` is what
-    is left of the quota day; `jitter` in [0, 1) keeps many brokers apart. Never less than `floor`,
-    and never less than the class asks.
+    `floor` and `ceiling` bound the pause after what time can cure; in between it doubles.
+    `until_next_day` is what is left of the quota day; `jitter` in [0, 1) keeps many brokers apart.
+    The pause is never shorter than `floor`, nor than the class asks.
     """
-    rule = (
-        rule_for(failure.errcode, wecom=failure.wecom) if failure.errcode is not None else TRANSIENT
-    )
+    rule = TRANSIENT
+    if failure.errcode is not None:
+        rule = rule_for(failure.errcode, wecom=failure.wecom)
     asked = min(failure.retry_after or 0.0, LONGEST_RETRY_AFTER)
     if rule.kind is Kind.BLOCKED:
         return rule.pause

@@ -1,11 +1,14 @@
-"""Code exchanges, by which people log in (WECHAT.md W74 to W79): what is asked, and what an answer says of it."""
+"""Code exchanges, by which people log in: what is asked, and what an answer says of it.
+
+The facts are WECHAT.md W74 to W79.
+"""
 
 import re
 from enum import StrEnum
 from typing import Final
 
 from broker.core.answer import NotAnAnswer, _errcode, _object, _refusal
-from broker.core.errcodes import Failure, Kind, rule_for
+from broker.core.errcodes import Failure, FailureCode, Flaw, Kind, rule_for
 
 
 class LoginKind(StrEnum):
@@ -23,26 +26,27 @@ _ABOUT_THE_APP: Final = frozenset({Kind.CONFIGURATION, Kind.ADMISSION, Kind.CONF
 
 
 def login_failure(body: bytes) -> Failure | None:
-    """Return what an HTTP 200 answer to a code exchange refuses or lacks; None where it says who logs in. Never raises.
+    """Return what an HTTP 200 answer refuses or lacks, or None where it says who logs in.
 
-    A failure without an errcode means that the answer is not WeChat's and must not be passed on.
+    Never raises. A failure without an errcode means that the answer is not WeChat's and must not be
+    passed on.
     """
     try:
         answer = _object(body)
         if errcode := _errcode(answer):
             return _refusal(errcode, answer.get("errmsg"), wecom=False)
         if not isinstance(answer.get("openid"), str):
-            raise NotAnAnswer("no openid")
+            raise NotAnAnswer(Flaw.MISSING, field="openid")
     except NotAnAnswer as why:
-        return Failure(Kind.TRANSIENT, f"not an answer of WeChat's: {why}", lost=True)
+        return Failure(Kind.TRANSIENT, FailureCode.NOT_AN_ANSWER, lost=True, facts=why.facts)
     return None
 
 
 def is_about_the_app(failure: Failure) -> bool:
-    """Return True if a person must see to the app's secret, whitelist or rights, whoever logs in."""
+    """Return True if a person must see to the app's secret, whitelist or rights."""
     return failure.errcode is not None and rule_for(failure.errcode).kind in _ABOUT_THE_APP
 
 
 def proves_the_secret(failure: Failure | None) -> bool:
-    """Return True if WeChat cannot have answered so without accepting the secret and the caller's address."""
+    """Return True if WeChat must have accepted the secret and our address to answer so."""
     return failure is None or failure.errcode in CODE_REFUSED

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from broker.core.credential import Account, Credential, Policy
-from broker.core.errcodes import Failure, Kind, pause
+from broker.core.errcodes import Failure, FailureCode, Kind, pause
 from broker.core.ports import Change, Grant, Minted
 from broker.core.quota import until_next_day
 from broker.core.secret import fingerprint
@@ -83,9 +83,7 @@ class OutcomeRules:
     def abandoned(self, call: int | None, *, force: bool) -> Change:
         """A reserved call whose process died: spent, perhaps minted, and a failure like others, from when it began."""
         safe_for = overlap_after_replacement(self.account.endpoint, self.policy, force=force)
-        failure = Failure(
-            Kind.TRANSIENT, "the broker was stopped during a token call", lost=True, wall=self.wall
-        )
+        failure = Failure(Kind.TRANSIENT, FailureCode.STOPPED_IN_CALL, lost=True, wall=self.wall)
 
         def change(held: Credential, _: float) -> Credential | None:
             if held.reserved_call is None or held.reserved_call != call:

@@ -20,25 +20,29 @@ class Plan:
     """When each thing is due, in steady seconds; infinite where there is no reason to do it.
 
     `check_at`: ask WeChat whether the held token lives, which costs no token call.
-    `call_at`: make a token call. Before `scheduled_at` the only reason for one is a token that
-    WeChat refused, and reports pay for it; from then on the schedule does.
+    `by_reports_at`, `by_schedule_at`: make a token call at the expense of reports (only for a token
+    that WeChat refused, and only before `scheduled_at`), or of the schedule.
     `abandoned_at`: close a reservation that nobody can still be working on.
     """
 
     check_at: float
-    call_at: float
+    by_reports_at: float
+    by_schedule_at: float
     abandoned_at: float
     scheduled_at: float
     is_refused: bool
     forces: bool  # the stable endpoint repeats a refused token unless forced (WECHAT.md W13)
 
-    @property
-    def look_at(self) -> float:
-        """When the next look finds something to do."""
-        return min(self.check_at, self.call_at, self.abandoned_at)
+    def call_at(self, now: float) -> float:
+        """Return when the next token call is due, as seen at `now`."""
+        return self.by_reports_at if now < self.scheduled_at else self.by_schedule_at
+
+    def look_at(self, now: float) -> float:
+        """Return when the next look finds something to do, as seen at `now`."""
+        return min(self.check_at, self.call_at(now), self.abandoned_at)
 
     def claim(self, now: float) -> Claim:
-        """On whose behalf a call made `now` would be.
+        """Return on whose behalf a call made `now` would be.
 
         A refused token is replaced at the expense of reports until its schedule is up anyway, so
         that reports, however many, never take what the schedule needs.
@@ -56,19 +60,21 @@ def make_plan(
     lease_s: float,
 ) -> Plan:
     """Compute the plan. `lease_s`: seconds after which an open call of somebody else's is over."""
-    scheduled = scheduled_at(credential, endpoint, policy)
-    held_back = _denied_until(denials, Lane.SCHEDULED)
-    if credential.refused:
-        # Reports pay while they can; the schedule does not wait for their quota.
-        by_reports = _denied_until(denials, Lane.REPORT)
-        held_back = by_reports if by_reports < scheduled else max(scheduled, held_back)
+    scheduled, is_refused = scheduled_at(credential, endpoint, policy), credential.refused
+    due = refresh_at(credential, endpoint, policy)
+    by_schedule = max(due, _denied_until(denials, Lane.SCHEDULED))
+    by_reports = by_schedule
+    if is_refused:
+        by_schedule = max(by_schedule, scheduled)
+        by_reports = min(max(due, _denied_until(denials, Lane.REPORT)), by_schedule)
     is_open = credential.reserved_call is not None
     return Plan(
         check_at=check_at(credential, policy),
-        call_at=max(refresh_at(credential, endpoint, policy), held_back),
+        by_reports_at=by_reports,
+        by_schedule_at=by_schedule,
         abandoned_at=credential.called_at + lease_s if is_open else math.inf,
         scheduled_at=scheduled,
-        is_refused=credential.refused,
+        is_refused=is_refused,
         forces=endpoint is Endpoint.STABLE,
     )
 

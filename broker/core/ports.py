@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 from broker.core.credential import Account, Credential
 from broker.core.errcodes import Failure
-from broker.core.quota import Entry, Lane
+from broker.core.quota import Entry, Lane, Limit
 from broker.core.secret import Secret
 
 
@@ -123,7 +123,7 @@ class Denial:
 
     reason: Reason
     until: float
-    limit: str = ""
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True, slots=True)

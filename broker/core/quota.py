@@ -30,6 +30,15 @@ class Lane(StrEnum):
     ADMIN = "admin"
 
 
+class Limit(StrEnum):
+    """What calls are counted against; the values are the names that people know."""
+
+    DAILY_QUOTA = "daily_quota"
+    REPORT_QUOTA = "report_quota"
+    FORCE_REFRESH = "force_refresh"
+    HOURLY_QUOTA = "hourly_quota"  # of WeCom's tickets
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One call in the ledger: when it began, on the steady clock and on the wall, and what it counts."""
@@ -78,7 +87,7 @@ class Usage:
 class Full:
     """No call now: which limit is reached, and the steady time at which a slot frees."""
 
-    limit: str
+    limit: Limit
     until: float
 
 
@@ -114,14 +123,14 @@ def full(
 ) -> Full | None:
     """Whether a call in `lane` would break a limit; None where it may be made."""
     rolling = _rolling(entries, now)
-    checks = [("daily_quota", rolling, limits.total)]
+    checks = [(Limit.DAILY_QUOTA, rolling, limits.total)]
     if lane is Lane.REPORT:
         checks.append(
-            ("report_quota", [e for e in rolling if e.lane is Lane.REPORT], limits.report)
+            (Limit.REPORT_QUOTA, [e for e in rolling if e.lane is Lane.REPORT], limits.report)
         )
     forced = [e for e in rolling if e.forced]
     if force:
-        checks.append(("force_refresh", forced, FORCED_A_DAY))
+        checks.append((Limit.FORCE_REFRESH, forced, FORCED_A_DAY))
     found = [
         Full(name, _frees_at(counted, limit, now))
         for name, counted, limit in checks
@@ -129,9 +138,9 @@ def full(
     ]
     last_hour = [e for e in rolling if e.at > now - HOUR]
     if limits.hourly is not None and sum(e.cost for e in last_hour) >= limits.hourly:
-        found.append(Full("hourly_quota", _frees_at(last_hour, limits.hourly, now, HOUR)))
+        found.append(Full(Limit.HOURLY_QUOTA, _frees_at(last_hour, limits.hourly, now, HOUR)))
     if force and forced:
-        found.append(Full("force_refresh", max(e.at for e in forced) + FORCED_GAP))
+        found.append(Full(Limit.FORCE_REFRESH, max(e.at for e in forced) + FORCED_GAP))
     return max((it for it in found if it.until > now), key=lambda it: it.until, default=None)
 
 

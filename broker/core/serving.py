@@ -6,12 +6,13 @@ from enum import StrEnum
 from typing import Final
 
 from broker.core.credential import Credential, HeldToken
-from broker.core.errcodes import Kind
+from broker.core.errcodes import Failure, Kind
 from broker.core.ports import Denial, Reason
+from broker.core.quota import Limit
 
 
 class TokenState(StrEnum):
-    """What a token is worth."""
+    """How good a token is."""
 
     FRESH = "fresh"
     STALE = "stale"  # due for replacement, still valid
@@ -27,7 +28,7 @@ class ReportOutcome(StrEnum):
 
 
 class Code(StrEnum):
-    """Why there is no token, no verification or no refresh now."""
+    """Why there is no token, no verification or no refresh now: the `code` of the API's errors."""
 
     STARTING = "starting"
     STOPPING = "stopping"
@@ -39,13 +40,28 @@ class Code(StrEnum):
     REFRESH_THROTTLED = "refresh-throttled"
 
 
+class UnavailableReason(StrEnum):
+    """The reason behind a :class:`Code`, for people. After the dash: the fact that goes with it."""
+
+    STARTING = "starting"
+    STOPPING = "stopping"
+    NOT_RECORDED = "not-recorded"  # a call could not be written down - store_error
+    LIMIT = "limit"  # our own ledger is full - limit
+    CALL_FAILED = "call-failed"  # the last token call failed - failure
+    BEING_REPLACED = "being-replaced"  # WeChat refuses the token; another call is not allowed yet
+    TOO_LITTLE_LEFT = "too-little-left"  # the token ends sooner than the caller asked for
+    NOT_VERIFIED = "not-verified"  # WeChat could not be asked whether the token lives
+    JUST_VERIFIED = "just-verified"
+    TOO_SOON = "too-soon"  # min_gap, or a pause that WeChat ordered
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """A token that may be used for `expires_in` whole seconds from now (rounded down).
 
-    `token_expires_in`: until WeChat's own end, which is what counts where the broker can replace
-    nothing. `until`: steady time to which this very answer stays true, at most a second ahead, unless
-    another credential comes.
+    `token_expires_in` counts to WeChat's own end of the token, which is what matters to a client
+    when nothing can replace the token any more. `until` is the steady time to which this very
+    answer stays true, unless another credential comes. It is at most a second ahead.
     """
 
     credential: Credential
@@ -56,7 +72,7 @@ class Served:
 
     @property
     def token(self) -> HeldToken:
-        """What is served: there always is one."""
+        """The token that is served. There always is one."""
         if self.credential.token is None:
             raise AssertionError("nothing was served")
         return self.credential.token
@@ -64,18 +80,24 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """Why not, in a sentence for people, and the whole seconds (at least 1) after which asking again may help."""
+    """Why there is nothing now: a code for programs, a reason and its facts for people.
+
+    `retry_after` is in whole seconds (at least 1): asking again may help then.
+    """
 
     code: Code
-    detail: str
+    reason: UnavailableReason
     retry_after: int
+    failure: Failure | None = None
+    limit: Limit | None = None
+    store_error: str = ""
 
 
 PASSING: Final = {Kind.TRANSIENT, Kind.SLOW_DOWN}
 
 
 def seconds(wait: float) -> int:
-    """Whole seconds for a Retry-After: rounded up, at least 1, at most a day."""
+    """Return whole seconds for a Retry-After: rounded up, at least 1, at most a day."""
     return min(max(1, math.ceil(wait)), 86400)
 
 
@@ -84,38 +106,22 @@ def why_not(
 ) -> Unavailable:
     """Explain that no token can be handed out.
 
-    `wait`: seconds until the next token call, as things stand.
+    `wait` is the number of seconds until the next token call, as things stand.
     """
-    retry_after = seconds(wait)
-    failure = credential.failure
+    retry_after, failure = seconds(wait), credential.failure
+    reason = UnavailableReason
     if store_error is not None:
         return Unavailable(
-            Code.STORE_UNAVAILABLE,
-            f"No call can be recorded, so none is made: {store_error}",
-            retry_after,
+            Code.STORE_UNAVAILABLE, reason.NOT_RECORDED, retry_after, store_error=store_error
         )
     if denial is not None and denial.reason is Reason.QUOTA:
-        return Unavailable(
-            Code.QUOTA_EXHAUSTED,
-            f"{denial.limit} is spent; the broker's own ledger says so.",
-            retry_after,
-        )
+        return Unavailable(Code.QUOTA_EXHAUSTED, reason.LIMIT, retry_after, limit=denial.limit)
     if failure is not None:
         code = Code.UPSTREAM_UNAVAILABLE if failure.kind in PASSING else Code.UPSTREAM_REFUSED
         code = Code.QUOTA_EXHAUSTED if failure.kind is Kind.QUOTA else code
-        return Unavailable(
-            code, f"WeChat gave no token: {failure.reason}. {failure.advice}", retry_after
-        )
+        return Unavailable(code, reason.CALL_FAILED, retry_after, failure=failure)
     if credential.token is None:
-        return Unavailable(Code.STARTING, "The first token is being fetched.", retry_after)
+        return Unavailable(Code.STARTING, reason.STARTING, retry_after)
     if credential.refused:
-        sentence = (
-            "WeChat refuses the current token; it is replaced as soon as min_gap and the quota"
-            " allow."
-        )
-        return Unavailable(Code.UPSTREAM_UNAVAILABLE, sentence, retry_after)
-    return Unavailable(
-        Code.UPSTREAM_UNAVAILABLE,
-        "No token with that much time left; the next one is not due yet.",
-        retry_after,
-    )
+        return Unavailable(Code.UPSTREAM_UNAVAILABLE, reason.BEING_REPLACED, retry_after)
+    return Unavailable(Code.UPSTREAM_UNAVAILABLE, reason.TOO_LITTLE_LEFT, retry_after)

@@ -1,8 +1,9 @@
-"""The Host check: a service on loopback answers to its own names only.
+"""The Host check: a service on loopback answers to its own names, and to no other name.
 
 A web page can make a name of its own resolve to this machine (DNS rebinding) and then read the
 answers. Its requests carry that name in `Host`, so a name that is not one of ours is refused before
-anything else is looked at.
+anything else is looked at. An IP address needs no check: a page that was loaded from an address
+cannot make that address point elsewhere.
 """
 
 import re
@@ -17,7 +18,7 @@ _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@/?#\\\s]+))(?::[0-9
 
 
 class HostCheck:
-    """Knows the names and addresses a service answers to: loopback's, and those it is given."""
+    """Knows the names a service answers to: loopback's, those it is given, and every IP address."""
 
     def __init__(self, hosts: Iterable[str] = ()) -> None:
         self._hosts = LOOPBACK_NAMES | {host.strip("[]").lower() for host in hosts if host}
@@ -28,8 +29,8 @@ class HostCheck:
         return len(given) == 1 and self.knows(host_name(given[0]))
 
     def knows(self, name: str) -> bool:
-        """Return True if a name or address, without its port, is one of ours."""
-        return name in self._hosts or is_loopback(name)
+        """Return True if a name, without its port, is one of ours or an IP address."""
+        return name in self._hosts or is_ip_address(name)
 
 
 def host_name(host: str) -> str:
@@ -38,9 +39,10 @@ def host_name(host: str) -> str:
     return (found[1] or found[2]).lower() if found else ""
 
 
-def is_loopback(name: str) -> bool:
-    """Return True if the name is an IP address of loopback's."""
+def is_ip_address(name: str) -> bool:
+    """Return True if the name is an IPv4 or IPv6 address in its usual notation."""
     try:
-        return ip_address(name).is_loopback
+        ip_address(name)
     except ValueError:
         return False
+    return True

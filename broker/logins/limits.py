@@ -46,7 +46,10 @@ class LoginLimits:
 
     @contextmanager
     def passing(self, client: str, app: str) -> Iterator[None]:
-        """Hold a place for one call. Raises LoginsBusyError or LoginsTooFastError where there is none."""
+        """Hold a place for one call.
+
+        Raises LoginsBusyError or LoginsTooFastError where there is none.
+        """
         pair = client, app
         self._take(pair)
         if self._under_way[pair] >= self._table.max_concurrency:

@@ -1,4 +1,7 @@
-"""A code in, WeChat's answer out: one call for each login, made once, and nothing of it kept (WECHAT.md W78, W80).
+"""A code in, WeChat's answer out: one call for each login, and nothing of it kept.
+
+A code is good once, so a call is never repeated (WECHAT.md W78); what comes back is the user's
+(WECHAT.md W80).
 
 Logins share no slot with token calls. They spend no quota of the ledger's, since WeChat counts them
 by user, and so nothing is stored of them.
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Protocol
 
-from broker.core.credential import Account, Endpoint
+from broker.core.credential import Account
 from broker.core.errcodes import RULES, Failure
 from broker.core.login import (
     CODE_REFUSED,
@@ -37,7 +40,10 @@ class CodeExchanger(Protocol):
     async def exchange_code(
         self, account: Account, kind: LoginKind, code: Secret
     ) -> bytes | Failure:
-        """Send one request and return its body, or what went wrong; ends within the call timeout and does not raise."""
+        """Send one request and return its body, or what went wrong.
+
+        Ends within the call timeout and does not raise.
+        """
 
 
 class Logins:
@@ -87,12 +93,11 @@ class Logins:
             self._emit("secret-changed", account.name)
 
     def find(self, app: str) -> Account | None:
-        """Return the account of an app, named by name or AppID; apps of WeCom's too, which log in otherwise."""
-        return self._accounts.get(app) or self._by_appid.get(app)
+        """Return the account of an app, named by name or AppID.
 
-    def without_token(self) -> list[Account]:
-        """Return the accounts that keep no token and only log in (WECHAT.md W81)."""
-        return [one for one in self._accounts.values() if one.endpoint is Endpoint.NONE]
+        Apps of WeCom's are found too, though they log in otherwise.
+        """
+        return self._accounts.get(app) or self._by_appid.get(app)
 
     def record(self, app: str) -> LoginRecord | None:
         """Return how an app's logins go; None where nobody has logged in."""
@@ -111,9 +116,10 @@ class Logins:
     async def exchange(
         self, client: str, account: Account, kind: LoginKind, code: Secret
     ) -> bytes | Failure:
-        """Exchange a code for `client`. Return WeChat's answer as it came, errcodes included, or why there is none.
+        """Exchange a code for `client`.
 
-        Whatever is returned, the code counts as used. Raises LoginsBusyError where no call is made.
+        Returns WeChat's answer as it came, errcodes included, or why there is none. Whatever is
+        returned, the code counts as used. Raises LoginsBusyError where no call is made.
         """
         with self._counted(account, kind) as ended:
             try:

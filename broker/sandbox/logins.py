@@ -1,4 +1,7 @@
-"""The interfaces under /sns: code exchanges, which take the AppSecret, and what users' tokens are good for."""
+"""The interfaces under /sns.
+
+They are the code exchanges, which take the AppSecret, and what users' tokens are good for.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any

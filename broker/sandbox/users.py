@@ -1,4 +1,7 @@
-"""Who logs in: codes, sessions and users' tokens (WECHAT.md W75 to W79, W82 to W84, W111). No I/O; the clock is told."""
+"""Who logs in: codes, sessions and users' tokens (WECHAT.md W75 to W79, W82 to W84, W111).
+
+No I/O; the clock is told.
+"""
 
 import base64
 import secrets
@@ -56,7 +59,10 @@ class UserToken:
 
 
 class Users:
-    """Codes and users' tokens of all apps; of each the oldest are forgotten. Methods raise `WeChatRefusal`."""
+    """Codes and users' tokens of all apps; of each the oldest are forgotten.
+
+    Methods raise `WeChatRefusal`.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now

@@ -11,8 +11,8 @@ from broker.config.load import ConfigError
 from broker.config.settings import StoreSettings
 from broker.core.ports import Store
 from broker.store import transfer
-from broker.store.encryption import Plain, Sealed
-from broker.store.sqlite import file
+from broker.store.encryption import Plain, Seal, Sealed
+from broker.store.sqlite import check
 from broker.store.sqlite.anchor import BootClock
 from broker.store.sqlite.store import SqliteStore
 from broker.store.transfer import Movable
@@ -55,20 +55,34 @@ async def inspect(settings: StoreSettings) -> list[str]:
         )
 
         return await inspect(settings.url)
-    return file.inspect(settings.path)
+    return check.inspect(settings.path)
+
+
+def warnings(settings: StoreSettings) -> list[str]:
+    """Return what a person should know of a store that is good."""
+    return [] if settings.path is None else check.warnings(settings.path)
 
 
 async def _opened(settings: StoreSettings, clock: BootClock, *, alone: bool = False) -> FullStore:
-    seal = Sealed(settings.encryption_key.reveal()) if settings.encryption_key else Plain()
+    seal = _seal(settings)
     if settings.path is None:
         _need_psycopg()
         from broker.store.postgres.store import PostgresStore  # noqa: PLC0415 -- the same
 
         return await PostgresStore.open(settings.url, clock, seal, settings.node, alone=alone)
-    file = await SqliteStore.open(settings.path, clock, seal)
-    if file.set_aside:
-        log.tell("store-set-aside", path=file.set_aside)
-    return file
+    opened = await SqliteStore.open(settings.path, clock, seal)
+    if opened.set_aside:
+        log.tell("store-set-aside", path=opened.set_aside)
+    for path, mode in opened.corrected:
+        log.tell("store-mode-corrected", path=str(path), was=f"{mode:o}")
+    return opened
+
+
+def _seal(settings: StoreSettings) -> Seal:
+    key, previous = settings.encryption_key, settings.previous_encryption_key
+    if key is None:
+        return Plain()
+    return Sealed(key.reveal(), None if previous is None else previous.reveal())
 
 
 def _need_psycopg() -> None:

@@ -24,6 +24,7 @@ WARNINGS = {
     "quota-spent",
     "abandoned-call-closed",
     "lease-lost",
+    "store-mode-corrected",
     "store-set-aside",
     "restart-needed",
 }

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from broker.core import decision, transitions
 from broker.core.epoch import in_emergency
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Claim, Denied, Grant, Minted, StoreError
 from broker.core.quota import Entry, Lane, QuotaLimits, full
 from broker.tokens.dependencies import Dependencies
@@ -32,7 +32,7 @@ class Emergency:
         Each is spent, and may have pushed out the token that the store still holds.
         """
         account, budget = self._live.account, self._dependencies.emergency_budget
-        lost = Failure(Kind.TRANSIENT, "the broker was stopped during an emergency", lost=True)
+        lost = Failure(Kind.TRANSIENT, FailureCode.STOPPED_IN_EMERGENCY, lost=True)
         self._sync.unrecorded.extend((at, lost) for at in budget.unrecorded(account.id))
         token = self._live.credential.token
         safe_for = transitions.overlap_after_replacement(

@@ -14,7 +14,15 @@ from broker.core.credential import Account, Credential, Policy
 from broker.core.ports import Claim, Reason, Verdict
 from broker.core.quota import Lane, Usage, usage
 from broker.core.secret import Secret
-from broker.core.serving import Code, ReportOutcome, Served, Unavailable, seconds, why_not
+from broker.core.serving import (
+    Code,
+    ReportOutcome,
+    Served,
+    Unavailable,
+    UnavailableReason,
+    seconds,
+    why_not,
+)
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.live import LiveCredential
 from broker.tokens.refresher import Flight, Refresher
@@ -22,7 +30,6 @@ from broker.tokens.store_sync import StoreSync
 
 # How long a report waits for what another process is doing about the same token.
 ELSEWHERE_S: Final = 1.0
-_GAP: Final = "A token call was made less than min_gap ago, or WeChat itself asked for a pause."
 
 
 class Keeper:
@@ -68,7 +75,10 @@ class Keeper:
         self._on_plan_changed()
 
     async def change_secret(self, secret: Secret) -> None:
-        """Go by another AppSecret from the next call on; a pause that was about the one before ends."""
+        """Go by another AppSecret from the next call on.
+
+        A pause that was about the secret before ends.
+        """
         self._live.account = replace(self.account, secret=secret)
         await self._sync.after_secret_change()
         self._refresher.replan()
@@ -186,8 +196,7 @@ class Keeper:
         if flight.result() is Verdict.ALIVE and served is not None:
             return ReportOutcome.VERIFIED, served
         if flight.result() is Verdict.UNKNOWN:
-            sentence = "WeChat could not be asked whether the token lives."
-            return Unavailable(Code.UPSTREAM_UNAVAILABLE, sentence, 1)
+            return Unavailable(Code.UPSTREAM_UNAVAILABLE, UnavailableReason.NOT_VERIFIED, 1)
         return None
 
     def _throttled(self) -> Unavailable:
@@ -197,7 +206,7 @@ class Keeper:
             return why if is_failing else replace(why, code=Code.REPORT_THROTTLED)
         allowed_at = self.credential.checked_at + self._live.policy.verify_gap
         wait = seconds(allowed_at - self._dependencies.clock.now())
-        return Unavailable(Code.REPORT_THROTTLED, "This token was verified a moment ago.", wait)
+        return Unavailable(Code.REPORT_THROTTLED, UnavailableReason.JUST_VERIFIED, wait)
 
     async def refresh(self, patience_s: float, *, force: bool = False) -> Served | Unavailable:
         """Make a token call now for a person who wants it, within `min_gap` and the quota."""
@@ -216,7 +225,8 @@ class Keeper:
             why = why_not(self.credential, denial, None, wait)
             if denial.reason is Reason.QUOTA:
                 return why
-            return replace(why, code=Code.REFRESH_THROTTLED, detail=_GAP)
+            too_soon = UnavailableReason.TOO_SOON
+            return Unavailable(Code.REFRESH_THROTTLED, too_soon, why.retry_after)
         if self.store_error is not None and self.credential.version == before:
             return self._unavailable()
         served = None if self.credential.failure else self.serve()
@@ -250,8 +260,7 @@ class Keeper:
 
     def _unavailable(self) -> Unavailable:
         if self._stopping:
-            sentence = "The broker is stopping; another one will answer in a moment."
-            return Unavailable(Code.STOPPING, sentence, 1)
+            return Unavailable(Code.STOPPING, UnavailableReason.STOPPING, 1)
         lane = self._refresher.plan.claim(self._dependencies.clock.now()).lane
         denial = self._refresher.denials.get(lane)
         return why_not(self.credential, denial, self.store_error, self.next_call_in())

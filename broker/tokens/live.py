@@ -85,12 +85,12 @@ class LiveCredential:
         promised = promised_until(held, endpoint, policy, now) - now
         if held.suspicion is not None:
             promised = max(promised, min(left, least))
-        if promised < max(min_ttl, 1):
+        if promised < min_ttl:
             return None
         is_stale = now >= self._stale_at
         # While a call is due the promise moves with the clock; rounding down strictly leaves a
         # moment in which the same answer may be repeated.
-        whole = math.ceil(promised) - 1 if is_stale else int(promised)
+        whole = max(math.ceil(promised) - 1 if is_stale else int(promised), 1)
         state = TokenState.STALE if is_stale else TokenState.FRESH
         until = now + promised - max(whole, min_ttl, 1)
         until = min(until, self._ends_at - max(int(left), least))

@@ -101,11 +101,14 @@ class Refresher:
     def due_at(self) -> float:
         """Return the steady time from which a look finds something to do, as things stand."""
         rests_until = max(self._sync.retry_at, self._rests_until)
-        return rests_until if self._sync.owes else max(rests_until, self.plan.look_at)
+        if self._sync.owes:
+            return rests_until
+        return max(rests_until, self.plan.look_at(self._dependencies.clock.now()))
 
     def next_call_at(self) -> float:
         """Return the steady time of the next token call, as things stand."""
-        return max(self.plan.call_at, self._sync.retry_at, self._rests_until)
+        call_at = self.plan.call_at(self._dependencies.clock.now())
+        return max(call_at, self._sync.retry_at, self._rests_until)
 
     @property
     def current(self) -> Flight | None:
@@ -307,10 +310,7 @@ class Refresher:
             name,
             lane=lane,
             outcome=outcome,
-            reason=failure and failure.reason,
-            advice=failure and failure.advice,
-            ip=failure and failure.ip,
-            rid=failure and failure.rid,
+            failure=failure,
             retry_in=round(self.next_call_at() - now),
         )
         found, earlier = after.suspicion, before.suspicion

@@ -88,6 +88,7 @@ class StoreSync:
         """Take up what the store holds. Raises StoreError."""
         held = await self._dependencies.store.load(self._live.account)
         self._take(held.credential, held.entries)
+        self.found(self._dependencies.store.last_error)  # a start on a full disk: write later
 
     async def catch_up(self) -> None:
         """Read what others wrote and write what was left unwritten.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from broker.core.credential import Account, Endpoint, Policy, ticket_kinds
-from broker.core.errcodes import TOKEN_REFUSED, Failure, Kind
+from broker.core.errcodes import TOKEN_REFUSED, Failure, FailureCode, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.quota import DAY
 from broker.core.secret import Secret
@@ -18,9 +18,7 @@ from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 
-REFUSED: Final = Failure(
-    Kind.TRANSIENT, "WeChat refused the token that the ticket was asked for with"
-)
+REFUSED: Final = Failure(Kind.TRANSIENT, FailureCode.TICKET_TOKEN_REFUSED)
 AT_ONCE: Final = 16
 STEPS: Final = (
     4  # of a fetch, each as long as a call may take: a token, a ticket, a report, a ticket
@@ -48,7 +46,7 @@ class ByToken:
         keeper = self._token_keeper(account)
         served = await keeper.get(patience_s=self._timeout_s) if keeper else None
         if keeper is None or not isinstance(served, Served):
-            return Failure(Kind.TRANSIENT, "there is no token to ask for a ticket with")
+            return Failure(Kind.TRANSIENT, FailureCode.NO_TOKEN_FOR_TICKET)
         answer = await self._with(served, account.endpoint)
         if not _is_refused(answer):
             return answer
@@ -61,7 +59,10 @@ class ByToken:
         return REFUSED if _is_refused(answer) else answer
 
     def _token_keeper(self, account: Account) -> Keeper | None:
-        """Return whose token a ticket is asked for with; for a company's, that of any of its apps that has one."""
+        """Return whose token a ticket is asked for with.
+
+        For a company's that is any of its apps that has a token (WECHAT.md W68).
+        """
         if account.endpoint is not Endpoint.CORP_JSAPI:
             return self._tokens.find(account.name.rpartition("/")[0])
         apps = [keeper for keeper in self._tokens if keeper.account.appid == account.appid]
@@ -98,9 +99,9 @@ class Tickets:
         self._opening = asyncio.Lock()
 
     async def keeper(self, app: Account, kind: str) -> Keeper | None:
-        """Return the keeper of an app's ticket, taken up if nobody has asked before; None where there is no such ticket.
+        """Return the keeper of an app's ticket, taken up if nobody has asked before.
 
-        Raises StoreError.
+        None where the app has no such ticket. Raises StoreError.
         """
         if (wanted := _account(app, kind)) is None:
             return None
@@ -146,7 +147,10 @@ class Tickets:
 
 
 def _account(app: Account, kind: str) -> Account | None:
-    """Return as whose a ticket is kept. A company has one of a kind, whatever app of its asks (WECHAT.md W68)."""
+    """Return as whose a ticket is kept; None where the app has no such ticket.
+
+    A company has one of a kind, whatever app of its asks (WECHAT.md W68).
+    """
     endpoint = ticket_kinds(app.endpoint).get(kind)
     if endpoint is None:
         return None

@@ -1,18 +1,20 @@
-"""Who asks: by client, how often, and when last.
+"""Counts requests by client, and notes when each client asked last.
 
-Kept in memory since the start; names come from the configuration.
+It is kept in memory since the start. The names are those of the configuration.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-MOST: Final = 1024  # a configuration names fewer at a time, but it is read again and again
+# A configuration names fewer clients at a time, but it may be changed and read again any number of
+# times.
+MOST: Final = 1024
 
 
 @dataclass(slots=True)
 class ClientStat:
-    """One client: requests that were let in, and the steady time of the last."""
+    """One client: its requests that were let in, and the steady time of the last."""
 
     name: str
     requests: int
@@ -20,14 +22,17 @@ class ClientStat:
 
 
 class ClientStats:
-    """Everyone who was let in where tokens are handed out; of more than :data:`MOST`, the latest."""
+    """The clients that were let in where tokens are handed out; at most :data:`MOST`, the latest.
+
+    `now` gives steady seconds.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self._known: dict[str, ClientStat] = {}
 
     def record(self, name: str, requests: int, at: float) -> None:
-        """Count requests of a client."""
+        """Count requests of a client; the last of them came at the steady time `at`."""
         known = self._known.get(name)
         if known is None:
             if len(self._known) >= MOST:
@@ -37,7 +42,7 @@ class ClientStats:
         known.last_at = max(known.last_at, at)
 
     def __iter__(self) -> Iterator[ClientStat]:
-        """The latest first."""
+        """Iterate over the clients, the one that asked last first."""
         return iter(sorted(self._known.values(), key=lambda one: -one.last_at))
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""How WeChat and WeCom say no: their numbers, their words, and how they are asked."""
+"""How WeChat and WeCom refuse: their errcodes, their words, and the names of their parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,26 +31,34 @@ WECOM_WORDS: Final = {
 
 
 class ErrcodeError(Exception):
-    """An errcode of WeChat's, and what the broker has to add; `until` that steady time it is the answer to the same question."""
+    """A refusal in WeChat's manner: an errcode, and what the broker adds to its words.
 
-    def __init__(self, errcode: int, why: str = "", until: float = NEVER) -> None:
+    `until` is a steady time: before it, the same question gets the same refusal.
+    """
+
+    def __init__(self, errcode: int, addition: str = "", until: float = NEVER) -> None:
         super().__init__(errcode)
-        self.errcode, self.why, self.until = errcode, why, until
+        self.errcode, self.addition, self.until = errcode, addition, until
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a platform is asked: the parameters' names, its number for a wrong secret, how a good answer begins, its words."""
+    """How a platform is asked and how it answers.
 
-    who: str
-    secret: str
+    `app_field` and `secret_field` are the names of its parameters, `wrong_secret` its errcode for a
+    wrong secret, `good` what a good answer begins with, `words` what it says for each errcode.
+    """
+
+    app_field: str
+    secret_field: str
     wrong_secret: int
     good: Mapping[str, object]
     words: Mapping[int, str]
 
-    def refusal(self, why: ErrcodeError) -> dict[str, Any]:
-        """The answer that says it."""
-        return {"errcode": why.errcode, "errmsg": f"{self.words[why.errcode]} {why.why}".strip()}
+    def refusal(self, error: ErrcodeError) -> dict[str, Any]:
+        """Return the answer's JSON."""
+        errmsg = f"{self.words[error.errcode]} {error.addition}".strip()
+        return {"errcode": error.errcode, "errmsg": errmsg}
 
 
 WECHAT: Final = Dialect("appid", "secret", 40125, {}, WORDS)

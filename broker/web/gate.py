@@ -1,8 +1,8 @@
-"""Who gets in: the outermost middleware, in front of every route.
+"""The gate: decides for each request whether it gets in, before any route is asked.
 
-Three questions. Is the `Host` one of ours (a browser tricked by DNS says another)? Does the request
-come from a program of this machine, not from a browser or a proxy, where tokens are handed out? Who
-is it, and may it do that?
+It asks three questions. Is the `Host` one of ours (a browser tricked by DNS sends another)? Where
+tokens are handed out: does the request come from a program, and not from a browser or through a
+proxy? Which client is it, and what may that client do?
 """
 
 import hashlib
@@ -17,79 +17,88 @@ from broker.http.hosts import HostCheck
 from broker.http.problems import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-H = TypeVar("H", bound=Handler)
 M = TypeVar("M", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 SCOPES: Final = frozenset({"read", "report", "login", "proxy", "admin"})
-ANYBODY: Final = "*"
 REQUEST_HEADER: Final = "X-Token-Broker"
-BROWSER: Final = ("sec-fetch-",)
-FORWARDED: Final = ("x-forwarded-",)
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks. `apps` is None where it may ask for all of them."""
+    """A program that asks. `apps` is None if it may ask for all of them."""
 
     name: str
     scopes: frozenset[str]
     apps: frozenset[str] | None = None
 
     def may_use(self, app: str) -> bool:
-        """Whether this client may ask for the app of that name."""
+        """Return True if this client may ask for the app of that name."""
         return self.apps is None or app in self.apps
 
 
-LOCAL: Final = Client(
-    "local", SCOPES
-)  # everybody on this machine, where no [clients] are configured
-SOCKET: Final = Client(
-    "socket", SCOPES - {"admin"}
-)  # let in by the Unix socket's group, where [clients] are
+# Every program on this machine, where no [clients] are configured.
+LOCAL: Final = Client("local", SCOPES)
+# Whoever came by the Unix socket without a key, where [clients] are configured.
+SOCKET: Final = Client("socket", SCOPES - {"admin"})
 CLIENT: Final = web.RequestKey("client", Client)
 
 
-def open_to_browsers(handler: H) -> H:
-    """Mark a handler that hands out no token: probes, status, pages.
-
-    Everything unmarked is guarded.
-    """
+def open_to_browsers(handler: M) -> M:
+    """Mark a handler that hands out no token. A handler without any mark is guarded."""
     handler.open_to_browsers = True  # type: ignore[attr-defined]
     return handler
 
 
+def open_to_probes(handler: M) -> M:
+    """Mark a handler that answers whatever Host is named, or none.
+
+    Load balancers and Prometheus ask by names and addresses that no configuration knows, HAProxy's
+    default check by none at all. Such a handler must tell nothing that a web page may not read.
+    """
+    handler.open_to_probes = True  # type: ignore[attr-defined]
+    return handler
+
+
 def authenticates(handler: M) -> M:
-    """Mark a handler that finds out itself who asks, by what is in the request; host and browser are looked at here."""
+    """Mark a handler that finds the client itself, in the request; the gate checks all else."""
     handler.authenticates = True  # type: ignore[attr-defined]
     return handler
 
 
 def answers_in_errcodes(handler: M) -> M:
-    """Mark a handler for SDKs: what is refused before it is asked, too, is HTTP 200 with an errcode (WECHAT.md W89)."""
+    """Mark a handler for SDKs.
+
+    What is refused before it is asked, too, is HTTP 200 with an errcode (WECHAT.md W89).
+    """
     handler.answers_in_errcodes = True  # type: ignore[attr-defined]
     return handler
 
 
 class Gate:
-    """Decides for each request; `keys` maps the SHA-256 (hex) of a bearer key to its client, empty where there are none."""
+    """Decides who gets in.
+
+    `keys` maps the SHA-256 (hex) of each bearer key to its client. It is empty where no clients are
+    configured.
+    """
 
     def __init__(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
         self.admit(keys, hosts)
 
     def admit(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
-        """Go by these keys and names from now on."""
+        """Replace the keys and the names that are accepted in Host."""
         self.keys = keys
         self._hosts = HostCheck(hosts)
 
     def refuse(self, request: web.Request) -> web.Response | None:
-        """The refusal, or None after noting who the client is."""
-        if not request.raw_path.startswith(
-            "/"
-        ):  # an absolute URI names a host of its own, past our look at Host
+        """Return the refusal; or None, after `request[CLIENT]` was set where a client is needed."""
+        # An absolute URI names a host of its own, past our look at Host.
+        if not request.raw_path.startswith("/"):
             refusal = problem(400, "malformed-request", "Ask for a path, not for a URI.")
             refusal.force_close()
             return refusal
         match = request.match_info
+        if hasattr(match.handler, "open_to_probes"):
+            return None
         if match.http_exception is not None or hasattr(match.handler, "open_to_browsers"):
             return self._foreign(request)
         if hasattr(match.handler, "authenticates"):
@@ -97,7 +106,10 @@ class Gate:
         return self._foreign(request) or _not_a_program(request) or self.identify(request)
 
     def client_of(self, key: str) -> Client | None:
-        """The client that has this key; everybody on this machine where no clients are configured."""
+        """Return the client that has this key, or None.
+
+        Where no clients are configured, every key is that of the local client.
+        """
         return self.keys.get(_sha256(key)) if self.keys else LOCAL
 
     def _foreign(self, request: web.Request) -> web.Response | None:
@@ -107,7 +119,10 @@ class Gate:
         return problem(403, "host-not-allowed", detail)
 
     def identify(self, request: web.Request) -> web.Response | None:
-        """The refusal, or None after noting who the client is, by its key or by the header that only programs send."""
+        """Find the client by its key, or by the header that only programs send.
+
+        Returns the refusal; or None, after `request[CLIENT]` was set.
+        """
         given = request.headers.getall(hdrs.AUTHORIZATION, [])
         if given and self.keys:
             client = self.keys.get(_digest(given[0])) if len(given) == 1 else None
@@ -120,8 +135,7 @@ class Gate:
                 )
             request[CLIENT] = client
             return None
-        local = not self.keys or by_unix_socket(request)
-        if not local:
+        if self.keys and not by_unix_socket(request):
             return problem(
                 401, "missing-key", "Send `Authorization: Bearer KEY`.", WWW_Authenticate="Bearer"
             )
@@ -138,13 +152,13 @@ class Gate:
 def _not_a_program(request: web.Request) -> web.Response | None:
     for name in request.headers:
         lowered = name.lower()
-        if lowered == "origin" or lowered.startswith(BROWSER):
+        if lowered == "origin" or lowered.startswith("sec-fetch-"):
             return problem(
                 403,
                 "browser-request",
                 "Tokens are for programs; this request comes from a browser.",
             )
-        if lowered in {"forwarded", "via"} or lowered.startswith(FORWARDED):
+        if lowered in {"forwarded", "via"} or lowered.startswith("x-forwarded-"):
             return problem(
                 403,
                 "forwarded-request",
@@ -154,19 +168,24 @@ def _not_a_program(request: web.Request) -> web.Response | None:
 
 
 def _digest(authorization: str) -> str:
-    """SHA-256 of the bearer key: looking up a digest takes the same time however much of a key was right."""
+    """Return the SHA-256 of the bearer key, empty if the scheme is another.
+
+    To look up a digest takes the same time however much of a guessed key was right.
+    """
     scheme, _, key = authorization.partition(" ")
     return _sha256(key.strip()) if scheme.lower() == "bearer" else ""
 
 
 def _sha256(key: str) -> str:
-    try:  # aiohttp has header bytes that are no UTF-8 escaped so; JSON may have what no bytes are
+    # aiohttp escapes header bytes that are no UTF-8 as lone surrogates. JSON can hold surrogates
+    # that stand for no bytes at all: those are nobody's key.
+    try:
         return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
     except UnicodeEncodeError:
         return ""
 
 
 def by_unix_socket(request: web.Request) -> bool:
-    """Whether the peer came by the Unix socket, whose group decides who may."""
+    """Return True if the peer came by the Unix socket, whose group decides who may."""
     sock = request.transport.get_extra_info("socket") if request.transport is not None else None
     return sock is not None and sock.family == socket.AF_UNIX

@@ -1,9 +1,10 @@
-"""Handles: what a client of the proxy is given in the place of a token, so that its SDK needs no header to say who it is.
+"""Handles: what a client of the proxy gets in the place of a token.
 
-A handle names client and app, with a MAC. Nothing is remembered: it overlap_after_replacement
-restarts, and it dies with the client's key, with its right to the app, and with the app's secret.
-The MAC's key is made of both, since the digest of a client's key alone may stand in a configuration
-that others read.
+An SDK sends its token with each call, so a handle tells the proxy which client calls, for which
+app, without any header. A handle holds both names and a MAC over them. Nothing is remembered, so
+handles outlive a restart. A handle ends when the client's key, its right to the app, or the app's
+secret changes. The MAC's key is made of the secret and of the key's digest: the digest alone may
+stand in a configuration that others can read.
 """
 
 import base64
@@ -18,10 +19,9 @@ from broker.web.gate import Client, Gate
 
 SCOPE: Final = "proxy"
 PREFIX: Final = "tb_"
-LONGEST: Final = (
-    512  # what SDKs reserve for a token (WECHAT.md W5); names have at most 64 characters
-)
-SIZE: Final = hashlib.sha256().digest_size
+# What SDKs reserve for a token (WECHAT.md W5). Names have at most 64 characters, so a handle fits.
+LONGEST: Final = 512
+MAC_BYTES: Final = hashlib.sha256().digest_size
 
 
 class Handles:
@@ -34,36 +34,35 @@ class Handles:
         self._clients: dict[str, tuple[str, Client]] = {}
 
     def of(self, client: Client, keeper: Keeper) -> str | None:
-        """The client's handle for the app; None where it gets the token itself."""
-        known = self._known().get(client.name)
+        """Return the client's handle for the app, or None if the client gets the token itself."""
+        known = self._by_name().get(client.name)
         if known is None or SCOPE not in client.scopes:
             return None
         names = f"{client.name}\n{keeper.account.name}".encode()
-        return PREFIX + base64.urlsafe_b64encode(
-            _mac(known[0], keeper, names) + names
-        ).decode().rstrip("=")
+        packed = base64.urlsafe_b64encode(_mac(known[0], keeper, names) + names)
+        return PREFIX + packed.decode().rstrip("=")
 
     def open(self, handle: str) -> tuple[Client, Keeper] | None:
-        """Whose handle this is, and for which app; None where it is nobody's, or not any more."""
+        """Return the client and the app of a handle; None if it is not, or no longer, valid."""
         if not handle.startswith(PREFIX) or len(handle) > LONGEST:
             return None
         packed = handle.removeprefix(PREFIX)
         try:
             raw = base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
-            who, _, app = raw[SIZE:].decode().partition("\n")
+            name, _, app = raw[MAC_BYTES:].decode().partition("\n")
         except ValueError:
             return None
-        known, keeper = self._known().get(who), self._registry.find(app)
+        known, keeper = self._by_name().get(name), self._registry.find(app)
         if known is None or keeper is None or keeper.account.name != app:
             return None
         digest, client = known
-        is_true = hmac.compare_digest(raw[:SIZE], _mac(digest, keeper, raw[SIZE:]))
-        return (
-            (client, keeper) if is_true and SCOPE in client.scopes and client.may_use(app) else None
-        )
+        if not hmac.compare_digest(raw[:MAC_BYTES], _mac(digest, keeper, raw[MAC_BYTES:])):
+            return None
+        return (client, keeper) if SCOPE in client.scopes and client.may_use(app) else None
 
-    def _known(self) -> Mapping[str, tuple[str, Client]]:
-        if self._keys is not self._gate.keys:  # they were read again
+    def _by_name(self) -> Mapping[str, tuple[str, Client]]:
+        """Return each client, and its key's digest, by the client's name."""
+        if self._keys is not self._gate.keys:  # the configuration was read again
             self._keys = self._gate.keys
             self._clients = {client.name: (digest, client) for digest, client in self._keys.items()}
         return self._clients

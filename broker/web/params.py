@@ -1,9 +1,9 @@
-"""What a request says: its app, its query parameters, its JSON body; and the answers where that will not do."""
+"""Reads what a request says: its app, its query parameters, its JSON body."""
 
-import asyncio
 import json
 import re
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -12,34 +12,41 @@ from aiohttp import hdrs, web
 from broker.core.serving import Code, Unavailable
 from broker.http.problems import ProblemError, problem
 from broker.tokens.keeper import Keeper
+from broker.tokens.registry import Registry
+from broker.web.connection.connections import BODY_DEADLINE_S, read_body
 from broker.web.connection.fast_path import APP
-from broker.web.context import EDGE
 from broker.web.gate import CLIENT
+from broker.web.words import english
 
 LONGEST_WAIT_S: Final = 300
-NUMBER: Final = re.compile(r"\d{1,20}(?:\.\d{1,400})?(?:[eE][+-]?\d{1,4})?", re.ASCII)
-BODY_DEADLINE_S: Final = 10.0
 LONGEST_TTL_S: Final = 86400
-NO_STORE: Final = {hdrs.CACHE_CONTROL: "no-store"}
+NUMBER: Final = re.compile(r"\d{1,20}(?:\.\d{1,400})?(?:[eE][+-]?\d{1,4})?", re.ASCII)
+NO_STORE: Final[Mapping[str, str]] = {hdrs.CACHE_CONTROL: "no-store"}
+TYPES: Final = {str: "a string", int: "an integer", bool: "true or false"}
+# All other codes are 503.
+STATUS: Final = {
+    Code.REPORT_THROTTLED: HTTPStatus.TOO_MANY_REQUESTS,
+    Code.REFRESH_THROTTLED: HTTPStatus.TOO_MANY_REQUESTS,
+}
 
 
 def iso(wall: float) -> str:
-    """Unix time for people: UTC, whole seconds, rounded down."""
+    """Format unix time for people: UTC, whole seconds, rounded down."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall))
 
 
-def keeper_of(request: web.Request, scope: str) -> Keeper:
-    """The app's keeper, for a client that may; raises Bad.
+def keeper_of(request: web.Request, registry: Registry, scope: str) -> Keeper:
+    """Return the keeper of the app in the path, for a client that has the scope and the app.
 
-    Who may not learns nothing of which apps there are.
+    Raises ProblemError. A client that may not use an app does not learn whether there is one.
     """
     client, app = request[CLIENT], request.match_info["app"]
     if scope not in client.scopes:
         raise ProblemError(403, "insufficient-scope", f"This client lacks the scope `{scope}`.")
-    keeper = request.app[EDGE].registry.find(app)
+    keeper = registry.find(app)
     if not client.may_use(keeper.account.name if keeper else app):
         raise ProblemError(403, "insufficient-scope", "This client may not use that app.")
-    if keeper is None and request.app[EDGE].keeps_no_token(app):
+    if keeper is None and registry.is_login_only(app):
         raise ProblemError(
             404, "no-token", 'This app only logs in: endpoint = "none" keeps no token.'
         )
@@ -52,13 +59,16 @@ def keeper_of(request: web.Request, scope: str) -> Keeper:
 
 
 def matches(request: web.Request, version: str) -> bool:
-    """Whether the client says that it has this version."""
+    """Return True if the client says in If-None-Match that it has this version."""
     tags = request.if_none_match or ()
     return any(tag.value in {version, "*"} for tag in tags)
 
 
 def numbers(request: web.Request, **most: float) -> list[float]:
-    """Query parameters as numbers, 0 where absent; raises Bad for any other parameter, and for values out of range."""
+    """Return query parameters as numbers, 0 if absent; `most` maps each name to its largest value.
+
+    Raises ProblemError for any other parameter, for one given twice, and for values out of range.
+    """
     if not request.query_string:
         return [0.0] * len(most)
     for name in request.query:
@@ -80,41 +90,47 @@ def _number(name: str, value: str, limit: float) -> float:
 
 
 async def fields_of(request: web.Request, known: dict[str, type]) -> dict[str, Any]:
-    """A JSON object's fields; raises Bad that says where it is wrong."""
+    """Return the fields of the JSON object in the body; `known` maps each field to its type.
+
+    Raises ProblemError, which says where the body is wrong.
+    """
+    body = await _json(request)
+    if not isinstance(body, dict):
+        raise ProblemError(422, "invalid-body", "The body must be a JSON object.")
+    wrong = [
+        f"`{name}` must be {TYPES[kind]}"
+        for name, kind in known.items()
+        if name in body and type(body[name]) is not kind
+    ]
+    if unknown := body.keys() - known.keys():
+        wrong.append(f"{len(unknown)} unknown field(s); there are: {', '.join(known)}")
+    if wrong:
+        raise ProblemError(422, "invalid-body", "; ".join(wrong) + ".")
+    return body
+
+
+async def _json(request: web.Request) -> Any:
     if request.content_type != "application/json":
         raise ProblemError(
             415, "unsupported-media-type", "Send the body as `Content-Type: application/json`."
         )
     try:
-        async with asyncio.timeout(BODY_DEADLINE_S):
-            body = json.loads(await request.read(), object_pairs_hook=_each_once)
+        body = await read_body(request)
     except TimeoutError:
         raise ProblemError(
             408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s."
         ) from None
     except ConnectionError:
         raise ProblemError(400, "invalid-json", "The body ended early.") from None
-    except ValueError as error:
-        where = (
-            f" at line {error.lineno}, column {error.colno}"
-            if isinstance(error, json.JSONDecodeError)
-            else ""
-        )
-        raise ProblemError(400, "invalid-json", f"The body is not JSON{where}.") from None
+    try:
+        return json.loads(body, object_pairs_hook=_each_once)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ProblemError(400, "invalid-json", f"The body is not JSON at {where}.") from None
+    except ValueError:  # bytes that are no UTF-8, integers too long to convert
+        raise ProblemError(400, "invalid-json", "The body is not JSON.") from None
     except RecursionError:
         raise ProblemError(400, "invalid-json", "The body is nested too deeply.") from None
-    if not isinstance(body, dict):
-        raise ProblemError(422, "invalid-body", "The body must be a JSON object.")
-    wrong = [
-        f"`{name}` must be {_TYPES[kind]}"
-        for name, kind in known.items()
-        if name in body and type(body[name]) is not kind
-    ]
-    if len(unknown := body.keys() - known.keys()):
-        wrong.append(f"{len(unknown)} unknown field(s); there are: {', '.join(known)}")
-    if wrong:
-        raise ProblemError(422, "invalid-body", "; ".join(wrong) + ".")
-    return body
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -124,17 +140,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_TYPES: Final = {str: "a string", int: "an integer", bool: "true or false"}
-
-
-# One map from what the core says to what HTTP says.
-STATUS: Final = {
-    Code.REPORT_THROTTLED: HTTPStatus.TOO_MANY_REQUESTS,
-    Code.REFRESH_THROTTLED: HTTPStatus.TOO_MANY_REQUESTS,
-}
-
-
-def unavailable(why: Unavailable) -> web.Response:
-    """Build the answer where the core says that there is nothing now."""
-    status = STATUS.get(why.code, HTTPStatus.SERVICE_UNAVAILABLE)
-    return problem(status, why.code.value, why.detail, why.retry_after)
+def unavailable(answer: Unavailable, thing: str = english.FAILURES.token) -> web.Response:
+    """Build the answer that says why there is no `thing` now, and when to ask again."""
+    status = STATUS.get(answer.code, HTTPStatus.SERVICE_UNAVAILABLE)
+    detail = english.unavailable(answer, thing)
+    return problem(status, answer.code.value, detail, answer.retry_after)

@@ -1,4 +1,7 @@
-"""The companion's routes and its cached list: a real daemon, the sandbox, real sockets, a told clock."""
+"""The companion's routes and its cached list, against a real daemon and the sandbox.
+
+The sockets are real, the clock is manual.
+"""
 
 import asyncio
 from pathlib import Path
@@ -141,7 +144,7 @@ async def test_an_account_without_followers_is_empty_not_an_error(tmp_path: Path
         assert await there.listed() == 1
 
 
-async def test_a_hundred_thousand_followers_are_paged_through_with_a_call_per_ten_thousand_in_bounded_memory(
+async def test_a_hundred_thousand_followers_cost_a_call_per_ten_thousand_in_bounded_memory(
     tmp_path: Path,
 ) -> None:
     async with scene(tmp_path, SandboxOptions(followers=100_000)) as there:
@@ -241,7 +244,7 @@ async def test_the_list_is_asked_for_again_only_after_cache_ttl(there: Scene) ->
     assert there.wire.calls[USER_GET] == 2
 
 
-async def test_even_without_a_cache_no_day_has_more_than_400_lists_and_the_last_one_is_shown_meanwhile(
+async def test_without_a_cache_no_day_has_more_than_400_lists_and_the_last_is_shown_meanwhile(
     tmp_path: Path,
 ) -> None:
     async with scene(tmp_path, cache_ttl_s=0) as there:
@@ -448,7 +451,7 @@ async def test_a_host_that_is_not_ours_gets_nothing_on_any_route(there: Scene, h
         assert (status, body["code"]) == (403, "host-not-allowed")
 
 
-async def test_loopback_names_and_allowed_hosts_get_in(tmp_path: Path) -> None:
+async def test_loopback_names_ip_addresses_and_allowed_hosts_get_in(tmp_path: Path) -> None:
     async with scene(tmp_path, hosts=frozenset({"pictures.example"})) as there:
         for host in (
             "localhost",
@@ -456,6 +459,8 @@ async def test_loopback_names_and_allowed_hosts_get_in(tmp_path: Path) -> None:
             "127.0.0.1",
             "127.8.9.1",
             "[::1]:8766",
+            "10.1.2.3:8766",
+            "[2001:db8::7]",
             "pictures.example:443",
         ):
             assert (await there.get("/livez", Host=host))[0] == 200

@@ -1,4 +1,7 @@
-"""`token-broker avatars` as people and systemd meet it: real processes, the contract's exit codes, nothing secret said."""
+"""`token-broker avatars` as people and systemd meet it.
+
+The processes are real; exit codes are the documented ones, and no output holds a secret.
+"""
 
 import json
 import socket
@@ -9,34 +12,38 @@ from pathlib import Path
 import pytest
 
 from broker import __version__
+from tests.harness.crashpoints import Child, ForkedDaemon, ForkServer
 from tests.harness.doubles import CANARY
-from tests.harness.processes import House, Process, ask, process, run, until
+from tests.harness.processes import ask, process, run, until
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    with house.sandboxed():
+def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         yield house
 
 
 @contextmanager
-def showing(house: House) -> Iterator[tuple[str, Process]]:
+def showing(house: ForkedDaemon) -> Iterator[tuple[str, Child]]:
     """The companion, running: where, and the process."""
-    with process(house.home / "avatars.log", "avatars", "--config", str(house.config)) as companion:
+    command = ("avatars", "--config", str(house.config))
+    with house.fork_server.child(house.home / "avatars.log", *command) as companion:
         yield companion.first_line().split()[-1], companion
 
 
-def avatars(house: House, **keys: str) -> str:
+def avatars(house: ForkedDaemon, **keys: str) -> str:
     """An [avatars] table that asks over the daemon's Unix socket."""
     told = {"listen": "127.0.0.1:0", "broker": f"unix:{house.home}/broker.sock", **keys}
     return "[avatars]\n" + "".join(f'{name} = "{value}"\n' for name, value in told.items())
 
 
-def test_it_says_where_it_listens_shows_avatars_and_ends_with_0_when_asked_to(house: House) -> None:
+def test_it_says_where_it_listens_shows_avatars_and_ends_with_0_when_asked_to(
+    house: ForkedDaemon,
+) -> None:
     house.configure(more=avatars(house))
-    with house.serving(), showing(house) as (base, companion):
-        assert companion.first_line() == f"token-broker avatars {__version__} serves on {base}\n"
+    with house.living(), showing(house) as (base, companion):
+        assert companion.first_line() == f"token-broker avatars {__version__} serves on {base}"
         (house.home / "main.secret").unlink()
         until(lambda: ask("GET", f"{base}/readyz")[0] == 200, "ready")
         status, urls = ask("GET", f"{base}/avatars?limit=3&size=132")
@@ -47,21 +54,20 @@ def test_it_says_where_it_listens_shows_avatars_and_ends_with_0_when_asked_to(ho
         )
         assert ask("GET", f"{base}/v1/avatars")[0] == 502
         assert companion.end() == 0
-        assert companion.popen.stdout is not None
-        assert companion.popen.stdout.read() == "", "one line, and nothing more"
+        assert companion.out.read_text().count("\n") == 1, "one line, and nothing more"
     log = companion.log.read_text()
     assert [json.loads(line)["event"] for line in log.splitlines()] == ["trouble"]
     assert token not in log
     assert CANARY not in log
 
 
-def test_it_needs_no_secret_of_an_app_and_asks_with_its_own_key(house: House) -> None:
+def test_it_needs_no_secret_of_an_app_and_asks_with_its_own_key(house: ForkedDaemon) -> None:
     key = house.home / "avatars.key"
     key.write_text(f"{CANARY}-key\n")
     key.chmod(0o600)
     client = f'[clients.avatars]\nkey_file = "{key}"\n'
     house.configure(more=client)
-    with house.serving():
+    with house.living():
         house.configure(more=client + avatars(house, broker=house.daemon, key_file=str(key)))
         (house.home / "main.secret").unlink()
         with showing(house) as (base, companion):
@@ -76,17 +82,17 @@ def test_it_needs_no_secret_of_an_app_and_asks_with_its_own_key(house: House) ->
     assert CANARY not in companion.log.read_text()
 
 
-def test_a_daemon_that_comes_later_is_found(house: House) -> None:
+def test_a_daemon_that_comes_later_is_found(house: ForkedDaemon) -> None:
     house.configure(more=avatars(house))
     with showing(house) as (base, _):
         assert ask("GET", f"{base}/avatars")[1]["code"] == "broker-unavailable"
         assert ask("GET", f"{base}/readyz")[0] == 503
-        with house.serving():
+        with house.living():
             until(lambda: ask("GET", f"{base}/readyz")[0] == 200, "ready")
             assert ask("GET", f"{base}/avatars")[0] == 200
 
 
-def test_a_taken_port_ends_with_1_and_a_sentence_that_names_the_key(house: House) -> None:
+def test_a_taken_port_ends_with_1_and_a_sentence_that_names_the_key(house: ForkedDaemon) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -97,7 +103,7 @@ def test_a_taken_port_ends_with_1_and_a_sentence_that_names_the_key(house: House
     assert "taken" in done.stderr
 
 
-def test_a_wrong_configuration_ends_with_78_and_every_error(house: House) -> None:
+def test_a_wrong_configuration_ends_with_78_and_every_error(house: ForkedDaemon) -> None:
     house.configure(
         more=(
             '[avatars]\nlisten = "nonsense"\ncache_ttl = -1\nproxy_images = "yes"\nbroker ='
@@ -112,7 +118,7 @@ def test_a_wrong_configuration_ends_with_78_and_every_error(house: House) -> Non
     assert run("avatars", "--config", "/nowhere.toml").returncode == 78
 
 
-def test_it_can_listen_on_a_unix_socket(house: House) -> None:
+def test_it_can_listen_on_a_unix_socket(house: ForkedDaemon) -> None:
     path = house.home / "avatars.sock"
     house.configure(more=avatars(house, listen=f"unix:{path}"))
     with process(house.home / "avatars.log", "avatars", "--config", str(house.config)) as companion:

@@ -1,4 +1,7 @@
-"""When the companion cannot show anything: each reason with its status, its sentence, and when to come back."""
+"""What the companion answers when it cannot show anything.
+
+Each reason has its status, its sentence, and the time after which to come back.
+"""
 
 import asyncio
 import json

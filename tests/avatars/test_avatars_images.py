@@ -1,4 +1,7 @@
-"""The image proxy: WeChat's pictures and the sandbox's, nothing else, whoever asks and however it is disguised."""
+"""The image proxy fetches WeChat's and the sandbox's pictures, and nothing else.
+
+It does so whoever asks, and however another address is disguised.
+"""
 
 import socket
 from collections.abc import AsyncIterator

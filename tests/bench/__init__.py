@@ -1,1 +1,1 @@
-"""Measurements: `python -m tests.bench` prints tables; `--brief` only proves that every row runs and is right."""
+"""Measurements: `python -m tests.bench` prints tables; with `--brief` each row only runs once."""

@@ -1,4 +1,7 @@
-"""`python -m tests.bench [--brief] [--only WORD]`: one table, honestly measured; see each row's module for how."""
+"""`python -m tests.bench [--brief] [--only WORD]` prints one table.
+
+Each row's module says how it is measured.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator

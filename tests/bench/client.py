@@ -15,7 +15,10 @@ ASYNC_PER_S = 500_000
 
 
 def latency(home: Path, *, brief: bool) -> list[Row]:
-    """From the moment the broker has another token to the moment a client has it that does not ask."""
+    """Measure from the moment the broker has a new token until a client holds it.
+
+    The client does not ask: it is told.
+    """
     house, times = House(home, log_level="info"), []
     with house.sandboxed():
         house.configure(policy="min_gap = 0.1\n")

@@ -1,4 +1,7 @@
-"""Crowds: honest clients beside a thousand bad connections, thousands of watchers at one rotation, and a kill -9."""
+"""Crowds: honest clients beside a thousand bad connections, watchers, and a kill -9.
+
+Thousands of watchers wait for one rotation.
+"""
 
 import asyncio
 import itertools
@@ -106,7 +109,11 @@ def percentiles(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Woken:
-    """A crowd of watchers at one rotation: seconds from the commit to each answer, resident memory (KB), all as it should."""
+    """Measure a crowd of watchers at one rotation.
+
+    Returns the seconds from the commit to each answer, the resident memory (KB), and whether all
+    answers were right.
+    """
 
     took: list[float]
     before: int
@@ -116,7 +123,10 @@ class Woken:
 
 
 def watchers(home: Path, *, brief: bool) -> list[Row]:
-    """With the express lane and without it in turn, in one run; each crowd is answered by one rotation."""
+    """Compare the express lane switched on and off, in turn, within one run.
+
+    One rotation answers each crowd.
+    """
     rounds, kinds = (1 if brief else 5), {"": "true", ", express lane off": "false"}
     found: dict[str, list[Woken]] = {kind: [] for kind in kinds}
     with open_files() as files, ExitStack() as stack:
@@ -201,7 +211,10 @@ def _rotation(house: House, daemon: Process, count: int) -> Woken:
 
 
 def committed_at(house: House) -> float:
-    """When the token in force was written down: unix time within that transaction, before the disk has it."""
+    """The unix time at which the token in force was written down.
+
+    It is taken within that transaction, before the disk has it.
+    """
     with closing(sqlite3.connect(f"{house.store.as_uri()}?mode=ro", uri=True)) as db:
         return float(db.execute("select wall_at from accounts").fetchone()[0])
 

@@ -15,7 +15,10 @@ THOUSAND_APPS_MB = 150
 
 
 def start_up(home: Path, *, brief: bool) -> list[Row]:
-    """From exec to the first token served, with a stored token; beside it what importing aiohttp alone takes."""
+    """Measure from exec to the first token served, with a stored token.
+
+    The import of aiohttp alone is shown beside it.
+    """
     house = House(home, log_level="info")
     with house.sandboxed():
         house.configure()

@@ -1,6 +1,6 @@
-"""Several brokers on one PostgreSQL: what a day costs, how fast a rotation travels, how long a fault is felt.
+"""Several brokers on one PostgreSQL: a day's cost, a rotation's speed, a fault's length.
 
-The day is simulated: told clocks, among them the database's, which a subclass of the store's rows
+The day is simulated: manual clocks, among them the database's, which a subclass of the store's rows
 asks a clock for; the rows, locks and notifications are real. The other figures are of real
 processes, fast tokens and real faults (tests/history).
 """
@@ -56,7 +56,7 @@ SEED: Final = 6
 
 
 class ToldMoment(ClockSample):
-    """A moment by a told clock, whose wall is the database's too."""
+    """A clock sample from a manual clock, whose wall is the database's too."""
 
     @classmethod
     async def take(cls, session: Session, clock: Clock) -> "ToldMoment":

@@ -1,4 +1,7 @@
-"""GET token over keep-alive connections, beside a bare aiohttp handler that returns the same bytes."""
+"""GET token over keep-alive connections, compared with a bare aiohttp handler.
+
+The bare handler returns the same bytes.
+"""
 
 import asyncio
 import os
@@ -19,7 +22,8 @@ import asyncio, sys
 from aiohttp import web
 body, port = sys.argv[1].encode(), int(sys.argv[2])
 async def handler(request):
-    return web.Response(body=body, headers={"Cache-Control": "no-store", "ETag": '"k3f9-42"', "Content-Type": "application/json"})
+    headers = {"Cache-Control": "no-store", "ETag": '"k3f9-42"', "Content-Type": "application/json"}
+    return web.Response(body=body, headers=headers)
 app = web.Application()
 app.add_routes([web.get("/v1/tokens/{app}", handler)])
 async def main():
@@ -55,7 +59,10 @@ def bare() -> Iterator[str]:
 
 
 def rate(base: str, seconds: float) -> float:
-    """Requests per second from the other core: by wrk where it is installed, else by a generator of ours."""
+    """Requests per second, sent from the other core.
+
+    wrk sends them where it is installed, else a generator of ours.
+    """
     url = f"{base}/v1/tokens/main"
     if wrk := shutil.which("wrk"):
         command = [

@@ -1,4 +1,7 @@
-"""GET token beside other servers that answer with the same bytes, all in one run: server on core 0, load on core 1."""
+"""GET token, compared with other servers that answer with the same bytes.
+
+All run in one go, with the server on core 0 and the load on core 1.
+"""
 
 import contextlib
 import os
@@ -22,10 +25,13 @@ NGINX = """
 worker_processes 1; daemon off; pid {home}/nginx.pid; error_log {home}/nginx.log;
 events {{ worker_connections 4096; multi_accept on; }}
 http {{
-  access_log off; keepalive_requests 1000000000; open_file_cache max=10; default_type application/json; sendfile on;
+  access_log off; keepalive_requests 1000000000; open_file_cache max=10;
+  default_type application/json; sendfile on;
   client_body_temp_path {home}/b; proxy_temp_path {home}/p; fastcgi_temp_path {home}/f;
   uwsgi_temp_path {home}/u; scgi_temp_path {home}/s;
-  server {{ listen 127.0.0.1:{port} backlog=2048; root {home}/www; add_header Cache-Control no-store; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=2048; root {home}/www; add_header Cache-Control no-store;
+  }}
 }}
 """
 GO = """

@@ -1,4 +1,7 @@
-"""A simulated day of many apps, a simulated year of one: told clock, real SQLite, scripted WeChat."""
+"""A simulated day of many apps, and a simulated year of one.
+
+The clock is manual, SQLite is real, WeChat is scripted.
+"""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,7 @@
-"""The benchmark runs, and what it says of correctness holds; its figures are not for a test to judge."""
+"""Each group of the benchmark runs, and its answers are right.
+
+A test does not judge its figures.
+"""
 
 import tempfile
 from pathlib import Path
@@ -10,13 +13,12 @@ from tests.bench.__main__ import GROUPS
 from tests.bench.footprint import imports
 from tests.bench.table import markdown
 
-LONG = {"rivals", "nodes-faults", "crowds-slow-clients", "crowds-watchers", "crowds-killed"}
 NEEDED = {"rivals": rivals.TOOLS, "proxy": ("wrk", "taskset")}
 
 
 def marks_of(group: str) -> list[pytest.MarkDecorator]:
     needed = ("initdb",) if group.startswith("nodes-") else NEEDED.get(group, ())
-    return [pytest.mark.needs(*needed), *([pytest.mark.soak] if group in LONG else [])]
+    return [pytest.mark.soak, pytest.mark.needs(*needed)]
 
 
 @pytest.mark.parametrize(

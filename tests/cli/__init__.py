@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The commands as a user types them: output, exit codes, errors in sentences."""

@@ -1,4 +1,7 @@
-"""The commands as people and systemd meet them: real processes, real sockets, the contract's exit codes."""
+"""The commands as people and systemd meet them: real processes and real sockets.
+
+The exit codes are the documented ones.
+"""
 
 import json
 import socket
@@ -12,11 +15,14 @@ from pathlib import Path
 from broker import __version__
 from broker.store.sqlite.file import MIGRATIONS
 from tests.harness import invariants
+from tests.harness.crashpoints import ForkedDaemon
 from tests.harness.doubles import APPID, CANARY
-from tests.harness.processes import ME, House, ask, process, run, until
+from tests.harness.processes import ME, ask, process, run, until
 
 
-def test_serve_says_where_it_listens_and_serves_a_token_that_wechat_accepts(house: House) -> None:
+def test_serve_says_where_it_listens_and_serves_a_token_that_wechat_accepts(
+    house: ForkedDaemon,
+) -> None:
     with house.serving() as daemon:
         assert daemon.first_line().startswith(
             f"token-broker {__version__} serves on http://127.0.0.1:"
@@ -35,8 +41,8 @@ def test_serve_says_where_it_listens_and_serves_a_token_that_wechat_accepts(hous
     assert not (house.home / "broker.sock").exists()
 
 
-def test_status_and_get_ask_the_running_daemon_over_its_socket(house: House) -> None:
-    with house.serving():
+def test_status_and_get_ask_the_running_daemon_over_its_socket(house: ForkedDaemon) -> None:
+    with house.living():
         until(lambda: house.get("/readyz")[0] == 200, "ready")
         shown = run("status", "--config", str(house.config))
         assert shown.returncode == 0
@@ -58,13 +64,13 @@ def test_status_and_get_ask_the_running_daemon_over_its_socket(house: House) -> 
         assert token not in shown.stdout + shown.stderr + unknown.stderr
 
 
-def test_status_needs_no_secret_of_an_app(house: House) -> None:
-    with house.serving():
+def test_status_needs_no_secret_of_an_app(house: ForkedDaemon) -> None:
+    with house.living():
         (house.home / "main.secret").unlink()
         assert run("status", "--config", str(house.config)).returncode == 0
 
 
-def test_without_a_daemon_status_and_get_say_so(house: House) -> None:
+def test_without_a_daemon_status_and_get_say_so(house: ForkedDaemon) -> None:
     for command in (["status"], ["get", "main"]):
         done = run(*command, "--config", str(house.config))
         assert done.returncode == 1
@@ -72,7 +78,7 @@ def test_without_a_daemon_status_and_get_say_so(house: House) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_the_ip_to_whitelist_is_shown_in_status_api_and_log(house: House) -> None:
+def test_the_ip_to_whitelist_is_shown_in_status_api_and_log(house: ForkedDaemon) -> None:
     fault = {
         "kind": "errcode",
         "errcode": 40164,
@@ -80,7 +86,7 @@ def test_the_ip_to_whitelist_is_shown_in_status_api_and_log(house: House) -> Non
         "errmsg": "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist",
     }
     house.control("/faults", fault)
-    with house.serving() as daemon:
+    with house.living() as daemon:
         until(
             lambda: house.get("/v1/status")[1]["apps"][0]["last_error"], "the first call has failed"
         )
@@ -96,8 +102,10 @@ def test_the_ip_to_whitelist_is_shown_in_status_api_and_log(house: House) -> Non
     invariants.check(house)
 
 
-def test_a_second_daemon_on_the_same_store_ends_with_75_and_disturbs_nobody(house: House) -> None:
-    with house.serving():
+def test_a_second_daemon_on_the_same_store_ends_with_75_and_disturbs_nobody(
+    house: ForkedDaemon,
+) -> None:
+    with house.living():
         until(lambda: house.get("/readyz")[0] == 200, "ready")
         for _ in range(2):
             second = run("serve", "--config", str(house.config))
@@ -108,7 +116,7 @@ def test_a_second_daemon_on_the_same_store_ends_with_75_and_disturbs_nobody(hous
     assert len(house.calls()) == 1
 
 
-def test_a_taken_port_ends_with_1_and_a_sentence(house: House) -> None:
+def test_a_taken_port_ends_with_1_and_a_sentence(house: ForkedDaemon) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -122,17 +130,17 @@ def test_a_taken_port_ends_with_1_and_a_sentence(house: House) -> None:
     assert house.calls() == []
 
 
-def test_a_socket_path_that_somebody_planted_is_refused(house: House) -> None:
+def test_a_socket_path_that_somebody_planted_is_refused(house: ForkedDaemon) -> None:
     (house.home / "broker.sock").symlink_to("/etc/passwd")
     done = run("serve", "--config", str(house.config))
     assert done.returncode == 1
     assert "not a socket" in done.stderr
 
 
-def test_a_socket_left_behind_by_a_killed_daemon_is_no_obstacle(house: House) -> None:
-    with house.serving() as daemon:
+def test_a_socket_left_behind_by_a_killed_daemon_is_no_obstacle(house: ForkedDaemon) -> None:
+    with house.living() as daemon:
         daemon.kill()
-    with house.serving():
+    with house.living():
         assert house.get("/livez")[0] == 200
     mode = (
         stat.S_IMODE((house.home / "broker.sock").stat().st_mode)
@@ -142,7 +150,7 @@ def test_a_socket_left_behind_by_a_killed_daemon_is_no_obstacle(house: House) ->
     assert mode == 0o660
 
 
-def test_a_wrong_configuration_ends_with_78_and_every_error(house: House) -> None:
+def test_a_wrong_configuration_ends_with_78_and_every_error(house: ForkedDaemon) -> None:
     house.config.write_text(
         '[server]\nlisten = ["0.0.0.0:1"]\nport = 3\n[policy]\ntick = -1\n[apps.main]\nappid ='
         ' "wx1"\n'
@@ -160,24 +168,26 @@ def test_a_wrong_configuration_ends_with_78_and_every_error(house: House) -> Non
     )
 
 
-def test_check_calls_nobody_and_says_what_is_wrong_with_the_store(house: House) -> None:
+def test_check_calls_nobody_and_says_what_is_wrong_with_the_store(house: ForkedDaemon) -> None:
     good = run("check", "--config", str(house.config))
     assert (good.returncode, good.stderr) == (0, "")
     assert house.calls() == []
-    house.store.write_bytes(b"not a database, " * 100)
-    house.store.chmod(0o644)
-    assert "chmod 600" in run("check", "--config", str(house.config)).stderr
+    house.store.touch(mode=0o644)
+    wide = run("check", "--config", str(house.config))
+    assert (wide.returncode, "others may read" in wide.stderr) == (0, True)
+    assert house.store.stat().st_mode & 0o777 == 0o644  # it only looks
     house.store.chmod(0o600)
+    house.store.write_bytes(b"not a database, " * 100)
     assert "not a database" in run("check", "--config", str(house.config)).stderr
 
 
-def test_check_works_beside_a_running_daemon(house: House) -> None:
-    with house.serving():
+def test_check_works_beside_a_running_daemon(house: ForkedDaemon) -> None:
+    with house.living():
         assert run("check", "--config", str(house.config)).returncode == 0
         assert house.get("/livez")[0] == 200
 
 
-def test_a_store_of_a_newer_version_ends_with_78_and_stays_untouched(house: House) -> None:
+def test_a_store_of_a_newer_version_ends_with_78_and_stays_untouched(house: ForkedDaemon) -> None:
     with closing(sqlite3.connect(house.store)) as db:
         db.execute(f"pragma user_version = {len(MIGRATIONS) + 1}")
     house.store.chmod(0o600)
@@ -196,7 +206,7 @@ def test_usage_errors_end_with_2() -> None:
     assert run("--version").stdout.strip().endswith(__version__)
 
 
-def test_the_log_of_a_start_and_stop_is_a_few_lines_of_json(house: House) -> None:
+def test_the_log_of_a_start_and_stop_is_a_few_lines_of_json(house: ForkedDaemon) -> None:
     house.log_level = "info"
     with house.serving() as daemon:
         until(lambda: house.get("/readyz")[0] == 200, "ready")
@@ -210,9 +220,9 @@ def test_the_log_of_a_start_and_stop_is_a_few_lines_of_json(house: House) -> Non
 
 
 def test_a_malformed_request_puts_nothing_of_itself_into_the_log_or_the_answer(
-    house: House,
+    house: ForkedDaemon,
 ) -> None:
-    with house.serving() as daemon:
+    with house.living() as daemon:
         host, port = house.daemon.removeprefix("http://").split(":")
         for raw in (
             f"GET /?secret={CANARY} HTTP/9.9x\r\n\r\n",
@@ -230,11 +240,11 @@ def test_a_malformed_request_puts_nothing_of_itself_into_the_log_or_the_answer(
     assert CANARY not in daemon.log.read_text()
 
 
-def test_two_apps_live_side_by_side_one_of_them_stable(house: House) -> None:
+def test_two_apps_live_side_by_side_one_of_them_stable(house: ForkedDaemon) -> None:
     secret = house.home / "main.secret"
     more = f'[apps.shop]\nappid = "wxshop"\nsecret_file = "{secret}"\nendpoint = "stable_token"\n'
     house.configure(more=more)
-    with house.serving():
+    with house.living():
         tokens = {
             app: house.get(f"/v1/tokens/{app}")[1]["access_token"] for app in ("main", "shop")
         }

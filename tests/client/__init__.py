@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The client library and its SDK adapters, against a real daemon."""

@@ -1,4 +1,7 @@
-"""The client library against a real daemon and sandbox: from memory, up to date, and honest when there is nothing."""
+"""The client library against a real daemon and sandbox.
+
+It answers from memory, stays up to date, and says so when it has nothing.
+"""
 
 import asyncio
 import contextlib
@@ -20,35 +23,36 @@ import requests
 from broker.client import AsyncTokenClient, BrokerError, BrokerUnavailable, TokenClient
 from broker.client.adapters import aiohttp_middleware, httpx_auth, requests_auth
 from broker.client.protocol import Answer, Memory, Token, now, read
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
-from tests.harness.processes import House, ask, until
+from tests.harness.processes import ask, until
 
 QUICK = "min_gap = 0.3\nverify_gap = 0.1\n"
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    with house.sandboxed():
+def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         house.configure(policy=QUICK)
-        with house.serving():
+        with house.living():
             until(lambda: house.get("/readyz")[0] == 200, "ready")
             yield house
 
 
 @pytest.fixture
-def client(house: House) -> Iterator[TokenClient]:
+def client(house: ForkedDaemon) -> Iterator[TokenClient]:
     with TokenClient(house.daemon) as client:
         yield client
 
 
 @pytest.fixture
-async def aio(house: House) -> AsyncIterator[AsyncTokenClient]:
+async def aio(house: ForkedDaemon) -> AsyncIterator[AsyncTokenClient]:
     async with AsyncTokenClient(house.daemon) as client:
         yield client
 
 
-def requests_for_tokens(house: House) -> float:
+def requests_for_tokens(house: ForkedDaemon) -> float:
     lines = str(ask("GET", house.daemon + "/metrics")[1]).splitlines()
     route = 'route="/v1/tokens/{app}",status="200"'
     return sum(
@@ -58,11 +62,11 @@ def requests_for_tokens(house: House) -> float:
     )
 
 
-def kill(house: House) -> None:
+def kill(house: ForkedDaemon) -> None:
     house.control("/kill", {"appid": APPID})
 
 
-def data_call(house: House, token: str) -> Any:
+def data_call(house: ForkedDaemon, token: str) -> Any:
     return ask("GET", f"{house.sandbox}/cgi-bin/get_api_domain_ip?access_token={token}")[1]
 
 
@@ -84,7 +88,7 @@ def _answering(answer: bytes) -> Iterator[tuple[str, list[float]]]:
         server.shutdown()
 
 
-def rotate(house: House) -> str:
+def rotate(house: ForkedDaemon) -> str:
     """Have the broker fetch another token; its value."""
     return str(
         until(
@@ -101,7 +105,7 @@ def rotate(house: House) -> str:
 
 
 def test_many_threads_at_a_cold_start_ask_once_and_then_never(
-    house: House, client: TokenClient
+    house: ForkedDaemon, client: TokenClient
 ) -> None:
     before = requests_for_tokens(house)
     got: set[str] = set()
@@ -117,14 +121,18 @@ def test_many_threads_at_a_cold_start_ask_once_and_then_never(
     assert requests_for_tokens(house) - before <= 2  # one of theirs, and the one above
 
 
-async def test_many_tasks_at_a_cold_start_ask_once(house: House, aio: AsyncTokenClient) -> None:
+async def test_many_tasks_at_a_cold_start_ask_once(
+    house: ForkedDaemon, aio: AsyncTokenClient
+) -> None:
     before = await asyncio.to_thread(requests_for_tokens, house)
     got = set(await asyncio.gather(*(aio.get() for _ in range(200))))
     assert len(got) == 1
     assert await asyncio.to_thread(requests_for_tokens, house) - before == 1
 
 
-def test_a_rotation_reaches_a_client_that_does_not_ask(house: House, client: TokenClient) -> None:
+def test_a_rotation_reaches_a_client_that_does_not_ask(
+    house: ForkedDaemon, client: TokenClient
+) -> None:
     assert client.get()
     fresh = rotate(house)
     until(lambda: client._memory.held[1] == fresh, "the rotation has reached memory")
@@ -132,7 +140,7 @@ def test_a_rotation_reaches_a_client_that_does_not_ask(house: House, client: Tok
 
 
 async def test_a_rotation_reaches_an_async_client_and_its_watchers(
-    house: House, aio: AsyncTokenClient
+    house: ForkedDaemon, aio: AsyncTokenClient
 ) -> None:
     watch = aio.watch()
     first = await anext(watch)
@@ -145,7 +153,7 @@ async def test_a_rotation_reaches_an_async_client_and_its_watchers(
 
 
 def test_whatever_the_moment_no_thread_gets_a_token_a_second_after_it_was_replaced(
-    house: House, client: TokenClient
+    house: ForkedDaemon, client: TokenClient
 ) -> None:
     client.get()
     got: list[tuple[float, str]] = []
@@ -173,7 +181,7 @@ def test_whatever_the_moment_no_thread_gets_a_token_a_second_after_it_was_replac
     assert [at - replaced[token] for at, token in got if at > replaced.get(token, at) + 1] == []
 
 
-def test_a_sync_watch_yields_each_token_and_ends_when_closed(house: House) -> None:
+def test_a_sync_watch_yields_each_token_and_ends_when_closed(house: ForkedDaemon) -> None:
     client = TokenClient(house.daemon)
     watch = client.watch()
     first = next(watch)
@@ -185,12 +193,12 @@ def test_a_sync_watch_yields_each_token_and_ends_when_closed(house: House) -> No
     closing.join()
 
 
-def test_over_the_unix_socket_too(house: House) -> None:
+def test_over_the_unix_socket_too(house: ForkedDaemon) -> None:
     with TokenClient(f"unix:{house.home}/broker.sock") as client:
         assert client.get() == house.get("/v1/tokens/main")[1]["access_token"]
 
 
-async def test_over_the_unix_socket_with_asyncio_too(house: House) -> None:
+async def test_over_the_unix_socket_with_asyncio_too(house: ForkedDaemon) -> None:
     async with AsyncTokenClient(f"unix:{house.home}/broker.sock") as client:
         assert await client.get(min_ttl=60)
 
@@ -207,7 +215,7 @@ def test_min_ttl_beyond_reach_is_an_error_and_memory_stays(client: TokenClient) 
 
 
 def test_using_reports_a_refused_token_and_calls_once_more(
-    house: House, client: TokenClient
+    house: ForkedDaemon, client: TokenClient
 ) -> None:
     dead = client.get()
     kill(house)
@@ -228,7 +236,7 @@ def test_using_reports_a_refused_token_and_calls_once_more(
 
 
 async def test_using_does_not_loop_on_a_call_that_is_always_refused(
-    house: House, aio: AsyncTokenClient
+    house: ForkedDaemon, aio: AsyncTokenClient
 ) -> None:
     called = 0
 
@@ -246,7 +254,9 @@ def _said(answer: Any, _: str) -> Any:
     return answer
 
 
-def test_what_is_no_refusal_is_handed_back_untouched(house: House, client: TokenClient) -> None:
+def test_what_is_no_refusal_is_handed_back_untouched(
+    house: ForkedDaemon, client: TokenClient
+) -> None:
     answers: list[Any] = [{"errcode": 45009}, {"errcode": 0}, [], "text", None, {"errcode": True}]
     for answer in answers:
         assert client.using(partial(_said, answer)) is answer
@@ -258,11 +268,12 @@ def test_what_is_no_refusal_is_handed_back_untouched(house: House, client: Token
 
 def test_while_the_broker_is_away_the_copy_is_used_and_without_one_it_says_so(
     tmp_path: Path,
+    forks: ForkServer,
 ) -> None:
-    house = House(tmp_path)
-    with house.sandboxed():
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         house.configure()
-        with house.serving() as daemon:
+        with house.living() as daemon:
             client = TokenClient(house.daemon)
             token = client.get()
             address = house.daemon
@@ -281,14 +292,14 @@ def test_an_address_that_is_none_is_refused(broker: str) -> None:
         TokenClient(broker)
 
 
-def test_a_refused_key_is_read_again_from_its_file_once(tmp_path: Path) -> None:
-    house = House(tmp_path)
+def test_a_refused_key_is_read_again_from_its_file_once(tmp_path: Path, forks: ForkServer) -> None:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
     key = tmp_path / "orders.key"
     key.write_text(f"{CANARY}-key-1")
     key.chmod(0o600)
-    with house.sandboxed():
+    with house.simulating():
         house.configure(more=f'[clients.orders]\nkey_file = "{key}"\n')
-        with house.serving():
+        with house.living():
             mine = tmp_path / "mine.key"
             mine.write_text(f"{CANARY}-wrong")
             with TokenClient(house.daemon, key_file=mine) as client:
@@ -302,13 +313,13 @@ def test_a_refused_key_is_read_again_from_its_file_once(tmp_path: Path) -> None:
                 assert CANARY not in repr(client.token())
 
 
-def test_an_unknown_app_is_an_error_with_its_code(house: House) -> None:
+def test_an_unknown_app_is_an_error_with_its_code(house: ForkedDaemon) -> None:
     with TokenClient(house.daemon, "nobody") as client, pytest.raises(BrokerError) as caught:
         client.get()
     assert caught.value.code == "unknown-app"
 
 
-def test_what_is_no_broker_is_called_so(house: House) -> None:
+def test_what_is_no_broker_is_called_so(house: ForkedDaemon) -> None:
     with TokenClient(house.sandbox) as client, pytest.raises(BrokerUnavailable) as caught:
         client.get()
     assert caught.value.code == "not-a-broker"
@@ -341,7 +352,7 @@ def test_an_answer_asked_for_before_the_newest_came_in_changes_nothing() -> None
     assert memory.keep(Token("newest", "e-3", "main", now() + 100), now() + 5).value == "newest"
 
 
-def test_a_forked_worker_follows_by_itself(house: House) -> None:
+def test_a_forked_worker_follows_by_itself(house: ForkedDaemon) -> None:
     script = f"""
 import os, sys
 from broker.client import TokenClient
@@ -381,7 +392,7 @@ def test_importing_it_pulls_in_neither_server_nor_sqlite() -> None:
 # --- tickets --------------------------------------------------------------------------------------
 
 
-def tickets_served(house: House) -> float:
+def tickets_served(house: ForkedDaemon) -> float:
     lines = str(ask("GET", house.daemon + "/metrics")[1]).splitlines()
     return sum(
         float(line.split()[-1])
@@ -391,7 +402,7 @@ def tickets_served(house: House) -> float:
 
 
 def test_a_ticket_is_asked_for_once_and_a_token_beside_it_stays(
-    house: House, client: TokenClient
+    house: ForkedDaemon, client: TokenClient
 ) -> None:
     token, ticket = client.get(), client.ticket("jsapi")
     assert (
@@ -407,18 +418,20 @@ def test_a_ticket_is_asked_for_once_and_a_token_beside_it_stays(
         client.ticket("contact")
 
 
-async def test_many_tasks_ask_for_a_ticket_once(house: House, aio: AsyncTokenClient) -> None:
+async def test_many_tasks_ask_for_a_ticket_once(house: ForkedDaemon, aio: AsyncTokenClient) -> None:
     got = await asyncio.gather(*(aio.ticket() for _ in range(50)))
     assert len({ticket.value for ticket in got}) == 1
     assert await asyncio.to_thread(tickets_served, house) == 1
     assert await aio.get() != got[0].value
 
 
-def test_while_the_broker_is_away_a_ticket_lives_on_in_memory(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    with house.sandboxed():
+def test_while_the_broker_is_away_a_ticket_lives_on_in_memory(
+    tmp_path: Path, forks: ForkServer
+) -> None:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         house.configure()
-        with house.serving(), TokenClient(house.daemon) as client:
+        with house.living(), TokenClient(house.daemon) as client:
             held = client.ticket().value
         assert client.ticket().value == held
         with pytest.raises(BrokerUnavailable):
@@ -431,7 +444,7 @@ PATH = "/cgi-bin/get_api_domain_ip"
 
 
 async def test_an_aiohttp_session_gets_the_token_and_tries_once_more(
-    house: House, aio: AsyncTokenClient
+    house: ForkedDaemon, aio: AsyncTokenClient
 ) -> None:
     async with aiohttp.ClientSession(
         house.sandbox, middlewares=[aiohttp_middleware(aio)]
@@ -445,7 +458,7 @@ async def test_an_aiohttp_session_gets_the_token_and_tries_once_more(
     assert len(house.calls()) == 2
 
 
-async def _until_replaced(house: House, aio: AsyncTokenClient) -> None:
+async def _until_replaced(house: ForkedDaemon, aio: AsyncTokenClient) -> None:
     """Wait out min_gap, so that the next refused call may be answered by a refresh."""
     old = (await aio.token()).version
     await asyncio.to_thread(
@@ -454,11 +467,13 @@ async def _until_replaced(house: House, aio: AsyncTokenClient) -> None:
     await asyncio.to_thread(until, lambda: _age(house) > 0.35, "min_gap")
 
 
-def _age(house: House) -> float:
+def _age(house: ForkedDaemon) -> float:
     return float(house.control("")["now"]) - float(house.calls()[-1]["at"])
 
 
-def test_requests_gets_the_token_and_tries_once_more(house: House, client: TokenClient) -> None:
+def test_requests_gets_the_token_and_tries_once_more(
+    house: ForkedDaemon, client: TokenClient
+) -> None:
     auth = requests_auth(client)
     assert "ip_list" in requests.get(f"{house.sandbox}{PATH}?x=1", auth=auth, timeout=5).json()
     kill(house)
@@ -469,7 +484,7 @@ def test_requests_gets_the_token_and_tries_once_more(house: House, client: Token
     assert len(house.calls()) == 2
 
 
-def test_httpx_gets_the_token_and_tries_once_more(house: House, client: TokenClient) -> None:
+def test_httpx_gets_the_token_and_tries_once_more(house: ForkedDaemon, client: TokenClient) -> None:
     with httpx.Client(base_url=house.sandbox, auth=httpx_auth(client)) as session:
         assert "ip_list" in session.get(PATH).json()
         kill(house)
@@ -479,7 +494,7 @@ def test_httpx_gets_the_token_and_tries_once_more(house: House, client: TokenCli
 
 
 async def test_async_httpx_gets_the_token_and_tries_once_more(
-    house: House, aio: AsyncTokenClient
+    house: ForkedDaemon, aio: AsyncTokenClient
 ) -> None:
     async with httpx.AsyncClient(base_url=house.sandbox, auth=httpx_auth(aio)) as session:
         assert "ip_list" in (await session.get(PATH)).json()
@@ -490,7 +505,7 @@ async def test_async_httpx_gets_the_token_and_tries_once_more(
 
 
 async def test_a_stream_that_is_used_up_is_reported_but_not_sent_again(
-    house: House, aio: AsyncTokenClient
+    house: ForkedDaemon, aio: AsyncTokenClient
 ) -> None:
     async def once() -> AsyncIterator[bytes]:
         yield b"{}"
@@ -508,13 +523,13 @@ async def test_a_stream_that_is_used_up_is_reported_but_not_sent_again(
 # --- logins ---------------------------------------------------------------------------------------
 
 
-def login_code(house: House, kind: str) -> str:
+def login_code(house: ForkedDaemon, kind: str) -> str:
     order = {"appid": APPID, "kind": kind, "openid": "o-1", "snapshot": kind == "web"}
     return str(house.control("/code", order)["code"])
 
 
 def test_a_login_gives_wechats_answer_as_it_is_and_asks_once(
-    house: House, client: TokenClient
+    house: ForkedDaemon, client: TokenClient
 ) -> None:
     given = login_code(house, "miniprogram")
     assert client.login(given).keys() == {"openid", "session_key"}
@@ -528,7 +543,7 @@ def test_a_login_gives_wechats_answer_as_it_is_and_asks_once(
     assert client.get() != web["access_token"]  # a user's token is not the account's
 
 
-async def test_the_same_for_asyncio(house: House, aio: AsyncTokenClient) -> None:
+async def test_the_same_for_asyncio(house: ForkedDaemon, aio: AsyncTokenClient) -> None:
     given = login_code(house, "web")
     assert (await aio.login(given, kind="web"))["openid"] == "o-1"
     assert (await aio.login(given, kind="web"))["errcode"] == 40163
@@ -537,7 +552,9 @@ async def test_the_same_for_asyncio(house: House, aio: AsyncTokenClient) -> None
     assert refused.value.code == "invalid-body"
 
 
-def test_a_login_without_an_answer_is_an_exception(house: House, client: TokenClient) -> None:
+def test_a_login_without_an_answer_is_an_exception(
+    house: ForkedDaemon, client: TokenClient
+) -> None:
     house.control("/faults", {"kind": "garbage", "path": "/sns/jscode2session"})
     with pytest.raises(BrokerUnavailable) as lost:
         client.login(login_code(house, "miniprogram"))

@@ -1,4 +1,7 @@
-"""The adapters for SDKs, piece by piece: what is the broker's, and what they say in WeChat's words."""
+"""The adapters for SDKs, piece by piece.
+
+They keep what is the SDK's own, pass on what is the broker's, and speak in WeChat's words.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +12,8 @@ from wechatpy.exceptions import WeChatClientException, WeChatOAuthException
 
 from broker.client import TokenClient
 from broker.client.sdks import WechatpySession, wechatpy_oauth, wechatpy_wxa
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
-from tests.harness.processes import House
 
 TOKEN = f"{APPID}_access_token"
 CORP = f"""
@@ -22,23 +25,23 @@ endpoint = "wecom"
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    with house.sandboxed():
+def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         more = f'{CORP}[wecom]\napi_base = "{house.sandbox}"\n'
         house.configure(more=more).chmod(0o600)
-        with house.serving():
+        with house.living():
             yield house
 
 
 @pytest.fixture
-def session(house: House) -> Iterator[WechatpySession]:
+def session(house: ForkedDaemon) -> Iterator[WechatpySession]:
     with TokenClient(house.daemon) as tokens:
         yield WechatpySession(tokens)
 
 
 def test_the_token_is_always_the_brokers_whatever_the_sdk_set(
-    session: WechatpySession, house: House
+    session: WechatpySession, house: ForkedDaemon
 ) -> None:
     session.set(TOKEN, "of its own", 7200)
     assert session.get(TOKEN) == house.get("/v1/tokens/main")[1]["access_token"]
@@ -54,7 +57,9 @@ def test_what_is_not_the_brokers_is_kept_in_memory(session: WechatpySession, key
     assert session.get(key) is None
 
 
-def test_a_companys_ticket_is_the_brokers_and_a_type_it_has_not_the_sdks(house: House) -> None:
+def test_a_companys_ticket_is_the_brokers_and_a_type_it_has_not_the_sdks(
+    house: ForkedDaemon,
+) -> None:
     with TokenClient(house.daemon, "corp") as tokens:
         session = WechatpySession(tokens)
         held = house.get("/v1/tickets/corp/jsapi")[1]["ticket"]
@@ -65,7 +70,9 @@ def test_a_companys_ticket_is_the_brokers_and_a_type_it_has_not_the_sdks(house: 
 
 
 @pytest.mark.parametrize(("app", "errcode"), [("main", 40029), ("nobody", 40013), ("corp", -1)])
-def test_a_login_that_fails_is_the_sdks_own_exception(house: House, app: str, errcode: int) -> None:
+def test_a_login_that_fails_is_the_sdks_own_exception(
+    house: ForkedDaemon, app: str, errcode: int
+) -> None:
     with TokenClient(house.daemon, app) as tokens:
         client = WeChatClient(APPID, None, session=WechatpySession(tokens))
         with pytest.raises(WeChatClientException) as refused:
@@ -88,7 +95,7 @@ def test_tickets_have_their_end(session: WechatpySession) -> None:
     ("app", "errcode", "words"), [("nobody", 40013, "invalid appid"), ("main", -1, "system error")]
 )
 def test_what_the_broker_says_comes_in_wechats_words(
-    house: House, app: str, errcode: int, words: str
+    house: ForkedDaemon, app: str, errcode: int, words: str
 ) -> None:
     address = house.daemon if app == "nobody" else "http://127.0.0.1:9"
     session = WechatpySession(TokenClient(address, app, key=f"{CANARY}-key"))

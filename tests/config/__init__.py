@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The configuration: keys, sources, secret files, addresses, and how mistakes are reported."""

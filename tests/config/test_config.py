@@ -1,4 +1,7 @@
-"""The configuration: parsed once into something frozen, refused with every reason at once, secrets never shown."""
+"""The configuration is read once, into settings that cannot be changed.
+
+A wrong one is refused with every reason at once. Secrets are never shown.
+"""
 
 import hashlib
 import os
@@ -70,7 +73,7 @@ def wrong(read: Check) -> Wrong:
 # --- what a good configuration gives --------------------------------------------------------------
 
 
-def test_one_app_with_a_secret_is_a_whole_configuration_and_everything_else_has_the_contracts_default(
+def test_one_app_with_a_secret_is_enough_and_everything_else_has_its_default(
     read: Check,
 ) -> None:
     settings = read(APP)
@@ -105,7 +108,7 @@ def test_the_example_shows_every_key_with_its_default(
     bare = load(write(text), {"STATE_DIRECTORY": "/var/lib/token-broker"})
     shown_text = re.sub(r"^#(?=[a-z\[])", "", text, flags=re.MULTILINE)
     shown = tomllib.loads(shown_text)
-    for name in ("orders", "avatars", "store"):
+    for name in ("orders", "avatars", "store", "store.old"):
         write(f"{name}-0123456789abcdef", name=f"{name}.key")
     full = load(write(shown_text), {})
     for section in ("server", "wechat", "policy", "proxy", "apps"):
@@ -874,12 +877,33 @@ def test_tokens_can_be_sealed_with_a_key_from_a_closed_file(tmp_path: Path) -> N
         '[store]\nencryption_key_file = "./store.key"\n[apps.main]\nappid = "wx1"\nsecret_file ='
         ' "./main.secret"\n'
     )
-    sealed = load(config, {}).store.encryption_key
-    assert sealed is not None
-    assert sealed.reveal() == "k" * 32
+    store = load(config, {}).store
+    assert store.encryption_key is not None
+    assert store.encryption_key.reveal() == "k" * 32
+    assert store.previous_encryption_key is None
     key.write_text("short")
     with pytest.raises(ConfigError, match=r"store\.encryption_key_file: a key has at least 16"):
         load(config, {})
     key.chmod(0o644)
     with pytest.raises(ConfigError, match=r"store\.encryption_key_file: .*chmod 600"):
+        load(config, {})
+
+
+def test_while_a_key_is_rotated_the_previous_one_is_named_beside_it(tmp_path: Path) -> None:
+    for name, content in (("new.key", "n" * 32), ("old.key", "o" * 32), ("main.secret", "secret")):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o600)
+    config = tmp_path / "config.toml"
+    app = '[apps.main]\nappid = "wx1"\nsecret_file = "./main.secret"\n'
+    previous = 'previous_encryption_key_file = "./old.key"\n'
+    config.write_text(f'[store]\nencryption_key_file = "./new.key"\n{previous}{app}')
+    store = load(config, {}).store
+    keys = store.encryption_key, store.previous_encryption_key
+    assert [key and key.reveal() for key in keys] == ["n" * 32, "o" * 32]
+    (tmp_path / "old.key").write_text("short")
+    with pytest.raises(ConfigError, match=r"previous_encryption_key_file: a key has at least 16"):
+        load(config, {})
+    (tmp_path / "old.key").write_text("o" * 32)
+    config.write_text(f"[store]\n{previous}{app}")
+    with pytest.raises(ConfigError, match="previous_encryption_key_file: needs encryption_key_fil"):
         load(config, {})

@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The pure core: decisions, quota, and the parsing of WeChat's answers."""

@@ -190,10 +190,11 @@ def test_secrets_are_equal_when_their_values_are(one: str, other: str) -> None:
     assert (Secret(one) == Secret(other)) == (one == other)
 
 
-def test_a_token_that_was_given_back_in_a_new_epoch_is_not_older_than_itself_however_it_looks_by_another_clock() -> (
-    None
-):
-    """Else two brokers would give it back to each other for ever, each time at the cost of a row of the ledger."""
+def test_a_token_given_back_in_a_new_epoch_is_not_older_than_itself_by_another_clock() -> None:
+    """Two brokers must not give the token back to each other for ever.
+
+    Each time would cost a row of the ledger.
+    """
     read = replace(HELD, epoch="m4p7", token=HeldToken(Secret("t"), 9, T0 - 0.002, T0 + 7199.998))
     assert not transitions.is_older(read, HELD)
     assert transitions.read_repair(read, HELD, 10) is None

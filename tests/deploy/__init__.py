@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The systemd units, the installer, the alerts and the dashboard, tried by their own tools."""

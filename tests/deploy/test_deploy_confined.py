@@ -1,4 +1,6 @@
-"""The unit's restrictions, tried: the installed daemon under the same namespaces, user, limits and system call filters.
+"""The installed daemon under the unit's own restrictions.
+
+They are its namespaces, user, limits and system call filters.
 
 PID 1 need not be systemd for this: bwrap makes the mounts, prlimit the limits, setpriv the user,
 libseccomp the filters, all from what the unit says.
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.needs(
 
 USER, GROUP, CLIENTS = 54321, 54321, 54322  # nobody's
 SERVICE = directives("token-broker.service")
-CONFINE = (TESTS / "harness" / "seccomp.py").read_text()
+SECCOMP = (TESTS / "harness" / "seccomp.py").read_text()
 CREDENTIALS, STATE, RUNTIME = (
     "/run/credentials/token-broker.service",
     "/var/lib/token-broker",
@@ -154,7 +156,7 @@ class Confined:
             "--no-new-privs",
         ]
         nothing = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
-        inner = [python, "-c", CONFINE, json.dumps(options), *command]
+        inner = [python, "-c", SECCOMP, json.dumps(options), *command]
         fds = [str(sock.fileno()) for sock in self.sockets] if sockets else []
         handed = [sys.executable, "-c", HANDOVER, str(len(fds)), *fds] if sockets else []
         shell = ["sh", "-c", f"umask {SERVICE['UMask'][0]}; {proc}", "sh"]

@@ -22,6 +22,7 @@ from broker.core.secret import Secret
 from broker.system.systemd import NOBODY, Supervisor
 from broker.tokens.registry import Registry
 from broker.web.connection.lifecycle import answers
+from tests.harness.crashpoints import Child, ForkedDaemon
 from tests.harness.crowd import request
 from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.fake_systemd import Ear, handing_over, held
@@ -100,7 +101,7 @@ def test_ready_is_said_when_it_serves_and_stopping_before_it_ends(house: House, 
             peer.connect(str(house.home / "broker.sock"))
             peer.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert peer.recv(100).startswith(b"HTTP/1.1 200 ")
-        daemon.popen.send_signal(signal.SIGTERM)
+        daemon.send(signal.SIGTERM)
         assert ear.message()["STOPPING"] == "1"
         assert daemon.popen.wait(PATIENCE_S) == 0
     assert ear.heard() == []
@@ -132,9 +133,9 @@ def test_pings_come_while_it_is_well(house: House, ear: Ear) -> None:
         for _ in range(3):
             ear.until("WATCHDOG")
         # Stopped, it neither ticks nor answers, nor pings: this is what systemd would end it for.
-        daemon.popen.send_signal(signal.SIGSTOP)
+        daemon.send(signal.SIGSTOP)
         ear.heard()
-        daemon.popen.send_signal(signal.SIGCONT)
+        daemon.send(signal.SIGCONT)
         ear.until("WATCHDOG")
         assert daemon.end() == 0
 
@@ -229,20 +230,17 @@ async def test_a_socket_that_listens_no_more_does_not_answer(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def daemon(house: House, ear: Ear) -> Iterator[Process]:
-    with process(
-        house.home / "daemon.log", "serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address
-    ) as daemon:
-        house.daemon = daemon.first_line().split("serves on ")[1].split(",")[0]
+def daemon(house: ForkedDaemon, ear: Ear) -> Iterator[Child]:
+    with house.living(environ={"NOTIFY_SOCKET": ear.address}) as daemon:
         ear.until("READY")
         yield daemon
         assert daemon.end() == 0
 
 
-def hang_up(daemon: Process, ear: Ear) -> str:
+def hang_up(daemon: Process | Child, ear: Ear) -> str:
     """SIGHUP, and what it says when it is done."""
     before = time.monotonic_ns() // 1000
-    daemon.popen.send_signal(signal.SIGHUP)
+    daemon.send(signal.SIGHUP)
     message = ear.message()
     assert message["RELOADING"] == "1"
     assert before <= int(message["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
@@ -252,7 +250,7 @@ def hang_up(daemon: Process, ear: Ear) -> str:
 
 
 def test_sighup_puts_clients_and_names_and_policy_in_force_and_calls_nobody(
-    house: House, daemon: Process, ear: Ear
+    house: House, daemon: Child, ear: Ear
 ) -> None:
     assert house.get("/v1/tokens/main")[0] == 200
     _, before = house.get("/v1/status")
@@ -274,7 +272,7 @@ def test_sighup_puts_clients_and_names_and_policy_in_force_and_calls_nobody(
     assert len(house.calls()) == 1
 
 
-def test_who_waits_in_the_lane_is_looked_at_again(house: House, daemon: Process, ear: Ear) -> None:
+def test_who_waits_in_the_lane_is_looked_at_again(house: House, daemon: Child, ear: Ear) -> None:
     version = house.get("/v1/tokens/main")[1]["version"]
     watch = request("/v1/tokens/main?wait=60", If_None_Match=f'"{version}"')
     host, port = house.daemon.removeprefix("http://").split(":")
@@ -294,7 +292,7 @@ def test_who_waits_in_the_lane_is_looked_at_again(house: House, daemon: Process,
 
 
 def test_a_file_that_will_not_do_changes_nothing_and_the_next_one_is_read(
-    house: House, daemon: Process, ear: Ear
+    house: House, daemon: Child, ear: Ear
 ) -> None:
     house.configure(
         policy="refresh_fraction = 7\nmin_gab = 1",
@@ -316,7 +314,7 @@ def test_a_file_that_will_not_do_changes_nothing_and_the_next_one_is_read(
 
 
 def test_what_needs_a_restart_is_named_and_left_as_it_is(
-    house: House, daemon: Process, ear: Ear
+    house: House, daemon: Child, ear: Ear
 ) -> None:
     house.configure(
         app="daily_quota = 1000", more='[apps.other]\nappid = "wx9999999999999999"\nsecret = "s"'
@@ -329,14 +327,12 @@ def test_what_needs_a_restart_is_named_and_left_as_it_is(
     assert status["apps"][0]["quota"]["limit"] == 2000
 
 
-def test_a_shorter_tick_ticks_at_once(house: House, ear: Ear) -> None:
+def test_a_shorter_tick_ticks_at_once(house: ForkedDaemon, ear: Ear) -> None:
     house.configure(policy="min_gap = 1\nmax_backoff = 1")
     slow = house.config.read_text().replace("tick = 0.2", "tick = 60")
     house.config.write_text(slow)
     house.control("/faults", {"kind": "status", "status": 503, "times": 1})
-    with process(
-        house.home / "daemon.log", "serve", "--config", str(house.config), NOTIFY_SOCKET=ear.address
-    ) as daemon:
+    with house.living(environ={"NOTIFY_SOCKET": ear.address}) as daemon:
         ear.until("READY")
         until(house.calls, "the first call is made, and fails")
         house.config.write_text(slow.replace("tick = 60", "tick = 0.1"))

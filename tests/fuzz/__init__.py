@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""Random input: at the API, at the proxy, and as WeChat's answers."""

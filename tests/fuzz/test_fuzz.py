@@ -1,4 +1,4 @@
-"""Fuzz: schemathesis at the front door, any bytes as WeChat's answer, and broken HTTP at a running daemon.
+"""Fuzz: the API, WeChat's answers, and broken HTTP at a running daemon.
 
 How much was tried is printed: `pytest tests/fuzz/test_fuzz.py -s`.
 """
@@ -31,10 +31,11 @@ from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.wechat import WeChat
 from tests.harness import invariants
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import ACCOUNT, CANARY, stable
 from tests.harness.fuzzing import BOUNDED, connected, mostly, statuses, tell
 from tests.harness.places import ROOT
-from tests.harness.processes import House, ask, until
+from tests.harness.processes import ask, until
 
 T = TypeVar("T")
 
@@ -59,14 +60,17 @@ not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503]
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("way_in", WAYS_IN)
-def test_the_api_is_as_it_describes_itself_whatever_is_asked(tmp_path: Path, way_in: str) -> None:
-    house, (clients, proof) = House(tmp_path), WAYS_IN[way_in]
+def test_the_api_is_as_it_describes_itself_whatever_is_asked(
+    tmp_path: Path, forks: ForkServer, way_in: str
+) -> None:
+    house, (clients, proof) = ForkedDaemon(tmp_path, fork_server=forks), WAYS_IN[way_in]
     # So little quota that `refresh` meets its end, and WeChat's own is no larger: one call too many
     # would show as 45009.
-    with house.sandboxed("--daily-quota", str(QUOTA)):
+    with house.simulating("--daily-quota", str(QUOTA)):
         house.configure(policy=POLICY, app=f"daily_quota = {QUOTA}", more=clients)
-        with house.serving():
+        with house.living():
             until(lambda: house.get("/readyz")[0] == 200, "ready")
             found = schemathesis(house, way_in, proof)
             assert house.get("/livez")[0] == 200
@@ -82,7 +86,7 @@ def test_the_api_is_as_it_describes_itself_whatever_is_asked(tmp_path: Path, way
     )
 
 
-def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, Any]:
+def schemathesis(house: ForkedDaemon, way_in: str, proof: dict[str, str]) -> dict[str, Any]:
     """Run it with all of its checks; its report."""
     (house.home / "openapi.json").write_text(json.dumps(described(house, way_in)))
     # The proof goes into a file: on a command line others could read the key, and I6 says so.
@@ -90,12 +94,18 @@ def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, 
     (house.home / "schemathesis.toml").write_text(f"[headers]\n{headers}{CHECKS}")
     report = house.home / "report.json"
     done = subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", "--config-file", house.home / "schemathesis.toml",
-         "run", house.home / "openapi.json", "--url", house.daemon, "--checks", "all", "--max-examples", "60", "--seed", SEED,
-         "--continue-on-failure", "--request-timeout", "20", "--generation-database", "none", "--no-color",
+        [sys.executable, "-m", "schemathesis.cli",
+         "--config-file", house.home / "schemathesis.toml",
+         "run", house.home / "openapi.json", "--url", house.daemon, "--checks", "all",
+         "--max-examples", "60", "--seed", SEED, "--continue-on-failure", "--request-timeout", "20",
+         "--generation-database", "none", "--no-color",
          "--report", "json", "--report-json-path", report],
         cwd=house.home,
-        env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.harness.fuzz_hooks", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "SCHEMATHESIS_HOOKS": "tests.harness.fuzz_hooks",
+            "PYTHONPATH": str(ROOT),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -110,8 +120,8 @@ def schemathesis(house: House, way_in: str, proof: dict[str, str]) -> dict[str, 
     return found
 
 
-def described(house: House, way_in: str) -> dict[str, Any]:
-    """What the daemon says of itself; that is the same for all daemons, so with this one's app and way in."""
+def described(house: ForkedDaemon, way_in: str) -> dict[str, Any]:
+    """The daemon's description of itself, narrowed to this one's app and way in."""
     document: dict[str, Any] = ask("GET", f"{house.daemon}/openapi.json")[1]
     for operation in (
         operation for path in document["paths"].values() for operation in path.values()
@@ -133,7 +143,10 @@ UPSTREAM_ACCOUNTS = [ACCOUNT, stable()]
 
 @dataclass
 class Wire:
-    """A peer that answers each connection with the same bytes, then closes, or says no more until it is left."""
+    """A peer that answers each connection with the same bytes.
+
+    Then it closes, or says no more until the other side leaves.
+    """
 
     says: bytes = b""
     closes: bool = True
@@ -178,9 +191,8 @@ class Line:
 
     def fetch(self, says: bytes, account: Account, *, closes: bool = True) -> Minted | Failure:
         answer = self._ask(self.wechat.fetch(account, force=False), says, closes=closes)
-        self.outcomes[
-            f"{type(answer).__name__}{' lost' if isinstance(answer, Failure) and answer.lost else ''}"
-        ] += 1
+        lost = " lost" if isinstance(answer, Failure) and answer.lost else ""
+        self.outcomes[f"{type(answer).__name__}{lost}"] += 1
         return answer
 
     def check(self, says: bytes) -> Verdict:
@@ -357,7 +369,10 @@ def chunked(draw: st.DrawFn, body: bytes) -> bytes:
 
 @st.composite
 def answers(draw: st.DrawFn, good: bytes = GOOD) -> bytes:
-    """Something like an HTTP answer: each part may be wrong, then bytes may be changed, lost or doubled."""
+    """Something like an HTTP answer.
+
+    Each part may be wrong; then bytes may be changed, lost or doubled.
+    """
     end, body, headers = draw(ENDS), draw(mostly(good, ODD_BODIES)), draw(HEADERS)
     how = draw(st.sampled_from(["until it closes", "chunked", "counted"]))
     if how == "chunked":
@@ -464,12 +479,15 @@ class Intruder:
 
 
 @contextlib.contextmanager
-def intruded(home: Path) -> Iterator[Intruder]:
-    """A daemon; at the end it has spent no call for all this, and its log holds nothing of what was said."""
-    house = House(home)
-    with house.sandboxed():
+def intruded(home: Path, forks: ForkServer) -> Iterator[Intruder]:
+    """A daemon that all examples share.
+
+    At the end it has spent no call, and its log holds nothing of what was sent to it.
+    """
+    house = ForkedDaemon(home, fork_server=forks)
+    with house.simulating():
         house.configure()
-        with house.serving():
+        with house.living():
             until(lambda: house.get("/readyz")[0] == 200, "ready")
             yield Intruder(int(house.daemon.rpartition(":")[2]))
             invariants.check(house, daily_quota=1)
@@ -481,9 +499,9 @@ def intruded(home: Path) -> Iterator[Intruder]:
 
 
 @pytest.fixture(scope="module")
-def intruder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Intruder]:
+def intruder(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[Intruder]:
     """One for all examples."""
-    with intruded(tmp_path_factory.mktemp("intruded")) as intruder:
+    with intruded(tmp_path_factory.mktemp("intruded"), forks) as intruder:
         yield intruder
     tell(
         "broken requests",
@@ -501,9 +519,11 @@ TARGETS = [
     b"/v1/tokens/main/refresh",
 ]
 ODD_TARGETS = [
-    b"*", b"//v1/tokens/main", b"/v1/tokens/%6dain", b"/v1/tokens/main;x", b"/v1/../v1/tokens/main", b"/v1/tokens/%00", b"main",
-    b"http://localhost/v1/tokens/main", b"localhost:1", b"/\xff", b"/%ff%fe", b"/v1/tokens/" + b"a" * 9000, b"/?" + b"&=" * 3000,
-    b"/v1/tokens/main?wait=\xb2", b"/v1/tokens/main?wait=%D9%A3", b"/#", b"/v1/tokens/main%23", b"http://[::1", b"//[", b"",
+    b"*", b"//v1/tokens/main", b"/v1/tokens/%6dain", b"/v1/tokens/main;x",
+    b"/v1/../v1/tokens/main", b"/v1/tokens/%00", b"main", b"http://localhost/v1/tokens/main",
+    b"localhost:1", b"/\xff", b"/%ff%fe", b"/v1/tokens/" + b"a" * 9000, b"/?" + b"&=" * 3000,
+    b"/v1/tokens/main?wait=\xb2", b"/v1/tokens/main?wait=%D9%A3", b"/#", b"/v1/tokens/main%23",
+    b"http://[::1", b"//[", b"",
 ]  # fmt: skip
 LENGTHS = [
     b"0",
@@ -558,10 +578,12 @@ CLEAR = {b"Content-Length: 0", b"Content-Length: 5", b"Content-Length: 05"} | {
 }
 DOUBTFUL = [frame for frame in FRAMES if frame not in CLEAR]
 OTHERS = [
-    b"Expect: 100-continue", b"Expect: \xff", b"Connection: upgrade", b"Upgrade: websocket", b"Upgrade: h2c", b"Range: bytes=0-",
-    b"Content-Encoding: gzip", b"Content-Encoding: br", b"Content-Type: application/json", b"Content-Type: \x80;;", b"A:" * 5000,
-    b"Cookie: " + b"a=b;" * 3000, b'If-None-Match: "', b'If-None-Match: W/"\xff", *', b": x", b"\x00: \x00", b"folded:\r\n x",
-    b"Authorization: Bearer " + KEY.encode(), b"Authorization: Basic " + CANARY.encode(), b"HTTP2-Settings: AAM",
+    b"Expect: 100-continue", b"Expect: \xff", b"Connection: upgrade", b"Upgrade: websocket",
+    b"Upgrade: h2c", b"Range: bytes=0-", b"Content-Encoding: gzip", b"Content-Encoding: br",
+    b"Content-Type: application/json", b"Content-Type: \x80;;", b"A:" * 5000,
+    b"Cookie: " + b"a=b;" * 3000, b'If-None-Match: "', b'If-None-Match: W/"\xff", *', b": x",
+    b"\x00: \x00", b"folded:\r\n x", b"Authorization: Bearer " + KEY.encode(),
+    b"Authorization: Basic " + CANARY.encode(), b"HTTP2-Settings: AAM",
     b"X-HTTP-Method-Override: GET",
 ]  # fmt: skip
 METHODS = mostly(
@@ -596,7 +618,10 @@ REQUEST_BODIES = st.sampled_from(
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """Something like a request, without the proof of intent: whatever comes of it, it is never a token."""
+    """Something like a request, without the proof of intent.
+
+    Whatever the answer is, it is never a token.
+    """
     target = draw(st.sampled_from(TARGETS) | st.sampled_from(ODD_TARGETS))
     line = (
         draw(METHODS)
@@ -641,7 +666,10 @@ def test_any_bytes_are_4xx_or_the_end_unless_they_are_an_honest_request(
 
 
 def test_a_request_in_a_request_of_doubtful_length_is_not_answered(intruder: Intruder) -> None:
-    """Two who read the length differently would see two requests or one: there must be no token for the second."""
+    """Two readers who disagree on the length would see two requests or one.
+
+    There must be no token for the second.
+    """
     for frames in [*((frame,) for frame in DOUBTFUL), *itertools.permutations(FRAMES, 2)]:
         for before in (b"", b"0\r\n\r\n", b"5\r\n"):
             head = b"\r\n".join(
@@ -663,9 +691,9 @@ def test_a_request_in_a_request_of_doubtful_length_is_not_answered(intruder: Int
 )
 @pytest.mark.parametrize("path", ["/v1/tokens/main", "/v1/tokens/main/report", "/nowhere"])
 def test_what_is_refused_unparsed_is_refused_like_the_rest(
-    tmp_path: Path, line: bytes, path: str
+    tmp_path: Path, forks: ForkServer, line: bytes, path: str
 ) -> None:
-    with intruded(tmp_path) as intruder:
+    with intruded(tmp_path, forks) as intruder:
         answer = intruder.says(
             f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n".encode() + line + b"\r\n\r\n"
         )

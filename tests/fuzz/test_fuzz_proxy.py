@@ -1,4 +1,6 @@
-"""Fuzz of the proxied routes: whatever is asked of a real daemon, what reaches WeChat is plain, and bears our token once.
+"""Fuzz of the proxied routes of a real daemon.
+
+Whatever is asked, what reaches WeChat is plain, and bears our token once.
 
 The readers of a URL, a header or a length do not agree. So what arrives is looked at as the most
 generous of them would take it, by rules of this file's own: those of broker/web/proxy/paths.py
@@ -20,9 +22,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.fuzzing import BOUNDED, connected, mostly, statuses, tell
-from tests.harness.processes import House, until
+from tests.harness.processes import until
 from tests.harness.proxy_harness import Hostile, Seen, says
 
 KEY = f"{CANARY}-key-of-the-service"
@@ -48,9 +51,12 @@ async def quoting(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.Stre
 
 @dataclass
 class Passage:
-    """Says bytes to the daemon; what of it reaches WeChat is in `wechat.seen` until it was looked at."""
+    """Sends bytes to the daemon.
 
-    house: House
+    What of them reaches WeChat stays in `wechat.seen` until it was looked at.
+    """
+
+    house: ForkedDaemon
     wechat: Hostile
     handle: str
     tries: int = 0
@@ -74,7 +80,10 @@ class Passage:
         return self._counted(answer)
 
     def arrived(self) -> list[Seen]:
-        """What WeChat was sent for others since the last look, after a look at what the daemon asked for itself."""
+        """What WeChat was sent for others since the last time.
+
+        What the daemon asked for itself is checked and left out.
+        """
         seen, self.wechat.seen = self.wechat.seen, []
         for own in seen:
             if not own.all(MARK):
@@ -124,12 +133,12 @@ def recording() -> Iterator[Hostile]:
 
 
 @pytest.fixture(scope="module")
-def passage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Passage]:
+def passage(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[Passage]:
     """One for all examples: keys and handles over TCP, no key by the Unix socket.
 
     At the end its log holds nothing of it.
     """
-    house = House(tmp_path_factory.mktemp("proxied"))
+    house = ForkedDaemon(tmp_path_factory.mktemp("proxied"), fork_server=forks)
     key = house.home / "service.key"
     key.write_text(KEY)
     key.chmod(0o600)
@@ -138,7 +147,7 @@ def passage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Passage]:
     with recording() as wechat:
         house.sandbox = f"http://127.0.0.1:{wechat.port}"
         house.configure(more=more)
-        with house.serving():
+        with house.living():
             until(lambda: house.get("/readyz")[0] == 200, "ready")
             asked = f"/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret={KEY}"
             passage = Passage(house, wechat, house.get(asked)[1]["access_token"])
@@ -191,21 +200,24 @@ SLASHES = [
     b"\xe2\x88\x95",
 ]
 SCRAPS = [
-    b"%00", b"\x00", b"%20", b" ", b"\t", b"%09", b"%0a", b"%0d%0a", b".", b";", b";x=1", b"%3b", b"%", b"%zz", b"%u0074", b"+",
-    b"#", b"%23", b"%3f", b"@", b":", b"*", b"~", b"\xff", b"%ff", b"\xc3\xa9", b"%c3%a9", "ｔ".encode(), b"%ef%bd%94",
-    b"a" * 9000,
+    b"%00", b"\x00", b"%20", b" ", b"\t", b"%09", b"%0a", b"%0d%0a", b".", b";", b";x=1", b"%3b",
+    b"%", b"%zz", b"%u0074", b"+", b"#", b"%23", b"%3f", b"@", b":", b"*", b"~", b"\xff", b"%ff",
+    b"\xc3\xa9", b"%c3%a9", "ｔ".encode(), b"%ef%bd%94", b"a" * 9000,
 ]  # fmt: skip
 BEFORE = [
-    b"http://api.weixin.qq.com", b"https://localhost", b"http://localhost:1", b"//", b"///", b"//api.weixin.qq.com", b"/\\",
-    b"\\", b"/wxa/..", b"/cgi-bin/..", b"/wxa/%2e%2e", b"/.", b"/v1/..", b"@127.0.0.1", b"http:", b"/%2f", b"/;",
-    b"\xef\xbb\xbf",
+    b"http://api.weixin.qq.com", b"https://localhost", b"http://localhost:1", b"//", b"///",
+    b"//api.weixin.qq.com", b"/\\", b"\\", b"/wxa/..", b"/cgi-bin/..", b"/wxa/%2e%2e", b"/.",
+    b"/v1/..", b"@127.0.0.1", b"http:", b"/%2f", b"/;", b"\xef\xbb\xbf",
 ]  # fmt: skip
 BEHIND = rb"/ // /x /. /.. /x/.. . .json ;x %2f %00 %20 %3fa=1 #x \ /%2e".split()
 
 
 @st.composite
 def paths(draw: st.DrawFn) -> bytes:
-    """A path that goes through, one that never may, or another, in a spelling that somebody might take for the same."""
+    """A path in a spelling that somebody might take for the same path.
+
+    It is one that goes through, one that never may, or another.
+    """
     path = draw(
         st.sampled_from(
             [*(known.encode() for known in TOKEN_PATHS)] * 4 + GOOD_PATHS * 2 + OTHER_PATHS
@@ -242,13 +254,17 @@ def paths(draw: st.DrawFn) -> bytes:
     return path
 
 
-ODD_NAMES = rb"""access%5Ftoken access%5ftoken %61ccess_token access%255Ftoken ACCESS_TOKEN Access_Token accessToken
- access_token[] access_token%5b0%5d access_token%00 access.token access+token access%20token +access_token %20access_token
- access_token+ access-token amp;access_token""".split()
+ODD_NAMES = rb"""
+    access%5Ftoken access%5ftoken %61ccess_token access%255Ftoken ACCESS_TOKEN Access_Token
+    accessToken access_token[] access_token%5b0%5d access_token%00 access.token access+token
+    access%20token +access_token %20access_token access_token+ access-token amp;access_token
+""".split()
 NAMES = mostly(b"access_token", st.sampled_from([*ODD_NAMES, b"access_token\x00"]))
 VALUES = st.sampled_from([HANDLE, HANDLE, TOKEN.encode(), KEY.encode(), b"", b"x", b"%", b"\xff"])
-OTHER_PARTS = rb"""a=1 next_openid= lang=zh_CN = =1 a a=%C3%A4 a=% a=b=c a=# a=?b xaccess_token=1 component_access_token=2
- a=%26access_token%3Dx""".split()
+OTHER_PARTS = rb"""
+    a=1 next_openid= lang=zh_CN = =1 a a=%C3%A4 a=% a=b=c a=# a=?b xaccess_token=1
+    component_access_token=2 a=%26access_token%3Dx
+""".split()
 OTHER_PARTS += [b"", b"a=\xff", b"a=\x00", b"a=\r", b"a= b", b"x" * 9000]
 PARTS = (
     st.sampled_from(OTHER_PARTS)
@@ -274,19 +290,23 @@ PROOFS = st.sampled_from(
     [[BEARER], [BEARER], [b"X-Token-Broker: 1"], [b"X-Token-Broker: 1", BEARER], []]
 )
 ODD_HEADERS = [
-    BEARER, b"authorization: bearer  " + SECRET, b"Authorization: Bearer " + HANDLE, b"Authorization : Bearer " + SECRET,
-    b"Authorization:\tBearer " + SECRET, b"Proxy-Authorization: Bearer " + SECRET, b"Cookie: access_token=" + SECRET,
-    b"Cookie: access_token=" + HANDLE, b"X-Token-Broker-App: main", b"X-Token-Broker-App: " + APPID.encode(),
-    b"X-Token-Broker-App: other", b"X-Token-Broker: 1", b"X-Token-Broker-Key: " + SECRET, b"X_Token_Broker: " + SECRET,
-    b"Connection: authorization", b"Connection: x-token-broker, content-length, host", b"Connection: upgrade", b"Upgrade: h2c",
-    b"X-Original-URL: /cgi-bin/token", b"X-Rewrite-URL: /cgi-bin/token", b"X_Original_URL: /cgi-bin/token",
-    b"x_rewrite_url: /cgi-bin/token", b"X-HTTP-Method-Override: PUT", b"X_HTTP_Method_Override: PUT", b"X-Method-Override: PUT",
-    b"Host: api.weixin.qq.com", b"Content-Encoding: gzip", b"Transfer-Encoding: chunked", b"Transfer-Encoding: xchunked",
-    b"Transfer_Encoding: chunked", b"Content_Length: 3", b"Content-Length: 3", b"Content-Length: 0", b"Content-Length: +3",
-    b"Expect: 100-continue", b"Expect: x", b"Range: bytes=0-", b"TE: trailers", b"Trailer: " + MARK.encode(), b"A: \xff",
-    b"A: \x00", b"A: " + b"x" * 9000, b"\xff: 1", b": 1", b"Accept-Encoding: br, gzip", b"Content-Type: \x80",
-    b"Keep-Alive: timeout=5", b"A:\r\n b", b"Origin: null", b"Via: 1.1 x", b"If-None-Match: *", b"User-Agent:", b"Accept: */*",
-    b"Content-Type: application/json",
+    BEARER, b"authorization: bearer  " + SECRET, b"Authorization: Bearer " + HANDLE,
+    b"Authorization : Bearer " + SECRET, b"Authorization:\tBearer " + SECRET,
+    b"Proxy-Authorization: Bearer " + SECRET, b"Cookie: access_token=" + SECRET,
+    b"Cookie: access_token=" + HANDLE, b"X-Token-Broker-App: main",
+    b"X-Token-Broker-App: " + APPID.encode(), b"X-Token-Broker-App: other", b"X-Token-Broker: 1",
+    b"X-Token-Broker-Key: " + SECRET, b"X_Token_Broker: " + SECRET, b"Connection: authorization",
+    b"Connection: x-token-broker, content-length, host", b"Connection: upgrade", b"Upgrade: h2c",
+    b"X-Original-URL: /cgi-bin/token", b"X-Rewrite-URL: /cgi-bin/token",
+    b"X_Original_URL: /cgi-bin/token", b"x_rewrite_url: /cgi-bin/token",
+    b"X-HTTP-Method-Override: PUT", b"X_HTTP_Method_Override: PUT", b"X-Method-Override: PUT",
+    b"Host: api.weixin.qq.com", b"Content-Encoding: gzip", b"Transfer-Encoding: chunked",
+    b"Transfer-Encoding: xchunked", b"Transfer_Encoding: chunked", b"Content_Length: 3",
+    b"Content-Length: 3", b"Content-Length: 0", b"Content-Length: +3", b"Expect: 100-continue",
+    b"Expect: x", b"Range: bytes=0-", b"TE: trailers", b"Trailer: " + MARK.encode(), b"A: \xff",
+    b"A: \x00", b"A: " + b"x" * 9000, b"\xff: 1", b": 1", b"Accept-Encoding: br, gzip",
+    b"Content-Type: \x80", b"Keep-Alive: timeout=5", b"A:\r\n b", b"Origin: null", b"Via: 1.1 x",
+    b"If-None-Match: *", b"User-Agent:", b"Accept: */*", b"Content-Type: application/json",
 ]  # fmt: skip
 ODD_METHODS = [
     *b"POST PUT PATCH DELETE HEAD OPTIONS TRACE CONNECT get M-SEARCH".split(),
@@ -317,7 +337,10 @@ def plainly(line: bytes, *headers: bytes) -> bytes:
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """A good request, but in a place or two: one that is odd everywhere is refused, and shows nothing."""
+    """A good request that is odd in a place or two.
+
+    One that is odd everywhere is refused, and shows nothing.
+    """
     odd = draw(st.sets(st.sampled_from(PLACES), max_size=2))
     method = draw(st.sampled_from(ODD_METHODS if "method" in odd else [b"GET", b"POST"]))
     target = draw(st.sampled_from(GOOD_PATHS)) + draw(
@@ -349,7 +372,10 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 def readings(path: str) -> Iterator[str]:
-    """What servers may take a path for: escaped once or more, with other slashes, dots, parameters, cases, extensions."""
+    """What servers may take a path for.
+
+    It may be escaped once or more, and have other slashes, dots, parameters, cases or extensions.
+    """
     for _ in range(3):
         steps: list[str] = []
         for part in (
@@ -365,7 +391,10 @@ def readings(path: str) -> Iterator[str]:
 
 
 def tokens_in(query: str) -> list[str]:
-    """All that somebody may take for the token: names in any case or spelling, whatever stands between parameters."""
+    """All values that somebody may take for the token.
+
+    The name may be in any case or spelling, and anything may stand between the parameters.
+    """
     found = []
     for part in re.split("[&;?,]", query):
         name, _, value = part.partition("=")
@@ -377,7 +406,7 @@ def tokens_in(query: str) -> list[str]:
 
 
 def is_as_it_should_be(seen: Seen, handle: str, port: int) -> None:
-    """Plain, allowed, with our token once (none of ours for users' calls), and with nothing of who asked."""
+    """Plain, allowed, with our token once, or none for users' calls, and nothing of who asked."""
     path, _, query = seen.target.partition("?")
     is_of_users = path in PATHS_OF_USERS
     for reading in {path, *readings(path)}:

@@ -1,1 +1,1 @@
-"""What tests use and is no test: doubles, processes, browsers, databases."""
+"""Helpers that are no tests: doubles, processes, servers, browsers, databases."""

@@ -1,5 +1,6 @@
 """The application over keepers on a manual clock, and a client that speaks to it."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,22 +8,18 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from broker.config.schema import LoginsTable
-from broker.core.credential import Account, Endpoint
+from broker.core.credential import Account
 from broker.logins.limits import LoginLimits
 from broker.logins.logins import CodeExchanger, Logins
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api.compat import Compat
-from broker.web.api.logins import LoginDesk
 from broker.web.api.metrics import Metrics
-from broker.web.api.tickets import TicketDesk
-from broker.web.client_stats import ClientStats
 from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
-from broker.web.context import Edge
 from broker.web.gate import Gate
-from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, Bench
+from tests.harness.wiring import PATIENCE_S, Wired
 
 ME = {"X-Token-Broker": "1"}
 
@@ -45,37 +42,30 @@ class Daemon:
         self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False
     ) -> None:
         tools = await self.bench.dependencies()
-        metrics = Metrics()
-        self.registry = Registry(
-            [one for one in accounts if one.endpoint is not Endpoint.NONE], tools
-        )
+        self.registry = Registry(list(accounts), tools)
         await self.registry.start()
         clock, store = self.bench.clock, await self.bench.open()
         lane = ResponseCache(Connections(100, clock.now))
         self.tickets = Tickets(self.registry, tools, self.bench.wechat)
-        client_stats = ClientStats(clock.now)
-        limits = LoginLimits(LoginsTable(**self.login_limits), clock.now)
-        self.logins = logins = Logins(
+        metrics, limits = Metrics(), LoginLimits(LoginsTable(**self.login_limits), clock.now)
+        self.logins = Logins(
             self.exchanger, limits, clock, tools.emit, metrics.login, self.refused_secrets.append
         )
-        logins.admit(accounts)
-        self.edge = metrics.edge = edge = Edge(
+        self.logins.admit(accounts)
+        self.wired = Wired(
             self.registry,
-            5.0,
+            clock,
             lane,
-            clock.wall,
-            client_stats,
+            gate,
+            self.tickets,
             store.history,
-            self.tickets.of,
-            logins=logins,
+            metrics,
+            crashes=self.crashes,
+            logins=self.logins,
+            compat=drop_in,
         )
-        more = TicketDesk(self.tickets).routes() + (
-            Compat(gate, self.tickets).routes() if drop_in else []
-        )
-        more += LoginDesk(logins, gate, compat=drop_in).routes()
-        app = application(
-            edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more
-        )
+        compat = Compat(gate, self.registry, self.tickets, PATIENCE_S, clock.now)
+        app = self.wired.application(compat.routes() if drop_in else [])
         self.http = TestClient(TestServer(app))
         await self.http.start_server()
 
@@ -88,3 +78,15 @@ class Daemon:
 
     async def post(self, path: str, body: object, **headers: str) -> ClientResponse:
         return await self.http.post(path, json=body, headers={**ME, **headers})
+
+
+async def problem(response: ClientResponse) -> tuple[int, str]:
+    """Status and code, after checking what every problem owes."""
+    body = json.loads(await response.text())
+    assert response.content_type == "application/problem+json"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert body["status"] == response.status
+    assert {"type", "title", "detail", "code"} <= body.keys()
+    assert ("retry_after" in body) == ("Retry-After" in response.headers)
+    assert body.get("retry_after", 0) == int(response.headers.get("Retry-After", 0))
+    return response.status, body["code"]

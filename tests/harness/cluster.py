@@ -1,4 +1,6 @@
-"""Debian's PostgreSQL as a cluster of our own: made in a temporary directory, on loopback, and removed again.
+"""Debian's PostgreSQL as a cluster of our own, on loopback.
+
+It is made in a temporary directory, and removed again.
 
 PostgreSQL refuses to run as root, so root runs it as the user `postgres`, which the package brings.
 `fsync=off` where durability is not the matter. Databases are made as they are needed, each with the
@@ -144,7 +146,11 @@ class Cluster:
                 return
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """SIGINT: at once, in order; SIGQUIT: as a crash of PostgreSQL; SIGKILL: as the machine's, with all its processes."""
+        """Stop the server.
+
+        SIGINT stops it at once, in order. SIGQUIT is a crash of PostgreSQL. SIGKILL is a crash of
+        the machine: it goes to all processes of the server.
+        """
         process, self._process = self._process, None
         if process is None:
             return
@@ -236,7 +242,10 @@ def _children(parent: int) -> list[int]:
 
 @contextmanager
 def home_of_cluster() -> Iterator[Path]:
-    """A directory for a cluster, outside of pytest's (which is closed to the user that PostgreSQL runs as)."""
+    """A directory for a cluster, outside of pytest's temporary directory.
+
+    That one is closed to the user that PostgreSQL runs as.
+    """
     home = Path(tempfile.mkdtemp(prefix="tb-pg-"))
     if user := _user():
         os.chown(home, user["user"], user["group"])

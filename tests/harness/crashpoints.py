@@ -1,10 +1,12 @@
-"""Daemons that die at a chosen step of the refresh path, forked from one process, so that two hundred take seconds.
+"""Daemons that die at a chosen step of the refresh path.
 
-`python -m tests.harness.crashpoints` imports the daemon once and forks for each order on its stdin. What is
-born is the real command, with the store and WeChat's client replaced by subclasses that count steps
-and `kill -9` themselves. Steps of a store's method, on its thread: `asked`, `begin` (in no
-transaction yet), `commit` (all written, nothing committed), `committed`, `done`; then, in the event
-loop, `returned`. Of a call to WeChat: `asked` and `returned`.
+One process forks them all, so that two hundred take seconds.
+
+`python -m tests.harness.crashpoints` imports the daemon once and forks for each order on its
+stdin. What is born is the real command, with the store and WeChat's client replaced by subclasses
+that count steps and `kill -9` themselves. Steps of a store's method, on its thread: `asked`,
+`begin` (in no transaction yet), `commit` (all written, nothing committed), `committed`, `done`;
+then, in the event loop, `returned`. Of a call to WeChat: `asked` and `returned`.
 """
 
 import itertools
@@ -60,7 +62,11 @@ NOTHING: Final[Environ] = {}
 
 @dataclass
 class Life:
-    """How a process is wired, and where it dies: at the `nth` passing of `step`, as "reserve:commit". Nowhere, as it is."""
+    """How a process is wired, and where it dies.
+
+    It dies at the `nth` passing of `step`, which is a name as "reserve:commit". By default it does
+    not die.
+    """
 
     wiring: str = "plain"
     step: str = ""
@@ -320,6 +326,7 @@ class Child:
     fork_server: "ForkServer"
     pid: int
     out: Path
+    log: Path
     code: int | None = None
 
     def first_line(self) -> str:
@@ -389,7 +396,7 @@ class ForkServer:
             "environ": dict(environ),
             "life": asdict(life),
         }
-        child = Child(self, self.asked(order), out)
+        child = Child(self, self.asked(order), out, log)
         try:
             yield child
         finally:
@@ -436,7 +443,10 @@ class ForkedDaemon(House):
         patient: bool = True,
         environ: Environ = NOTHING,
     ) -> Iterator[Child]:
-        """A daemon with a fate; `daemon` is where it serves, unless it died before it did, or nobody had the patience."""
+        """A daemon with a fate.
+
+        `daemon` is where it serves, unless it died before that, or `patient` was false.
+        """
         life = Life(wiring or ("mortal" if step else "plain"), step, nth)
         command = ("serve", "--config", str(self.config))
         named = {"TOKEN_BROKER_LOG_LEVEL": self.log_level, **environ}

@@ -1,4 +1,4 @@
-"""A clock that is told the time, and a WeChat that does what a test says, behind a gate."""
+"""A clock that is moved by hand, and a WeChat that does what a test says, behind a gate."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from broker.core.credential import Account, Endpoint, Policy
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.login import LoginKind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
@@ -20,8 +20,8 @@ NOON = 1_790_000_000.0  # unix time of the tests' day; a Beijing afternoon
 CANARY = "c4n4ry"
 APPID = "wx0123456789abcdef"
 ACCOUNT = Account("main", APPID, Secret(f"{CANARY}-secret"))
-DOWN = Failure(Kind.TRANSIENT, "cannot connect")
-LOST = Failure(Kind.TRANSIENT, "the connection broke", lost=True)
+DOWN = Failure(Kind.TRANSIENT, FailureCode.CONNECT)
+LOST = Failure(Kind.TRANSIENT, FailureCode.CONNECTION_BROKE, lost=True)
 
 
 @dataclass
@@ -124,7 +124,7 @@ class ScriptedWeChat:
 
 @dataclass
 class Bench:
-    """Keepers on a real SQLite store, a told clock and a scripted WeChat."""
+    """Keepers on a real SQLite store, a manual clock and a scripted WeChat."""
 
     path: Path
     clock: ManualClock = field(default_factory=ManualClock)

@@ -1,4 +1,7 @@
-"""What systemd does for a daemon, done by a test: hold its listening sockets, hear what it says of itself."""
+"""What systemd does for a daemon, done by a test.
+
+It holds the daemon's listening sockets, and receives what the daemon says of itself.
+"""
 
 import socket
 import sys
@@ -16,7 +19,8 @@ high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[2:2 + count]
 for place, fd in enumerate(high, 3):
     os.dup2(fd, place)
     os.close(fd)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count), LISTEN_FDNAMES=":".join(["broker"] * count))
+names = ":".join(["broker"] * count)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count), LISTEN_FDNAMES=names)
 os.execvp(sys.argv[2 + count], sys.argv[2 + count:])
 """
 

@@ -1,4 +1,7 @@
-"""What schemathesis does with a request before it is sent; loaded by its command ($SCHEMATHESIS_HOOKS), not by tests."""
+"""Hooks of schemathesis that change a request before it is sent.
+
+Its command loads them ($SCHEMATHESIS_HOOKS); tests do not.
+"""
 
 from typing import Any
 

@@ -82,7 +82,10 @@ def i6_nothing_leaks(home: Path) -> None:
 
 
 def _descendants(process: int) -> Iterator[int]:
-    """What this process has started, and what that has: beside it other tests run, whose secrets are theirs."""
+    """The processes that this one has started, and those that they have started.
+
+    Other tests run beside it, whose secrets are not looked for here.
+    """
     for task in Path(f"/proc/{process}/task").glob("[0-9]*"):
         try:
             children = [int(child) for child in (task / "children").read_text().split()]

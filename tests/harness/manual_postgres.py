@@ -1,4 +1,7 @@
-"""The shared store on a told clock: a real PostgreSQL, whose time and timeline are what a test says."""
+"""The shared store on a manual clock.
+
+PostgreSQL is real; its time and timeline are what a test says.
+"""
 
 from typing import Any, Protocol
 
@@ -19,11 +22,14 @@ class ToldTwice(Clock, Protocol):
         """Return that time."""
 
     def timeline(self) -> int:
-        """Return which of the server's timelines goes on: another after each promotion of a standby."""
+        """The number of the server's timeline.
+
+        Each promotion of a standby begins another.
+        """
 
 
 class ToldSession(Session):
-    """A connection on which the database is told the time with each question about it."""
+    """A connection whose statements about the time get the manual clock's time with them."""
 
     clock: ToldTwice
 

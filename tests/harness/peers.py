@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,9 @@ from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
 from broker.web.connection.long_poll import PollGroups
-from broker.web.context import Edge
 from broker.web.gate import Client, Gate
-from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, Bench
+from tests.harness.wiring import PATIENCE_S, Wired
 
 ASK = b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n"
 KEY, OTHER = "a key of some length", "another key of some length"
@@ -65,6 +64,7 @@ class Daemon:
     metrics: Metrics
     port: int
     path: Path
+    sockets: Sequence[socket.socket] = ()
     peers: list[Peer] = field(default_factory=list)
 
     async def peer(self, *, unix: bool = False) -> Peer:
@@ -131,16 +131,23 @@ async def daemon_on(
     await registry.drain()
     bench.clock.pass_(0.3)
     gate = Gate(keys or {}, [])
-    metrics.edge = edge = Edge(registry, 5.0, cache, bench.clock.wall)
-    compat = Compat(gate, Tickets(registry, dependencies, bench.wechat))
-    app = application(edge, gate, metrics, lambda *_: None, compat.routes())
+    tickets = Tickets(registry, dependencies, bench.wechat)
+    compat = Compat(gate, registry, tickets, PATIENCE_S, bench.clock.now)
+    app = Wired(registry, bench.clock, cache, gate, metrics=metrics).application(compat.routes())
     path = bench.path.parent / f"broker-{enabled}.sock"
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", 0))
         unix.bind(str(path))
         async with answering(app) as runner, accepting(runner, [tcp, unix], cache):
             daemon = Daemon(
-                registry, cache, gate, metrics, tcp.getsockname()[1], path, counted=counted
+                registry,
+                cache,
+                gate,
+                metrics,
+                tcp.getsockname()[1],
+                path,
+                [tcp, unix],
+                counted=counted,
             )
             try:
                 yield daemon

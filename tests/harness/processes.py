@@ -1,4 +1,7 @@
-"""Real processes for tests: a sandbox and daemons, their output kept, every wait bounded and on a real event."""
+"""Real processes for tests: a sandbox and daemons.
+
+Their output is kept. Every wait is bounded, and is for a real event.
+"""
 
 import json
 import os
@@ -41,6 +44,10 @@ class Process:
             self.lines.append(stdout.readline())
         assert self.lines[0], f"ended with {self.popen.wait(PATIENCE_S)}: {self.log.read_text()}"
         return self.lines[0]
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.popen.send_signal(number)
 
     def kill(self) -> None:
         """Kill it as `kill -9` does."""

@@ -1,4 +1,7 @@
-"""A broker that proxies, over a WeChat on a real socket that shows what it was sent, byte by byte, and answers as it is told."""
+"""A broker that proxies, and a WeChat on a real socket.
+
+That WeChat records each request byte by byte, and answers as it is told.
+"""
 
 import asyncio
 import hashlib
@@ -18,10 +21,8 @@ from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api.compat import Compat
 from broker.web.api.metrics import Metrics
-from broker.web.client_stats import ClientStats
 from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
-from broker.web.context import Edge
 from broker.web.gate import Client, Gate
 from broker.web.handles import Handles
 from broker.web.proxy.callers import Callers
@@ -29,8 +30,8 @@ from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import outgoing
 from broker.web.proxy.users import UserCalls
-from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, Bench
+from tests.harness.wiring import PATIENCE_S, Wired
 
 ME = {"X-Token-Broker": "1"}
 
@@ -88,7 +89,10 @@ GOOD = says({"total": 3}, "Content-Type: application/json")
 
 @dataclass
 class Hostile:
-    """WeChat's data interfaces: tokens in `dead` are refused; `answers` by path go before that, the others have `otherwise`."""
+    """WeChat's data interfaces.
+
+    `answers` go by path and come first. Tokens in `dead` are refused. All else gets `otherwise`.
+    """
 
     seen: list[Seen] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -165,7 +169,10 @@ async def _body(seen: Seen, reader: asyncio.StreamReader) -> bytes:
 
 
 class Proxied:
-    """The application with the proxy, on a told clock and a scripted token endpoint; calls go to the hostile WeChat."""
+    """The application with the proxy, on a manual clock and a scripted token endpoint.
+
+    Its calls go to the hostile WeChat.
+    """
 
     def __init__(self, bench: Bench, wechat: Hostile) -> None:
         self.bench, self.wechat = bench, wechat
@@ -193,32 +200,27 @@ class Proxied:
         await registry.start()
         self.gate = gate = Gate(digests(clients or {}), [])
         self.tickets = tickets = Tickets(registry, tools, self.bench.wechat)
-        self.edge = metrics.edge = edge = Edge(
+        self.wired = Wired(
             registry,
-            5.0,
+            clock,
             ResponseCache(Connections(100, clock.now)),
-            clock.wall,
-            ClientStats(clock.now),
+            gate,
+            tickets,
             store.history,
-            tickets.of,
+            metrics,
+            crashes=self.crashes,
         )
         settings, handles = Table(enabled=True, **table), Handles(gate, registry)
-
-        def count(app: str, outcome: str) -> None:
-            metrics.proxied(app, outcome)
-            self.outcomes.append((app, outcome))
 
         async with outgoing(settings.connect_timeout) as out:
             callers, limits = Callers(gate, registry, handles), ProxyLimits(settings, clock.now)
             base = URL(f"http://127.0.0.1:{self.wechat.port}")
-            more = Compat(gate, tickets, handles).routes() if drop_in else []
-            more += UserCalls(gate, limits, out, base, count, metrics.refused).routes()
-            more += Proxy(
-                settings, callers, limits, out, lambda _: base, count, metrics.refused
-            ).routes()
-            app = application(
-                edge, gate, metrics, lambda where, error: self.crashes.append((where, error)), more
-            )
+            more = []
+            if drop_in:
+                more += Compat(gate, registry, tickets, PATIENCE_S, clock.now, handles).routes()
+            more += UserCalls(gate, limits, out, base, self).routes()
+            more += Proxy(settings, callers, limits, out, lambda _: base, self, PATIENCE_S).routes()
+            app = self.wired.application(more)
             self.http = TestClient(TestServer(app), auto_decompress=False)
             await self.http.start_server()
             try:
@@ -226,6 +228,15 @@ class Proxied:
             finally:
                 await self.http.close()
         assert self.crashes == []
+
+    def proxied(self, app: str, outcome: str) -> None:
+        """A :class:`broker.web.proxy.handler.ProxyCounters`."""
+        self.metrics.proxied(app, outcome)
+        self.outcomes.append((app, outcome))
+
+    def refused(self, errcode: int) -> None:
+        """See `proxied`."""
+        self.metrics.refused(errcode)
 
     async def look(self) -> None:
         self.registry.tick()

@@ -1,4 +1,7 @@
-"""A TCP relay to PostgreSQL: a link that can be cut, fall silent, and lose the answer to one statement."""
+"""A TCP relay to PostgreSQL.
+
+The link can be cut, fall silent, and lose the answer to one statement.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +31,10 @@ class Relay:
         self._open.set()
 
     def fall_silent(self) -> None:
-        """Carry nothing from now on; what is sent meanwhile arrives when it is over, as with a network that lost packets."""
+        """Carry nothing from now on.
+
+        What is sent meanwhile arrives when it is over, as with a network that lost packets.
+        """
         self._open.clear()
 
     def cut(self) -> None:

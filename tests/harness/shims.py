@@ -1,4 +1,7 @@
-"""aioresponses 0.7.9 does not pass what aiohttp 3.14's ClientResponse asks for; this fills it in."""
+"""A response class for aioresponses 0.7.9.
+
+It passes what aiohttp 3.14's ClientResponse asks for and aioresponses leaves out.
+"""
 
 from typing import Any
 from unittest.mock import Mock

@@ -1,4 +1,6 @@
-"""Thousands of watchers in a process of their own, as cheap as can be: what is measured is the daemon, not them.
+"""Thousands of watchers in a process of their own.
+
+They are as cheap as can be, since the daemon is measured and not they.
 
 `python -m tests.harness.watching HOST:PORT COUNT ETAG CPU` connects so often, sends the same long
 poll on every connection, and says that all of them are being waited for. When each is answered it
@@ -31,7 +33,10 @@ MOST_EVENTS: Final = 512
 
 @dataclass(frozen=True)
 class Heard:
-    """What watchers heard: when each had its answer (unix time), and how many heard what: status line and version."""
+    """What watchers heard.
+
+    It holds when each had its answer (unix time), and how many had which status line and version.
+    """
 
     stamps: list[float]
     said: dict[str, int]
@@ -112,7 +117,10 @@ def watch(base: str, count: int, etag: str) -> None:
 
 
 def knock(host: str, port: int) -> None:
-    """Who comes after the others is answered after they have been read; nobody is at home where a daemon has stopped."""
+    """Wait until the daemon has read all that was sent before.
+
+    It answers in order of arrival. If the daemon has stopped, nobody answers.
+    """
     with (
         contextlib.suppress(ConnectionError),
         socket.create_connection((host, port), PATIENCE_S) as last,

@@ -1,1 +1,1 @@
-"""Several brokers on one database, through everything that can go wrong; what was seen of it; and what must be true of that."""
+"""Several brokers on one database under faults: what was seen, and a checker that judges it."""

@@ -1,4 +1,6 @@
-"""What the database itself saw: each reservation, each settlement, each change of an account's row, in their order.
+"""What the database itself saw, in its order.
+
+It saw each reservation, each settlement, and each change of an account's row.
 
 Triggers that only tests install write it down in the same transaction; so it is lost exactly where
 what it tells is lost.
@@ -38,18 +40,24 @@ end $$;
 create function audit.accounts() returns trigger language plpgsql security definer as $$
 begin
   insert into audit.events (kind, appid, epoch, call, opened, called_at, doubt, token_call, sha256)
-  values ('account', new.appid, new.epoch, new.calls, new.reserved_call, new.called_at, new.doubt, new.token_call,
+  values ('account', new.appid, new.epoch, new.calls, new.reserved_call, new.called_at, new.doubt,
+    new.token_call,
     encode(sha256(convert_to(new.token, 'UTF8')), 'hex'));
   return null;
 end $$;
-create trigger audit after insert or update on token_broker.calls for each row execute function audit.calls();
-create trigger audit after update on token_broker.accounts for each row execute function audit.accounts();
+create trigger audit after insert or update on token_broker.calls
+  for each row execute function audit.calls();
+create trigger audit after update on token_broker.accounts
+  for each row execute function audit.accounts();
 """
 
 
 @dataclass(frozen=True)
 class Event:
-    """`reserved` and `settled` are about a row of the ledger, `account` about the account's row after a change.
+    """One row that the triggers wrote.
+
+    `reserved` and `settled` are about a row of the ledger, `account` about the account's row after
+    a change.
 
     `n` orders them; `at` is unix time. `opened`: the reservation that is open then. `sha256`: of
     the token held then.

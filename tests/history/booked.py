@@ -17,7 +17,7 @@ _CLOCK_S = 0.001
 
 
 def every_call_has_its_row_first(history: History) -> Iterator[str]:
-    """I1, at each moment: the calls that the sandbox has seen by then are no more than the rows that were made by then.
+    """I1 at each moment: the sandbox has seen no more calls than rows were made by then.
 
     Rows that a failover lost were made.
     """
@@ -61,7 +61,10 @@ def a_synchronous_standby_loses_nothing(history: History) -> Iterator[str]:
 
 
 def one_reservation_at_a_time(history: History) -> Iterator[str]:
-    """I3 as the ledger counts it, the fence, and one publisher for each: a replay of what the database saw."""
+    """I3 as the ledger counts it, the fence, and one publisher for each.
+
+    It replays what the database saw.
+    """
     for appid in history.rules.quota:
         yield from _replayed(
             [event for event in history.events if event.appid == appid], history.rules.lease
@@ -106,7 +109,9 @@ def _replayed(events: list[Event], lease: float) -> Iterator[str]:
 
 
 def a_late_answer_casts_doubt(history: History) -> Iterator[str]:
-    """A call that minted after its lease was lost has pushed out the token held: it must be doubted in the same transaction.
+    """A late call that minted has pushed out the token held, which must then be doubted.
+
+    The doubt must be in the same transaction.
 
     Nothing to doubt where the token held is younger than every mint by then.
     """
@@ -130,7 +135,10 @@ def a_late_answer_casts_doubt(history: History) -> Iterator[str]:
 def _is_unnoticed(
     held: Event | None, settled: Event, mints: Mapping[str, list[dict[str, Any]]]
 ) -> bool:
-    """Whether the token held by then was pushed out, and not by the call that is open now, whose answer is on its way."""
+    """Return True if the token held by then was pushed out.
+
+    The call that is open now does not count: its answer is on its way.
+    """
     if held is None or held.doubt is not None:
         return False
     minted = next(

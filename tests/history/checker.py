@@ -1,4 +1,7 @@
-"""The whole history before all rules: I1 to I5 of SCENARIOS.md, and what several brokers owe each other. I6 is beside it."""
+"""The whole history before all rules: I1 to I5 of SCENARIOS.md, and those of several brokers.
+
+I6 is checked beside it.
+"""
 
 import re
 from collections.abc import Iterable

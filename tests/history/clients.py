@@ -1,4 +1,7 @@
-"""Who asks, on each node: getters, a watcher, reporters, and people who order refreshes; each writes down what it got."""
+"""The clients on each node: getters, a watcher, reporters, and people who order refreshes.
+
+Each writes down what it got.
+"""
 
 import asyncio
 import hashlib

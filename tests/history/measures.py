@@ -35,7 +35,10 @@ def rotations(history: History, nodes: int, appid: str) -> list[float]:
 
 
 def recoveries(history: History) -> list[tuple[float, float]]:
-    """For each holder that was killed with a call open: until the next token, after the kill and after its deadline."""
+    """The seconds until the next token, for each holder that was killed with a call open.
+
+    They are counted from the kill, and from the call's deadline.
+    """
     found = []
     reserved = [it for it in history.events if it.kind == "reserved" and it.outcome is None]
     settled = {it.version for it in history.events if it.kind == "settled"}

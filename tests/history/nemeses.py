@@ -1,4 +1,7 @@
-"""What is done to brokers, links, databases and clocks; each puts right in the end what it has done."""
+"""What is done to brokers, links, databases and clocks.
+
+"Nemesis" is Jepsen's word. Each one puts right in the end what it has done.
+"""
 
 import asyncio
 import os
@@ -80,7 +83,10 @@ async def let_them_call(number: int, world: World, _chance: random.Random) -> No
 
 
 async def let_each_be_called(world: World, _chance: random.Random) -> None:
-    """Do nothing until each app got another token, however long somebody's reservation is in its way."""
+    """Do nothing until each app got another token.
+
+    Somebody's reservation may be in the way of that for long.
+    """
     seen = len(await world.control("/calls"))
     deadline = time.monotonic() + PATIENCE_S
     while len(
@@ -161,7 +167,10 @@ async def fail_over(world: World, chance: random.Random) -> None:
 
 
 async def fail_over_in_the_dark(world: World, chance: random.Random) -> None:
-    """The same, and the first to find the heir is one who was cut off, and has not heard of what was lost."""
+    """The same, but the first to find the new primary is one who was cut off.
+
+    It has not heard of the commits that were lost.
+    """
     assert world.standby is not None
     blind, *others = chance.sample(world.hosts, len(world.hosts))
     blow = world.blow("failover", step="in the dark")
@@ -257,7 +266,10 @@ def rounds(
 
 
 async def storm(world: World, rounds: Iterable[tuple[Nemesis, ...]], chance: random.Random) -> None:
-    """Round after round: what belongs together is done at once; then all is well, and must soon look so."""
+    """Strike round after round.
+
+    What belongs together is done at once. Then all is put right, and answers must soon show it.
+    """
     for together in rounds:
         await asyncio.gather(*(nemesis(world, chance) for nemesis in together))
         await world.healed()

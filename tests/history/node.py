@@ -1,4 +1,6 @@
-"""A broker that can be struck at a chosen step: `python -m tests.history.node WIRING serve --config FILE`.
+"""A broker that can be struck at a chosen step.
+
+It is started by `python -m tests.history.node WIRING serve --config FILE`.
 
 It is the real command, with the store, WeChat's client and the clock replaced by subclasses. Each
 step asks a file named in `HISTORY_FATE`, which all brokers share, whether it is the step to die or
@@ -105,7 +107,10 @@ class MortalWeChat(WeChat):
 
 
 class HostClock(SystemClock):
-    """Another host's: its steady clock began at another time, and its wall is as wrong as a file says."""
+    """The clock of another host.
+
+    Its steady clock began at another time, and its wall is as wrong as a file says.
+    """
 
     def __init__(self, boot_id: str | None = None) -> None:
         super().__init__(boot_id)
@@ -127,7 +132,10 @@ def _since(booted: float) -> float:
 
 
 class Unlocked(MortalRows):
-    """The account's row is read without its lock; the ledger's primary key, which would refuse much of what follows, is gone."""
+    """A store that reads the account's row without its lock.
+
+    The ledger's primary key, which would refuse much of what follows, is gone.
+    """
 
     async def _open(self) -> None:
         await super()._open()

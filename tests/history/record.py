@@ -1,4 +1,4 @@
-"""What was seen: by the clients, by the sandbox, by the database, and what was done to all of them."""
+"""What was seen by the clients, the sandbox and the database, and what was done to them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

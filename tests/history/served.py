@@ -52,7 +52,10 @@ def nothing_but_what_was_issued_and_lives(history: History) -> Iterator[str]:
 
 
 def never_an_older_one_after_a_newer(history: History) -> Iterator[str]:
-    """I4, for each life of each node: what was sent after an answer had come is not older, by number nor by mint."""
+    """I4 for each life of each node: an answer sent after another had come is not older.
+
+    Neither its number nor its mint is older.
+    """
     minted = {call["token_sha256"]: call["at"] for call in history.calls if call["minted"]}
     lives: dict[tuple[str, int, str], list[Answer]] = defaultdict(list)
     for answer in history.tokens():
@@ -109,7 +112,10 @@ def who_starts_serves_what_is_stored(history: History) -> Iterator[str]:
 
 
 def a_dead_token_is_noticed(history: History) -> Iterator[str]:
-    """A token that a later mint has pushed out is not served for long, where nothing was amiss since it died."""
+    """A token that a later mint has pushed out is not served for long.
+
+    The rule holds where nothing was amiss since the token died.
+    """
     dies: dict[str, float] = {}
     last: dict[str, str] = {}
     for call in history.calls:

@@ -130,7 +130,10 @@ async def test_without_the_fence_a_deposed_holder_publishes_and_the_checker_says
 async def test_without_the_second_snapshot_the_quota_is_exceeded_and_the_checker_says_so(
     tmp_path: Path, cluster: Cluster, wiring: str
 ) -> None:
-    """One call is left, and three brokers are asked for it, one after the other; WeChat refuses, so that nobody is faster."""
+    """One call is left, and three brokers are asked for it, one after the other.
+
+    WeChat refuses, so that no broker is faster than another.
+    """
     scale = Scale(poor_quota=30)
 
     def spend(database: str) -> None:
@@ -163,6 +166,9 @@ async def test_without_the_second_snapshot_the_quota_is_exceeded_and_the_checker
     )
 
 
-_SPENT = """insert into token_broker.calls (appid, endpoint, epoch, id, lane, forced, cost, outcome, at, node)
- select '{appid}', 'token', 'past', n, 'scheduled', 0, 1, 'minted', extract(epoch from now()) - 3600, 'past'
+_SPENT = """
+ insert into token_broker.calls
+  (appid, endpoint, epoch, id, lane, forced, cost, outcome, at, node)
+ select '{appid}', 'token', 'past', n, 'scheduled', 0, 1, 'minted',
+  extract(epoch from now()) - 3600, 'past'
  from generate_series(1, {calls}) n"""

@@ -1,4 +1,7 @@
-"""Each rule of the history's checker, on the smallest history that breaks it; and one that breaks none."""
+"""Each rule of the history's checker, on the smallest history that breaks it.
+
+One history breaks none.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,7 +85,10 @@ def good() -> History:
 
 
 def late(history: History) -> None:
-    """The first call's holder was stopped, and calls after the second: its token is now the one in force at WeChat."""
+    """The first call's holder was stopped, and calls after the second one did.
+
+    Its token is now the one in force at WeChat.
+    """
     history.calls[0]["at"], history.calls = T0 + 10.5, history.calls[::-1]
     settled = replace(history.events[2], at=T0 + 11, xid=9, lease_lost=1)
     history.answers = []
@@ -162,7 +168,10 @@ def test_what_must_not_be_is_found(name: str) -> None:
 
 
 def test_what_happens_while_something_is_amiss_is_no_violation() -> None:
-    """A node that is cut off serves what it has; a holder that is stopped while it answers is late."""
+    """A node that is cut off serves what it has.
+
+    A holder that is stopped while it answers is late.
+    """
     history = good()
     history.answers += [
         answer(1, T0 + 19, node="c", expires_in=0),

@@ -1,4 +1,7 @@
-"""Three real brokers on one PostgreSQL with a streaming standby, a relay before each server for each broker, one sandbox."""
+"""Three real brokers on one PostgreSQL with a streaming standby, and one sandbox.
+
+Each broker has a relay of its own to each server.
+"""
 
 import asyncio
 import os

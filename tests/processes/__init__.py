@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""Daemons as processes: crashes, kills at chosen and random moments, several hosts."""

@@ -1,4 +1,7 @@
-"""kill -9 at every step of a refresh, on real processes: nothing is lost, nothing is spent twice."""
+"""kill -9 at every step of a refresh, on real processes.
+
+Nothing is lost, and nothing is spent twice.
+"""
 
 import contextlib
 import threading
@@ -23,7 +26,7 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield house
 
 
-def test_killed_between_reservation_and_answer_the_call_is_spent_and_the_token_suspect_then_replaced_once(
+def test_killed_before_the_answer_the_call_is_spent_and_the_token_suspect_then_replaced(
     house: House,
 ) -> None:
     with house.serving() as daemon:

@@ -1,4 +1,7 @@
-"""A supervisor that restarts a daemon which dies again and again: what is persisted keeps it from calling WeChat each time."""
+"""A supervisor that restarts a daemon which dies again and again.
+
+What is persisted keeps the daemon from calling WeChat each time.
+"""
 
 import asyncio
 import itertools
@@ -31,7 +34,10 @@ class Cramped(ForkedDaemon):
 
 @pytest.fixture
 def house(tmp_path: Path, small_disk: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
-    """A store on the small disk, tokens that are in their last minutes from the start and due after 0.2 s."""
+    """A store on the small disk.
+
+    Tokens are in their last minutes from the start, and due after 0.2 s.
+    """
     assert small_disk.is_mount()
     house = Cramped(tmp_path, fork_server=forks)
     with house.simulating("--expires-in", "20"):

@@ -1,4 +1,7 @@
-"""kill -9 at each step of a refresh, on a real daemon: nothing is lost, nothing is spent twice, and a restart knows."""
+"""kill -9 at each step of a refresh, on a real daemon.
+
+Nothing is lost, nothing is spent twice, and a restart knows what happened.
+"""
 
 import contextlib
 import http.client
@@ -46,7 +49,11 @@ def house(tmp_path: Path, forks: ForkServer, endpoint: str) -> Iterator[ForkedDa
 
 
 def at(steps: tuple[str, ...]) -> pytest.MarkDecorator:
-    """Both endpoints; each step on the one where it means most, the first and the last on the other."""
+    """Both endpoints.
+
+    Each step is tried on the endpoint where it means most, the first and the last on the other one
+    too.
+    """
     cases = [(CLASSIC, step) for step in steps] + [(STABLE, steps[0]), (STABLE, steps[-1])]
     return pytest.mark.parametrize(("endpoint", "step"), cases)
 
@@ -117,7 +124,10 @@ def test_killed_before_the_answer_is_stored_the_old_token_is_in_doubt_and_replac
 
 
 def doubted(house: ForkedDaemon, endpoint: str, first: dict[str, Any]) -> None:
-    """A restart serves the stored token on, and makes one call, not at once and well within the overlap."""
+    """A restart serves the stored token on, and makes one call.
+
+    The call is not made at once, but well within the overlap.
+    """
     before = len(house.calls())
     house.control(
         "/hold", {"appid": APPID}
@@ -321,7 +331,10 @@ def test_killed_during_a_forced_call_the_token_that_it_killed_is_not_served_agai
 
 
 def order_force(house: ForkedDaemon) -> None:
-    """Order another token until the daemon is gone: the first order that min_gap allows is carried out."""
+    """Order another token until the daemon is gone.
+
+    The first order that min_gap allows is carried out.
+    """
     with contextlib.suppress(OSError, http.client.HTTPException):
         while True:
             house.post("/v1/tokens/main/refresh", {"force": True})

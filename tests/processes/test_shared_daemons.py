@@ -1,4 +1,7 @@
-"""Real daemons on several hosts, as it were, that share one database: one token, one ledger, one budget."""
+"""Real daemons, one for each of several hosts, that share one database.
+
+They have one token, one ledger and one budget.
+"""
 
 import re
 import signal

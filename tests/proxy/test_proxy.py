@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.web.gate import Client
 from tests.harness.doubles import CANARY, Bench
@@ -444,7 +444,9 @@ async def test_fifty_at_a_cold_start_are_one_token_call(bench: Bench, wechat: Ho
 async def test_without_a_token_it_is_minus_one_with_the_reason(
     bench: Bench, wechat: Hostile
 ) -> None:
-    bench.wechat.answers.append(Failure(Kind.TRANSIENT, "HTTP 502"))
+    bench.wechat.answers.append(
+        Failure(Kind.TRANSIENT, FailureCode.HTTP_STATUS, facts={"status": "502"})
+    )
     async with Proxied(bench, wechat).serving() as broker:
         answer = await broker.get(GET)
         assert await errcode(answer) == -1

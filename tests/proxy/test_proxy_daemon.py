@@ -1,4 +1,7 @@
-"""The proxy of a real daemon, before a real sandbox: large bodies in bounded memory, a second issuer, and nothing in the log."""
+"""The proxy of a real daemon, in front of a real sandbox.
+
+Large bodies pass in bounded memory, a second issuer is survived, and nothing is in the log.
+"""
 
 import asyncio
 import hashlib
@@ -16,8 +19,9 @@ import aiohttp
 import pytest
 
 from tests.harness import invariants
+from tests.harness.crashpoints import Child, ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
-from tests.harness.processes import House, Process, ask, until
+from tests.harness.processes import ask, until
 
 KEY = f"{CANARY}-key-of-the-service"
 MB = 1024 * 1024
@@ -26,9 +30,9 @@ UPLOAD, DOWNLOAD = "/cgi-bin/media/upload?type=image", "/cgi-bin/media/get?media
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    with house.sandboxed():
+def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         key = tmp_path / "service.key"
         key.write_text(KEY)
         key.chmod(0o600)
@@ -38,14 +42,14 @@ def house(tmp_path: Path) -> Iterator[House]:
         yield house
 
 
-def call(house: House, path: str = "/cgi-bin/user/get") -> dict[str, object]:
+def call(house: ForkedDaemon, path: str = "/cgi-bin/user/get") -> dict[str, object]:
     status, answer = ask("GET", house.daemon + path, headers=BEARER)
     assert status == 200
     assert isinstance(answer, dict)
     return answer
 
 
-async def upload(house: House, size: int) -> str:
+async def upload(house: ForkedDaemon, size: int) -> str:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(size // MB):
             yield bytes(MB)
@@ -61,17 +65,17 @@ async def upload(house: House, size: int) -> str:
     return str(said["media_id"])
 
 
-def resident(daemon: Process, what: str = "VmRSS") -> float:
+def resident(daemon: Child, what: str = "VmRSS") -> float:
     """MB; VmHWM is the most there ever was."""
-    status = Path(f"/proc/{daemon.popen.pid}/status").read_text()
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
     return (
         next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 1024
     )
 
 
-async def test_a_multipart_upload_of_ten_megabytes_and_its_download(house: House) -> None:
+async def test_a_multipart_upload_of_ten_megabytes_and_its_download(house: ForkedDaemon) -> None:
     body = bytes(range(256)) * (10 * MB // 256)
-    with house.serving():
+    with house.living():
         async with aiohttp.ClientSession(house.daemon, headers=BEARER) as session:
             form = aiohttp.FormData()
             form.add_field("media", io.BytesIO(body), filename="a.png", content_type="image/png")
@@ -87,8 +91,8 @@ async def test_a_multipart_upload_of_ten_megabytes_and_its_download(house: House
         invariants.check(house)
 
 
-async def test_large_bodies_pass_in_bounded_memory_both_ways(house: House) -> None:
-    with house.serving() as daemon:
+async def test_large_bodies_pass_in_bounded_memory_both_ways(house: ForkedDaemon) -> None:
+    with house.living() as daemon:
         call(house)
         before = resident(daemon, "VmHWM")
         media = await upload(house, 200 * MB)
@@ -103,8 +107,8 @@ async def test_large_bodies_pass_in_bounded_memory_both_ways(house: House) -> No
         assert resident(daemon, "VmHWM") - before < 30
 
 
-async def test_a_reader_that_stops_holds_up_wechat_and_no_memory(house: House) -> None:
-    with house.serving() as daemon:
+async def test_a_reader_that_stops_holds_up_wechat_and_no_memory(house: ForkedDaemon) -> None:
+    with house.living() as daemon:
         media = await upload(house, 200 * MB)
         before = resident(daemon, "VmHWM")
         at = urlsplit(house.daemon)
@@ -123,9 +127,9 @@ async def test_a_reader_that_stops_holds_up_wechat_and_no_memory(house: House) -
 
 
 def test_a_token_killed_by_a_second_issuer_costs_one_check_and_one_refresh_and_the_call_succeeds(
-    house: House,
+    house: ForkedDaemon,
 ) -> None:
-    with house.serving():
+    with house.living():
         assert call(house)["total"] == 24
         began = time.monotonic()
         until(lambda: time.monotonic() > began + 0.1, "min_gap is over")
@@ -140,20 +144,20 @@ def test_a_token_killed_by_a_second_issuer_costs_one_check_and_one_refresh_and_t
 
 
 def test_a_token_that_stays_dead_for_one_interface_is_bounded_and_costs_no_token_call(
-    house: House,
+    house: ForkedDaemon,
 ) -> None:
     house.control(
         "/faults", {"kind": "errcode", "errcode": 40001, "path": "/cgi-bin/user/get", "times": None}
     )
-    with house.serving():
+    with house.living():
         for _ in range(30):
             assert call(house)["errcode"] == 40001
         assert len(house.calls()) == 1  # WeChat itself said that the token lives
         invariants.check(house)
 
 
-async def test_fifty_callers_at_a_cold_start_cost_one_token_call(house: House) -> None:
-    with house.serving():
+async def test_fifty_callers_at_a_cold_start_cost_one_token_call(house: ForkedDaemon) -> None:
+    with house.living():
         async with aiohttp.ClientSession(house.daemon, headers=BEARER) as session:
 
             async def one() -> object:
@@ -166,16 +170,16 @@ async def test_fifty_callers_at_a_cold_start_cost_one_token_call(house: House) -
 
 
 def test_a_handle_works_after_a_restart_and_neither_it_nor_the_token_is_in_the_log(
-    house: House,
+    house: ForkedDaemon,
 ) -> None:
     asked = f"/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret={KEY}"
-    with house.serving() as first:
+    with house.living() as first:
         handle = ask("GET", house.daemon + asked)[1]["access_token"]
         assert (
             ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}")[1]["total"] == 24
         )
         first.end()
-    with house.serving():
+    with house.living():
         assert (
             ask("GET", f"{house.daemon}/cgi-bin/user/get?access_token={handle}")[1]["total"] == 24
         )
@@ -194,9 +198,9 @@ def test_a_handle_works_after_a_restart_and_neither_it_nor_the_token_is_in_the_l
 
 
 def test_a_body_that_is_not_packed_as_it_says_is_the_services_fault_and_no_error_of_ours_in_the_log(
-    house: House,
+    house: ForkedDaemon,
 ) -> None:
-    with house.serving():
+    with house.living():
         at = urlsplit(house.daemon)
         with socket.create_connection((at.hostname, at.port), timeout=20) as sock:
             head = (
@@ -232,8 +236,8 @@ print(len(client.media.download(media["media_id"]).content))
 """
 
 
-def test_wechatpy_calls_through_the_broker_by_its_address_alone(house: House) -> None:
-    with house.serving():
+def test_wechatpy_calls_through_the_broker_by_its_address_alone(house: ForkedDaemon) -> None:
+    with house.living():
         command = [sys.executable, "-c", WECHATPY, house.daemon, APPID]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as sdk:
@@ -250,23 +254,25 @@ def test_wechatpy_calls_through_the_broker_by_its_address_alone(house: House) ->
 
 
 @pytest.mark.parametrize("kind", ["silence", "drip", "endless_headers"])
-def test_a_wechat_that_does_not_answer_in_time_is_an_errcode(house: House, kind: str) -> None:
+def test_a_wechat_that_does_not_answer_in_time_is_an_errcode(
+    house: ForkedDaemon, kind: str
+) -> None:
     house.config.write_text(
         house.config.read_text().replace(
             "[proxy]\n", "[proxy]\nidle_timeout = 0.5\ntotal_timeout = 3\n"
         )
     )
     house.control("/faults", {"kind": kind, "path": "/cgi-bin/user/get"})
-    with house.serving():
+    with house.living():
         assert call(house)["errcode"] == -1
         assert call(house)["total"] == 24
 
 
-async def test_a_connection_that_dribbles_a_body_is_given_up(house: House) -> None:
+async def test_a_connection_that_dribbles_a_body_is_given_up(house: ForkedDaemon) -> None:
     house.config.write_text(
         house.config.read_text().replace("[proxy]\n", "[proxy]\nidle_timeout = 0.3\n")
     )
-    with house.serving():
+    with house.living():
         at = urlsplit(house.daemon)
         reader, writer = await asyncio.open_connection(at.hostname, at.port)
         head = (

@@ -12,6 +12,7 @@ from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from tests.harness.doubles import Bench
 from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcode, raw, says, until
+from tests.harness.wiring import PATIENCE_S
 
 GET = "/cgi-bin/user/get"
 HEAD = f"POST {GET} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n".encode()
@@ -72,7 +73,7 @@ async def test_a_service_that_does_not_send_its_body_has_idle_timeout_and_not_mo
 ) -> None:
     broker = await start(silence, idle_timeout=0.2)
     assert b'"errcode": -1' in await said(
-        broker, HEAD + b"Content-Length: %d\r\n\r\nx" % length, broker.edge.patience_s - 1
+        broker, HEAD + b"Content-Length: %d\r\n\r\nx" % length, PATIENCE_S - 1
     )
     assert broker.outcomes == [("main", "unreachable")]
 
@@ -91,7 +92,7 @@ async def test_the_time_for_a_token_is_not_the_time_for_an_answer(start: Start) 
         await says({"errcode": 40001})(seen, reader, writer)
 
     broker.wechat.answers[GET] = refuse_then_nothing
-    assert b'"errcode": -1' in await said(broker, HEAD + b"\r\n", broker.edge.patience_s - 1)
+    assert b'"errcode": -1' in await said(broker, HEAD + b"\r\n", PATIENCE_S - 1)
     assert len(broker.wechat.seen) == 2
 
 
@@ -108,7 +109,7 @@ async def test_who_leaves_in_the_middle_of_an_upload_takes_it_along(start: Start
     assert not await reader.read()
 
 
-async def test_an_answer_before_the_end_of_an_upload_is_the_answer_though_wechat_keeps_the_connection(
+async def test_an_answer_during_an_upload_is_the_answer_though_wechat_keeps_the_connection(
     start: Start,
 ) -> None:
     async def hasty(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -163,7 +164,8 @@ async def test_interim_answers_are_not_the_answer(start: Start, interim: bytes) 
     "answer",
     [
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-        b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n{"ok":1}\r\n0\r\n\r\n',
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+         b'8\r\n{"ok":1}\r\n0\r\n\r\n'),
         b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\nContent-Length: 9\r\n\r\n{"ok":1}',
         b"HTTP/1.1 200 OK\r\nX-Long: " + b"y" * 20_000 + b"\r\nContent-Length: 2\r\n\r\n{}",
         b"".join([b"HTTP/1.1 200 OK\r\n", *(b"X-%d: 1\r\n" % n for n in range(1000)), b"\r\n{}"]),
@@ -250,11 +252,14 @@ async def test_no_header_shows_the_token_however_it_is_written(bench: Bench, quo
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"errcode":40001,"x":' + b"[" * 7000 + b"}", b'{"errcode":' + b"9" * 5000 + b"}", b'{"errcode":40001',
-        b'{"errcode":{"40001":40001}}', b'{"errcode":48001,"errmsg":"40001 invalid"}', b"\xff" + b'{"errcode":40001}',
+        b'{"errcode":40001,"x":' + b"[" * 7000 + b"}", b'{"errcode":' + b"9" * 5000 + b"}",
+        b'{"errcode":40001', b'{"errcode":{"40001":40001}}',
+        b'{"errcode":48001,"errmsg":"40001 invalid"}', b"\xff" + b'{"errcode":40001}',
         gzip.compress(b" " * 9000 + b'{"errcode":40001}'),
     ],
-    ids=["nested", "a long number", "half", "an object", "in words", "no UTF-8", "a bomb of blanks"],
+    ids=[
+        "nested", "a long number", "half", "an object", "in words", "no UTF-8", "a bomb of blanks",
+    ],
 )  # fmt: skip
 async def test_what_only_looks_like_a_refusal_is_passed_on(start: Start, body: bytes) -> None:
     broker = await start(

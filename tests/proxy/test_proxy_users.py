@@ -1,4 +1,4 @@
-"""Calls with users' tokens go on as they came, for clients with `login` or `proxy`, and nothing of the account's with them."""
+"""Calls with users' tokens go on as they came, and nothing of the account's with them."""
 
 from collections.abc import AsyncIterator
 

@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The sandbox behaves like WeChat, its faults included."""

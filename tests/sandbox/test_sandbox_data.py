@@ -1,4 +1,7 @@
-"""The sandbox's data APIs: followers, avatars, tickets, media; WECHAT.md W31, W34, W38 to W44, W54, W55."""
+"""The sandbox's data APIs: followers, avatars, tickets, media.
+
+The facts are WECHAT.md W31, W34, W38 to W44, W54, W55.
+"""
 
 import hashlib
 import io

@@ -1,19 +1,13 @@
-"""The sandbox's codes, users' tokens and WeCom's tickets (WECHAT.md W68 to W70, W75 to W79, W82 to W86)."""
+"""The sandbox's codes, users' tokens and WeCom's tickets (WECHAT.md W68, W75, W82)."""
 
 from typing import Any
 
 import pytest
-from pytest_aiohttp import AiohttpClient
 
 from tests.harness.sandbox_bench import APP, SECRET, T0, SandboxBench
 
 GRANT = {"grant_type": "authorization_code"}
 CORP = "ww0123456789abcdef"
-
-
-@pytest.fixture
-async def bench(aiohttp_client: AiohttpClient) -> SandboxBench:
-    return await SandboxBench().opened(aiohttp_client)
 
 
 async def code(bench: SandboxBench, **order: Any) -> str:
@@ -166,7 +160,7 @@ async def test_an_order_for_a_code_that_is_none_is_refused(
     assert next(iter(order)) in await answer.text()
 
 
-# --- WeCom's tickets --------------------------------------------------------------------------------
+# --- WeCom's tickets ------------------------------------------------------------------------------
 
 
 async def corp_token(bench: SandboxBench, secret: str) -> str:

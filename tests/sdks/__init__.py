@@ -1,1 +1,1 @@
-"""WeChat's SDKs, each in a process of its own, built by the very code that deploy/sdk/README.md shows."""
+"""WeChat's SDKs in processes of their own, set up by the code that deploy/sdk/README.md shows."""

@@ -1,4 +1,6 @@
-"""An SDK for Python, built by a recipe; stdin says line by line what to do, stdout answers with a line of JSON each.
+"""An SDK for Python, built by a recipe.
+
+stdin says line by line what to do; stdout answers each with a line of JSON.
 
 `python in_python.py RECIPE [SANDBOX]`: what is meant for WeChat goes to the sandbox, without one it
 is refused.
@@ -58,7 +60,11 @@ def call(client: Any) -> Any:
 
 
 def upload(client: Any, path: str) -> Any:
-    """The media_id of a file; given as the page says, since of an open file nothing is left for a second try."""
+    """The media_id of an uploaded file.
+
+    The file is given by its name, as the page says: of an open file nothing is left for a second
+    try.
+    """
     file = (Path(path).name, Path(path).read_bytes())
     return (client.media.upload if hasattr(client, "media") else client.upload_media)(
         "image", file
@@ -89,7 +95,7 @@ def web(client: Any, code: str) -> Any:
 
 
 def profile(client: Any) -> Any:
-    """What the user's token, which `web` brought, is good for: to be looked at and renewed, and the user's name."""
+    """Use the user's token that `web` brought: renew it, ask whether it lives, and for a name."""
     renewed = client.oauth.refresh_access_token(client.oauth.refresh_token)["openid"]
     return [client.oauth.check_access_token(), renewed, client.oauth.get_user_info()["nickname"]]
 

@@ -15,7 +15,10 @@ MARKED = re.compile(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an SDK is pointed at the broker: the code, which leaves a `client` (Python) or an `api` (JavaScript)."""
+    """How an SDK is pointed at the broker.
+
+    The code leaves a `client` (Python) or an `api` (JavaScript).
+    """
 
     sdk: str
     way: str

@@ -30,7 +30,10 @@ class Sdk:
     log: Path
 
     def do(self, *deed: str | int) -> Any:
-        """Tell it `call`, `crowd MANY`, `upload PATH` or `download ID`; what came of it, an error as an object with `errcode`."""
+        """Tell it `call`, `crowd MANY`, `upload PATH` or `download ID`.
+
+        Returns what came of it; an error is an object with `errcode`.
+        """
         self.tell(*deed)
         return self.hear()
 
@@ -52,7 +55,10 @@ class Sdk:
 
 @contextmanager
 def running(recipe: Recipe, house: House, *, key: str = KEY) -> Iterator[Sdk]:
-    """An SDK built by a recipe, for the house's daemon; what it asks WeChat itself comes to the sandbox."""
+    """An SDK built by a recipe, for the house's daemon.
+
+    What it asks WeChat itself comes to the sandbox.
+    """
     code = house.home / f"{recipe.sdk}-{recipe.way}.{recipe.language}"
     code.write_text(recipe.at(house.daemon, key))
     elsewhere = [] if recipe.way in {"proxy", "login"} else [house.sandbox]

@@ -1,4 +1,4 @@
-"""People log in through SDKs, as the page says, and no key goes to WeChat: real packages, a real daemon, the sandbox."""
+"""People log in through SDKs as the page says, and no key goes to WeChat: real packages."""
 
 from collections.abc import Iterator
 from pathlib import Path

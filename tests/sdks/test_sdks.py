@@ -1,4 +1,7 @@
-"""WeChat's SDKs, as deploy/sdk/README.md points them at the broker: real packages, a real daemon, the sandbox (WECHAT.md W88 to W94)."""
+"""WeChat's SDKs, as deploy/sdk/README.md points them at the broker (WECHAT.md W88 to W94).
+
+The packages, the daemon and the sandbox are real.
+"""
 
 import hashlib
 import json
@@ -13,8 +16,9 @@ import pytest
 from broker.config.load import load
 from broker.web.api.compat import MOST_IN_WINDOW
 from tests.harness import invariants
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
-from tests.harness.processes import House, ask, until
+from tests.harness.processes import ask, until
 from tests.sdks.recipes import KEY, PAGE, Recipe, marked
 from tests.sdks.running import running
 
@@ -60,11 +64,16 @@ each = pytest.mark.parametrize("recipe", runnable(RECIPES))
 
 
 @pytest.fixture
-def unserved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
-    """What a broker with one client would be, who may use the proxy if that is how the recipe goes."""
+def unserved(
+    request: pytest.FixtureRequest, tmp_path: Path, forks: ForkServer
+) -> Iterator[ForkedDaemon]:
+    """A broker with one client, not started yet.
+
+    The client may use the proxy if its recipe does.
+    """
     scopes = '["proxy"]' if request.getfixturevalue("recipe") in PROXIED else '["read", "report"]'
-    house = House(tmp_path)
-    with house.sandboxed():
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         key = tmp_path / "sdk.key"
         key.write_text(KEY)
         key.chmod(0o600)
@@ -76,9 +85,9 @@ def unserved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
 
 
 @pytest.fixture
-def house(unserved: House) -> Iterator[House]:
+def house(unserved: ForkedDaemon) -> Iterator[ForkedDaemon]:
     """The broker, serving."""
-    with unserved.serving():
+    with unserved.living():
         yield unserved
         invariants.check(unserved)
 
@@ -105,7 +114,7 @@ def count() -> Iterator[Count]:
 
 @each
 def test_the_first_call_costs_one_token_call_and_the_second_none(
-    recipe: Recipe, house: House, count: Count
+    recipe: Recipe, house: ForkedDaemon, count: Count
 ) -> None:
     with running(recipe, house) as sdk:
         assert [sdk.do("call"), sdk.do("call")] == [FOLLOWERS] * 2
@@ -114,11 +123,11 @@ def test_the_first_call_costs_one_token_call_and_the_second_none(
 
 @each
 def test_fifty_services_at_a_cold_start_cost_one_token_call(
-    recipe: Recipe, unserved: House, count: Count
+    recipe: Recipe, unserved: ForkedDaemon, count: Count
 ) -> None:
     house = unserved
     house.control("/hold", {"appid": APPID})
-    with house.serving(), running(recipe, house) as sdk:
+    with house.living(), running(recipe, house) as sdk:
         sdk.tell("crowd", CROWD)
         until(lambda: connections_to(house) >= CROWD, "all have asked, and there is no token yet")
         house.control("/release", {"appid": APPID})
@@ -127,7 +136,7 @@ def test_fifty_services_at_a_cold_start_cost_one_token_call(
     assert count(recipe, "fifty at once", len(house.calls())) == 1
 
 
-def connections_to(house: House) -> int:
+def connections_to(house: ForkedDaemon) -> int:
     """How many TCP connections the broker has."""
     port = f":{int(house.daemon.rpartition(':')[2]):04X}"
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
@@ -139,7 +148,7 @@ def connections_to(house: House) -> int:
 
 @each
 def test_the_next_call_after_somebody_killed_the_token_succeeds_with_one_refresh(
-    recipe: Recipe, house: House, count: Count
+    recipe: Recipe, house: ForkedDaemon, count: Count
 ) -> None:
     with running(recipe, house) as sdk:
         assert sdk.do("call") == FOLLOWERS
@@ -150,7 +159,7 @@ def test_the_next_call_after_somebody_killed_the_token_succeeds_with_one_refresh
 
 @each
 def test_a_call_that_is_refused_though_the_token_lives_ends_in_an_error_and_costs_nothing(
-    recipe: Recipe, house: House, count: Count
+    recipe: Recipe, house: ForkedDaemon, count: Count
 ) -> None:
     with running(recipe, house) as sdk:
         assert sdk.do("call") == FOLLOWERS
@@ -166,7 +175,7 @@ def test_a_call_that_is_refused_though_the_token_lives_ends_in_an_error_and_cost
 
 @each
 def test_a_token_that_stays_dead_ends_in_an_error_and_costs_no_more_than_reports_may(
-    recipe: Recipe, house: House, count: Count
+    recipe: Recipe, house: ForkedDaemon, count: Count
 ) -> None:
     with running(recipe, house) as sdk:
         assert sdk.do("call") == FOLLOWERS
@@ -180,7 +189,7 @@ def test_a_token_that_stays_dead_ends_in_an_error_and_costs_no_more_than_reports
 
 @each
 def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(
-    recipe: Recipe, house: House
+    recipe: Recipe, house: ForkedDaemon
 ) -> None:
     with running(recipe, house, key=WRONG) as sdk:
         said = sdk.do("call")
@@ -192,7 +201,7 @@ def test_a_wrong_key_is_wechats_40125_in_the_sdks_own_exception(
 
 @each
 def test_an_upload_that_meets_a_killed_token_arrives_whole_or_fails_and_then_arrives(
-    recipe: Recipe, house: House, count: Count, tmp_path: Path
+    recipe: Recipe, house: ForkedDaemon, count: Count, tmp_path: Path
 ) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(bytes(1000))
@@ -212,7 +221,7 @@ def test_an_upload_that_meets_a_killed_token_arrives_whole_or_fails_and_then_arr
 
 @pytest.mark.parametrize("recipe", runnable(PROXIED))
 def test_ten_megabytes_go_up_and_down_through_the_proxy(
-    recipe: Recipe, house: House, count: Count, tmp_path: Path
+    recipe: Recipe, house: ForkedDaemon, count: Count, tmp_path: Path
 ) -> None:
     content = (bytes(range(251)) * (SIZE // 251 + 1))[:SIZE]  # what the sandbox gives back, too
     (tmp_path / "picture.png").write_bytes(content)
@@ -227,7 +236,7 @@ def test_ten_megabytes_go_up_and_down_through_the_proxy(
 @pytest.mark.parametrize(
     "recipe", [recipe for recipe in RECIPES if recipe.sdk == "wechatpy"], ids=str
 )
-def test_wechatpys_ticket_lives_on_when_the_token_dies(recipe: Recipe, house: House) -> None:
+def test_wechatpys_ticket_lives_on_when_the_token_dies(recipe: Recipe, house: ForkedDaemon) -> None:
     with running(recipe, house) as sdk:
         ticket = sdk.do("ticket")
         house.control("/kill", {"appid": APPID})
@@ -239,7 +248,10 @@ def test_wechatpys_ticket_lives_on_when_the_token_dies(recipe: Recipe, house: Ho
 
 # --- the page -------------------------------------------------------------------------------------
 
-NAMES = "wechatpy|WeRoBot|co-wechat-api|wechat-api|EasyWeChat|WxJava|silenceper/wechat|PowerWeChat|chanxuehong/wechat|Senparc.Weixin"
+NAMES = (
+    "wechatpy|WeRoBot|co-wechat-api|wechat-api|EasyWeChat|WxJava|silenceper/wechat|PowerWeChat"
+    "|chanxuehong/wechat|Senparc.Weixin"
+)
 SECTIONS = re.findall(r"^### (.+)\n((?:(?!^##).*\n)+)", PAGE.read_text(), re.MULTILINE)
 
 
@@ -284,7 +296,7 @@ def test_the_versions_on_the_page_are_those_that_run() -> None:
         assert f"{name}) {metadata.version(name)}." in text
 
 
-def requests_of(house: House) -> int:
+def requests_of(house: ForkedDaemon) -> int:
     """How often the SDK has asked the broker for a token, or reported one."""
     lines = str(ask("GET", house.daemon + "/metrics")[1]).splitlines()
     asked = [

@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""Simulated weeks of brokers, clients and faults, on a manual clock."""

@@ -1,4 +1,6 @@
-"""A broker that lives through days of bad luck in seconds: told clocks, a real store, the real client, a real sandbox.
+"""A broker that lives through days of bad luck in seconds.
+
+The clocks are manual; the store, the client and the sandbox are real.
 
 Two times go on here. WeChat's is true; the broker's steady clock runs with it and its wall clock
 may be set wrong. What goes wrong is drawn from one seed. Flights run one at a time, so that a seed
@@ -21,7 +23,7 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 
 from broker.core.credential import Account, Credential, Endpoint, Policy
-from broker.core.errcodes import Failure
+from broker.core.errcodes import Failure, FailureCode
 from broker.core.ports import (
     Change,
     Decide,
@@ -36,7 +38,7 @@ from broker.core.ports import (
 )
 from broker.core.quota import DAY, calls_per_day, day_began
 from broker.core.secret import Secret
-from broker.core.serving import Served, TokenState, Unavailable
+from broker.core.serving import Served, TokenState, Unavailable, UnavailableReason
 from broker.sandbox.faults import parse
 from broker.sandbox.options import SandboxOptions
 from broker.sandbox.server import create_app
@@ -47,6 +49,7 @@ from broker.store.sqlite.store import SqliteStore
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
+from broker.web.words import english
 from broker.wechat import WeChat
 from tests.harness.doubles import CANARY, NOON
 
@@ -185,13 +188,20 @@ class Checker:
 
     An answer is *bad* if its token, at that moment of WeChat's time,
     - was never issued to this app, or is too old, or is said to live longer than it does;
-    - was pushed out by a call of ours, and the overlap is over; or by a forced one, which has no overlap;
+    - was pushed out by a call of ours, and the overlap is over; or by a forced call, which has no
+      overlap;
     - is refused, and WeChat told the broker so, in a verification that came to its end;
-    - was pushed out by two calls of ours (one generation only), longer ago than the look that asks WeChat takes;
-    or if its version is an older one than was served before, or stood for another token. So is an answer without a
-    token where neither WeChat nor a quota that is truly spent is to blame, when that lasts longer than the schedule takes
-    to replace a token that reports may not (their quota is bounded).
-    A token that somebody else pushed out, before a report of it was verified, is *unlucky*: nobody could know.
+    - was pushed out by two calls of ours (one generation only), longer ago than the tick that asks
+      WeChat takes;
+
+    or if its version is older than one that was served before, or stood for another token.
+
+    An answer without a token is bad if it lasts longer than the schedule takes to replace a token
+    that reports may not replace (their quota is bounded), and neither WeChat nor a quota that is
+    truly spent is to blame.
+
+    A token that somebody else pushed out, before a report of it was verified, is *unlucky*: nobody
+    could know.
     """
 
     world: Sandbox
@@ -229,7 +239,10 @@ class Checker:
     # --- answers ----------------------------------------------------------------------------------
 
     def answer(self, account: Account, served: Served | Unavailable, now: float) -> bool:
-        """OutcomeRules an answer given at WeChat's time `now`; whether its token is good for anything."""
+        """Judge an answer given at WeChat's time `now`.
+
+        Returns True if its token is good for anything.
+        """
         if isinstance(served, Unavailable):
             self._without(account, served, now)
             return True
@@ -256,9 +269,9 @@ class Checker:
         """
         if account.name not in self._gap_since:
             self._gap_since[account.name] = now
-            self._why[account.name] = f"{served.code}: {served.detail}"
+            self._why[account.name] = f"{served.code}: {english.unavailable(served)}"
         spent = sum(now - DAY < at for at in self.calls[account.name][-account.daily_quota :])
-        if "WeChat gave no token" in served.detail or spent >= account.daily_quota:
+        if served.reason is UnavailableReason.CALL_FAILED or spent >= account.daily_quota:
             self._needless.pop(account.name, None)
             return
         before, at = self._needless.get(account.name, (0.0, now))
@@ -267,7 +280,7 @@ class Checker:
         if before <= NEEDLESS < lasted:
             self._note(
                 account,
-                f"no token for {lasted:.0f} s, and nobody else's fault: {served.detail}",
+                f"no token for {lasted:.0f} s, and nobody else's fault: {english.unavailable(served)}",
                 now,
             )
 
@@ -348,7 +361,10 @@ class Checker:
                 killed.add(before[0].value)
 
     def told(self, account: Account, answer: Minted, asked_at: float) -> None:
-        """Where a fault bent the answer, believe what WeChat said of a lifetime: nobody could know better."""
+        """Where a fault changed the answer, believe what WeChat said of a lifetime.
+
+        The broker could not know better.
+        """
         *_, call = (
             call
             for call in self.world.calls.since(self._seen_call)
@@ -423,7 +439,10 @@ class Checker:
 
 @dataclass
 class Client:
-    """The real client, on whose calls the broker's time passes; the broker may die before and after each."""
+    """The real client, on whose calls the broker's time passes.
+
+    The broker may die before and after each call.
+    """
 
     simulation: "Simulation"
     inner: WeChat
@@ -441,7 +460,7 @@ class Client:
         if isinstance(answer, Minted):
             simulation.checker.told(account, answer, asked_at)
         simulation.dying |= killed
-        silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
+        silent = isinstance(answer, Failure) and answer.code is FailureCode.NO_ANSWER
         await simulation.take_time(CALL_TIMEOUT if silent else simulation.luck.uniform(0, 1.5))
         await simulation.fate.step()
         return answer
@@ -565,7 +584,10 @@ class Simulation:
             self.checker.answer(keeper.account, await keeper.get(), self.times.true)
 
     async def quiet(self, account: Account) -> None:
-        """Until the sandbox has seen that we hung up: between two calls there is no real time here."""
+        """Wait until the sandbox has seen that we hung up.
+
+        Between two calls no real time passes here.
+        """
         async with asyncio.timeout(PATIENCE_S):
             while self.sandbox.calls.traffic(account.appid).in_flight:
                 await asyncio.sleep(0)
@@ -596,7 +618,10 @@ class Simulation:
             self.checker.incidents[keeper.account.name].append(now)
 
     async def _land(self, *tasks: "asyncio.Task[Any]") -> bool:
-        """See flights (and who waits for them) to their end, or to the broker's; whether it lives."""
+        """Run refreshes, and who waits for them, to their end or to the broker's.
+
+        Returns True if the broker lives.
+        """
         if not tasks and not _flights():
             return True
         landed = asyncio.ensure_future(
@@ -621,7 +646,10 @@ class Simulation:
     # --- the broker's life ------------------------------------------------------------------------
 
     async def _first_store(self) -> None:
-        """A new store's epoch is drawn by chance, and moves the schedule: for the same run again it must be the same."""
+        """Draw a new store's epoch from the seed.
+
+        The epoch moves the schedule, and the same seed must mean the same run.
+        """
         await (await SqliteStore.open(self.path, self.times)).close()
         with contextlib.closing(sqlite3.connect(self.path)) as db, db:
             db.execute("update meta set value = 'soak' where key = 'epoch'")
@@ -762,7 +790,10 @@ class Simulation:
         self._order_fault(account, path="/cgi-bin/get_api_domain_ip", **self.luck.choice(kinds))
 
     def _draw_fault(self) -> dict[str, Any]:
-        """Any of the sandbox's; an HTTP error that hides a minted token is left out: WECHAT.md W29 calls it a plain failure."""
+        """Any fault of the sandbox's but an HTTP error that hides a minted token.
+
+        WECHAT.md W29 calls that one a plain failure.
+        """
         kind = self.luck.choice(
             [
                 *sorted(LOSING),
@@ -883,8 +914,8 @@ def table(simulation: Simulation, days: float, took_s: float) -> str:
         f"what happened: {happened}",
         f"what it said: {said}",
         (
-            f"{'app':6}{'endpoint':14}{'calls':>6}{'a day: mean':>13}{'max, at most 3 incidents':>26}{'max':>5}"
-            f"  {WITHOUT}"
+            f"{'app':6}{'endpoint':14}{'calls':>6}{'a day: mean':>13}"
+            f"{'max, at most 3 incidents':>26}{'max':>5}  {WITHOUT}"
         ),
     ]
     for account in APPS:
@@ -895,7 +926,7 @@ def table(simulation: Simulation, days: float, took_s: float) -> str:
         )
         made, gap = len(checker.calls[account.name]), checker.gaps[account.name]
         lines.append(
-            f"{account.name:6}{account.endpoint.value:14}{made:6}{made / days:13.1f}{usual:26}{max(a_day.values(), default=0):5}"
-            f"  {gap.seconds:.0f} s: {gap.why}"
+            f"{account.name:6}{account.endpoint.value:14}{made:6}{made / days:13.1f}{usual:26}"
+            f"{max(a_day.values(), default=0):5}  {gap.seconds:.0f} s: {gap.why}"
         )
     return "\n".join(lines)

@@ -1,9 +1,11 @@
-"""Several brokers that share a database and live through days of bad luck in seconds; see soak.py for the one alone.
+"""Several brokers that share a database live through days of bad luck in seconds.
 
-Real rows, locks and notifications in a real PostgreSQL that is told the time; the real client and a
+one_host.py does the same for a single broker.
+
+Real rows, locks and notifications in a real PostgreSQL on manual clocks; the real client and a
 real sandbox. Hosts are stopped, and go on, at any await of a refresh; they die there; their link is
 cut, or loses the answer to what was committed; the database is replaced by a standby that lacks the
-last minutes. What everybody is told goes before soak.py's checker.
+last minutes. What everybody is told goes through one_host.py's checker.
 """
 
 import asyncio
@@ -55,7 +57,7 @@ FOR_HOSTS: Final[dict[str, float]] = {  # a day, for one host or all
 class SharedSimulation(Simulation):
     """Hosts, their database, WeChat, and the people who use them.
 
-    What soak.py's events do to the broker, they do to one.
+    What one_host.py's events do to the broker, they do to one of several.
     """
 
     def __init__(self, url: str, seed: int, days: float, link: type[Link] = Link) -> None:
@@ -166,7 +168,10 @@ class SharedSimulation(Simulation):
             self.checker.incidents[keeper.account.name].append(now)
 
     async def _land(self, *tasks: "asyncio.Task[Any]") -> bool:
-        """Until nobody flies who could, and all have heard; whoever waits for one that hangs waits no more."""
+        """Wait until nobody flies who could, and all have heard.
+
+        Nobody waits any more for a host that hangs.
+        """
         if (
             not tasks
             and not self.changed

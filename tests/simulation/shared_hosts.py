@@ -1,4 +1,7 @@
-"""The hosts of simulation.py: brokers that may be stopped or die at any await of a refresh, and whose link to the database fails."""
+"""The hosts of shared.py: brokers that may be stopped or die at any await of a refresh.
+
+Their link to the database fails, too.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from broker.core.credential import Account, Credential
-from broker.core.errcodes import Failure
+from broker.core.errcodes import Failure, FailureCode
 from broker.core.ports import (
     Change,
     Decide,
@@ -57,7 +60,10 @@ class CountryTimes(Times):
 
 @dataclass
 class HostClock:
-    """One host's: its steady clock began at another time than the others', its wall may be set wrong."""
+    """One host's clock.
+
+    Its steady clock began at another time than the others', and its wall may be set wrong.
+    """
 
     times: CountryTimes
     ahead: float
@@ -259,7 +265,7 @@ class HostClient:
         if isinstance(answer, Minted):
             simulation.checker.told(account, answer, asked_at)
         host.killed |= killed
-        silent = isinstance(answer, Failure) and answer.reason.startswith("no answer")
+        silent = isinstance(answer, Failure) and answer.code is FailureCode.NO_ANSWER
         await simulation.take_time(CALL_TIMEOUT if silent else simulation.luck.uniform(0, 1.5))
         await host.fate.step()
         return answer
@@ -306,7 +312,10 @@ class Host:
         return [flight for flight in current if flight is not None]
 
     def tell(self) -> set[str]:
-        """What it has found out since the last time, where nothing keeps it from telling the others."""
+        """What this host has found out since the last time.
+
+        It holds only what nothing keeps the host from telling the others.
+        """
         if self.flights():
             return set()
         self.found |= self.dying

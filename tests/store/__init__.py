@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""SQLite and PostgreSQL: one contract for both, and the faults that each may have."""

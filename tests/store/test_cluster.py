@@ -1,4 +1,4 @@
-"""The cluster that tests of the shared store run on does what its name says, also when it is killed."""
+"""The PostgreSQL cluster that tests run on does what it says, also when it is killed."""
 
 import signal
 

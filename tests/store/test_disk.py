@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from broker.core import epoch
-from broker.core.ports import StoreError, StoreRefused
+from broker.core.ports import Claim, StoreError
+from broker.core.quota import Lane
 from broker.store.encryption import MARK, Plain, Sealed
-from broker.store.sqlite.file import inspect
-from broker.store.sqlite.lock import StoreLock, network_file_system
+from broker.store.sqlite.lock import StoreLock
 from broker.store.sqlite.store import SqliteStore
 from broker.tokens.emergency_budget import BUDGET, EmergencyBudget
 from broker.tokens.keeper import Keeper
@@ -112,7 +112,7 @@ async def test_in_the_last_minutes_of_a_token_the_emergency_budget_pays_and_the_
     assert restarted.credential.version != in_emergency
 
 
-async def test_a_disk_that_breaks_after_a_call_and_stays_broken_does_not_keep_the_emergency_budget_from_paying(
+async def test_a_disk_that_breaks_after_a_call_does_not_keep_the_emergency_budget_from_paying(
     tight: Bench, small_disk: Path, tmp_path: Path
 ) -> None:
     keeper = await in_need(tight, tmp_path)
@@ -221,12 +221,98 @@ async def test_a_file_system_remounted_read_only_is_like_a_full_one(
     if subprocess.run(remount, capture_output=True, check=False).returncode:
         await tight.close()
         subprocess.run(remount, check=True)
-        with pytest.raises(StoreError):
-            await SqliteStore.open(tight.path, tight.clock)
-        return
+        keeper = await tight.keeper()
     tight.clock.pass_(4000)
     await looked(keeper)
     assert (tight.wechat.calls, value_of(keeper)) == (1, token(1))
+
+
+# --- a start where nothing can be written ---------------------------------------------------------
+
+
+def _full(disk: Path) -> Callable[[], object]:
+    return fill(disk).unlink
+
+
+def _read_only(disk: Path) -> Callable[[], object]:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    return lambda: subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+
+
+def _locked(disk: Path) -> Callable[[], object]:
+    other = sqlite3.connect(disk / "broker.db", isolation_level=None)
+    other.execute("begin immediate")
+    return other.close
+
+
+def _killed(disk: Path) -> None:
+    """Leave the files as a killed process leaves them: with a write-ahead log, and its index."""
+    copies = [(file, file.read_bytes()) for file in disk.glob("broker.db*")]
+    assert any(file.name.endswith("-wal") for file, _ in copies)
+    for file, content in copies:
+        file.with_name("killed-" + file.name).write_bytes(content)
+    for file, _ in copies:
+        aside = file.with_name("killed-" + file.name)
+        aside.chmod(0o600)
+
+
+@pytest.mark.parametrize("ended", ["stopped", "killed"])
+@pytest.mark.parametrize("spoil", [_full, _read_only, _locked])
+async def test_a_start_serves_what_is_stored_and_writes_when_it_can(
+    tight: Bench, small_disk: Path, spoil: Callable[[Path], Callable[[], object]], ended: str
+) -> None:
+    served = await tight.keeper()
+    await looked(served)
+    if ended == "killed":
+        _killed(small_disk)
+    await tight.close()
+    for file in small_disk.glob("killed-*"):
+        file.rename(file.with_name(file.name.removeprefix("killed-")))
+    cure = spoil(small_disk)
+    keeper = await tight.keeper()
+    assert value_of(keeper) == value_of(served) == token(1)
+    assert keeper.usage().last_24h == 1
+    assert tight.store is not None
+    assert "what it held at the start is served" in str(keeper.store_error)  # /health warns
+    with pytest.raises(StoreError):  # never a call that no disk knows of
+        await tight.store.reserve(ACCOUNT, lambda *_: Claim(Lane.SCHEDULED))
+    for _ in range(3):
+        tight.clock.pass_(100)
+        await looked(keeper)
+    assert (value_of(keeper), tight.wechat.calls) == (token(1), 1)
+    cure()
+    for _ in range(2):
+        tight.clock.pass_(10)
+        await looked(keeper)
+    assert keeper.store_error is None
+    tight.clock.pass_(4000)
+    await looked(keeper)
+    assert (value_of(keeper), tight.wechat.calls) == (token(2), 2)
+    restarted = await tight.restarted()
+    assert value_of(restarted) == token(2)
+    assert restarted.credential.epoch == served.credential.epoch
+
+
+async def test_in_its_last_minutes_a_token_that_was_found_on_a_full_disk_costs_the_emergency_budget_only(
+    tight: Bench, small_disk: Path, tmp_path: Path
+) -> None:
+    await in_need(tight, tmp_path)
+    await tight.close()
+    ballast = fill(small_disk)
+    tight.clock.pass_(6800)
+    tools = await tight.dependencies()
+    tools.emergency_budget = EmergencyBudget(tmp_path)
+    keeper = Keeper(ACCOUNT, tools)
+    await keeper.start()
+    for _ in range(20):
+        await looked(keeper)
+        tight.clock.pass_(30)
+    assert (tight.wechat.calls, value_of(keeper)) == (2, token(2))
+    ballast.unlink()
+    tight.clock.pass_(10)
+    await looked(keeper)
+    await looked(keeper)
+    assert await outcomes(tight) == [("minted", 0), ("minted", 1)]
 
 
 # --- a database that is damaged -------------------------------------------------------------------
@@ -341,36 +427,13 @@ async def test_a_store_replaced_by_an_empty_one_while_running_takes_over_what_me
     assert store is bench.store
 
 
-# --- where it may be ------------------------------------------------------------------------------
-
-MOUNTS = """\
-22 28 0:21 / /proc rw - proc proc rw
-28 1 254:0 / / rw - ext4 /dev/vda rw
-40 28 0:50 / {mount} rw shared:1 - {kind} server:/export rw
-"""
-
-
-@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.sshfs", "9p"])
-async def test_a_store_on_a_network_file_system_is_refused(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, bench: Bench
-) -> None:
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(MOUNTS.format(mount=tmp_path, kind=kind))
-    assert network_file_system(tmp_path / "broker.db", mounts) == kind
-    assert network_file_system(Path("/elsewhere/broker.db"), mounts) is None
-    assert network_file_system(tmp_path / "broker.db") is None  # as it is
-    monkeypatch.setattr("broker.store.sqlite.file.network_file_system", lambda _: kind)
-    with pytest.raises(StoreRefused, match="network file system"):
-        await SqliteStore.open(tmp_path / "broker.db", bench.clock)
-    assert "network file system" in inspect(tmp_path / "broker.db")[0]
-
-
 # --- tokens at rest -------------------------------------------------------------------------------
 
 
-async def reopened(bench: Bench, key: str | None) -> Keeper:
+async def reopened(bench: Bench, key: str | None, previous: str | None = None) -> Keeper:
     await bench.close()
-    bench.store = await SqliteStore.open(bench.path, bench.clock, Sealed(key) if key else Plain())
+    seal = Sealed(key, previous) if key else Plain()
+    bench.store = await SqliteStore.open(bench.path, bench.clock, seal)
     return await bench.keeper()
 
 
@@ -396,15 +459,36 @@ async def test_a_wrong_key_reads_as_no_token_and_one_refresh_follows(
     assert (value_of(keeper), bench.wechat.calls) == (token(2), 2)
 
 
+async def test_a_new_key_writes_and_the_previous_one_reads_until_it_is_not_needed(
+    bench: Bench,
+) -> None:
+    old, new = "the key until now, of some length", "the key from now on, of some length"
+    await looked(await reopened(bench, old))
+    keeper = await reopened(bench, new, old)
+    assert value_of(keeper) == token(1)
+    assert value_of(await reopened(bench, new)) == token(1)  # the start wrote it with the new key
+    assert bench.wechat.calls == 1
+    assert (await reopened(bench, old)).credential.token is None
+
+
+async def test_a_token_that_this_key_does_not_open_stays_for_the_one_that_does(
+    bench: Bench,
+) -> None:
+    await looked(await reopened(bench, "k" * 32))
+    await reopened(bench, "another key, of length 32 or so.")
+    await reopened(bench, None)
+    assert value_of(await reopened(bench, "k" * 32)) == token(1)
+
+
 async def test_a_sealed_token_does_not_open_in_another_accounts_place() -> None:
     seal = Sealed("k" * 32)
     kept = seal.seal("token", "wx1/token/7")
     assert kept.startswith(MARK)
-    assert seal.open(kept, "wx1/token/7") == "token"
+    assert seal.unseal(kept, "wx1/token/7") == "token"
     for wrong in ("wx2/token/7", "wx1/stable_token/7", "wx1/token/8"):
-        assert seal.open(kept, wrong) is None
+        assert seal.unseal(kept, wrong) is None
     for garbage in (MARK, MARK + "!!", MARK + "QUJD", "plain"):
-        assert seal.open(garbage, "wx1/token/7") is None
+        assert seal.unseal(garbage, "wx1/token/7") is None
 
 
 async def test_a_first_start_that_was_cut_off_is_not_taken_for_a_loss(bench: Bench) -> None:

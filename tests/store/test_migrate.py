@@ -1,4 +1,7 @@
-"""`token-broker migrate`: to another store and back, with the token, the ledger, and nobody running meanwhile."""
+"""`token-broker migrate`: to another store and back, with the token and the ledger.
+
+Nobody runs meanwhile.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""PostgreSQL that is stopped, cut off, slow, behind a pooler, or not as durable as it says: what the store makes of it."""
+"""What the store makes of a PostgreSQL that fails.
+
+It is stopped, cut off, slow, behind a pooler, or not as durable as it says.
+"""
 
 import asyncio
 import os
@@ -65,7 +68,7 @@ def through(relay: Relay, database: str) -> str:
     return f"postgresql://token_broker@127.0.0.1:{relay.port}/{database.rpartition('/')[2]}"
 
 
-async def test_a_reservation_whose_commit_was_not_answered_is_an_error_and_no_second_one_is_granted_its_number(
+async def test_a_reservation_whose_commit_was_not_answered_is_an_error_and_uses_up_its_number(
     cluster: Cluster, database: str
 ) -> None:
     async with relay_to(cluster.port) as relay, opened(through(relay, database)) as store:
@@ -238,9 +241,7 @@ async def test_a_standby_is_not_written_to_and_among_several_hosts_the_primary_i
 
 
 @pytest.mark.needs("initdb")
-async def test_after_a_promotion_nobody_hands_out_a_number_again_that_was_lost_without_his_knowing() -> (
-    None
-):
+async def test_after_a_promotion_nobody_hands_out_a_lost_number_again() -> None:
     with cluster() as primary, standby_of(primary) as standby:
         both = f"postgresql://token_broker@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/{primary.database()}"
         async with opened(both) as one, opened(both, "m") as other:

@@ -1,4 +1,7 @@
-"""What every store owes (broker.core.ports.Store), on SQLite and on PostgreSQL alike; then what a shared one owes beside."""
+"""What every store owes (broker.core.ports.Store), on SQLite and on PostgreSQL alike.
+
+At the end there is what a shared store owes besides.
+"""
 
 import asyncio
 import json
@@ -20,7 +23,7 @@ from broker.core.credential import (
     SecondIssuer,
     Suspicion,
 )
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.outcome import OutcomeRules
 from broker.core.ports import (
     Claim,
@@ -192,13 +195,14 @@ async def test_all_that_is_known_of_an_account_is_kept(shop: Shop) -> None:
         failures=2,
         failure=Failure(
             Kind.TRANSIENT,
-            "the connection broke",
+            FailureCode.HTTP_STATUS,
             45009,
             "1.2.3.4",
             "rid",
             5.0,
             lost=True,
             wall=1.5,
+            facts={"status": "502"},
         ),
         checked_at=now - 7,
         second_issuer=SecondIssuer(2, 100.0, 200.0),

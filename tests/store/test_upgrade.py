@@ -1,4 +1,7 @@
-"""Stores of earlier versions open and keep what they hold; `FIRST` is what version 0.1.0 wrote, kept as it was."""
+"""Stores of earlier versions open, and keep what they hold.
+
+`FIRST` is what version 0.1.0 wrote.
+"""
 
 import sqlite3
 from contextlib import closing
@@ -9,6 +12,7 @@ from sqlite_utils import Database
 
 from broker.core.ports import StoreRefused
 from broker.store.postgres.check import inspect
+from broker.store.postgres.schema import UPGRADES
 from broker.store.postgres.store import PostgresStore
 from broker.store.sqlite import file as storefile
 from broker.store.sqlite.file import MIGRATIONS
@@ -17,20 +21,25 @@ from tests.harness.doubles import ACCOUNT, CANARY, Bench, ManualClock, looked, v
 from tests.harness.places import ROOT
 
 FIRST = f"""
-CREATE TABLE "accounts" ("appid" TEXT, "endpoint" TEXT, "token" TEXT, "token_call" INTEGER, "requested_at" REAL,
-  "expires_at" REAL, "doubt" TEXT, "doubt_since" REAL, "safe_until" REAL, "called_at" REAL, "reserved_call" INTEGER,
-  "not_before" REAL, "failures" INTEGER, "failure" TEXT, "checked_at" REAL, "rivals" INTEGER, "rivals_since" REAL,
-  "rivals_last" REAL, "fingerprint" TEXT, "boot_id" TEXT, "boot_at" REAL, "wall_at" REAL,
+CREATE TABLE "accounts" ("appid" TEXT, "endpoint" TEXT, "token" TEXT, "token_call" INTEGER,
+  "requested_at" REAL, "expires_at" REAL, "doubt" TEXT, "doubt_since" REAL, "safe_until" REAL,
+  "called_at" REAL, "reserved_call" INTEGER, "not_before" REAL, "failures" INTEGER, "failure" TEXT,
+  "checked_at" REAL, "rivals" INTEGER, "rivals_since" REAL, "rivals_last" REAL,
+  "fingerprint" TEXT, "boot_id" TEXT, "boot_at" REAL, "wall_at" REAL,
   PRIMARY KEY ("appid", "endpoint")) STRICT;
-INSERT INTO "accounts" VALUES('wx0123456789abcdef','token','{CANARY}-old',1,10000.0,17200.0,NULL,NULL,NULL,10000.0,NULL,NULL,
-  0,NULL,NULL,0,NULL,NULL,'','boot-1',10000.0,1790000000.0);
-CREATE TABLE calls (id integer primary key autoincrement, appid text, endpoint text, lane text, forced integer, cost integer,
-  outcome text, boot_id text, boot_at real, wall_at real) strict;
-INSERT INTO "calls" VALUES(1,'wx0123456789abcdef','token','scheduled',0,1,'minted','boot-1',10000.0,1790000000.0);
+INSERT INTO "accounts" VALUES('wx0123456789abcdef','token','{CANARY}-old',1,10000.0,17200.0,
+  NULL,NULL,NULL,10000.0,NULL,NULL,0,NULL,NULL,0,NULL,NULL,'','boot-1',10000.0,1790000000.0);
+CREATE TABLE calls (id integer primary key autoincrement, appid text, endpoint text, lane text,
+  forced integer, cost integer, outcome text, boot_id text, boot_at real, wall_at real) strict;
+INSERT INTO "calls" VALUES(1,'wx0123456789abcdef','token','scheduled',0,1,
+  'minted','boot-1',10000.0,1790000000.0);
 CREATE TABLE "meta" ("key" TEXT PRIMARY KEY, "value" TEXT) STRICT;
-INSERT INTO "calls" VALUES(2,'wx0123456789abcdef','token','report',0,1,'emergency lost','boot-1',10000.0,1790000000.0);
-INSERT INTO "calls" VALUES(3,'wx0123456789abcdef','token','scheduled',0,1,'deposed minted','boot-1',10000.0,1790000000.0);
-INSERT INTO "calls" VALUES(4,'wx0123456789abcdef','token','scheduled',0,1,NULL,'boot-1',10000.0,1790000000.0);
+INSERT INTO "calls" VALUES(2,'wx0123456789abcdef','token','report',0,1,
+  'emergency lost','boot-1',10000.0,1790000000.0);
+INSERT INTO "calls" VALUES(3,'wx0123456789abcdef','token','scheduled',0,1,
+  'deposed minted','boot-1',10000.0,1790000000.0);
+INSERT INTO "calls" VALUES(4,'wx0123456789abcdef','token','scheduled',0,1,
+  NULL,'boot-1',10000.0,1790000000.0);
 INSERT INTO "meta" VALUES('epoch','e7zp');
 CREATE INDEX "idx_calls_appid_endpoint_id" ON "calls" ("appid", "endpoint", "id");
 PRAGMA user_version = 1;
@@ -78,8 +87,9 @@ def first_tables(cluster: Cluster, database: str, owner: str) -> str:
     cluster.sql(schema, name, owner)
     cluster.sql(
         f"""insert into token_broker.calls
- select '{ACCOUNT.appid}', 'token', 'e', n, 'scheduled', 0, 1, outcome, 1790000000, 'n' from
- unnest(array['minted', 'emergency lost', 'deposed minted', null]) with ordinality as it(outcome, n)""",
+ select '{ACCOUNT.appid}', 'token', 'e', n, 'scheduled', 0, 1, outcome, 1790000000, 'n'
+ from unnest(array['minted', 'emergency lost', 'deposed minted', null])
+ with ordinality as it(outcome, n)""",
         name,
     )
     return name
@@ -116,8 +126,8 @@ async def test_a_role_that_may_not_change_the_tables_is_told_who_does_it_and_how
     with pytest.raises(StoreRefused, match=r"earlier token-broker.*upgrade-2\.sql") as refused:
         await PostgresStore.open(database, ManualClock())
     assert found == str(refused.value)
-    upgrade = ROOT / "broker/store/postgres/upgrade-2.sql"
-    cluster.sql(upgrade.read_text(), name)
+    for upgrade in UPGRADES:
+        cluster.sql((ROOT / "broker/store/postgres" / upgrade).read_text(), name)
     assert await inspect(database) == []
 
 

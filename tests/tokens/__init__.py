@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The keeper, the registry, tickets, restarts and outages: state over time."""

@@ -1,4 +1,7 @@
-"""A daemon that is told to stop, stopped in its tracks, hung up on, or has a bug: it ends well, or goes on as before."""
+"""A daemon that is told to stop, stopped by SIGSTOP, hung up on, or has a bug.
+
+It ends well, or goes on as before.
+"""
 
 import select
 import signal

@@ -1,4 +1,7 @@
-"""The loop never waits: no disk, no DNS, no long computation on it, while everything is asked of the daemon at once."""
+"""The event loop never waits, while everything is asked of the daemon at once.
+
+No disk, no DNS and no long computation holds it up.
+"""
 
 import asyncio
 import gc

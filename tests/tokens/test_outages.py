@@ -1,4 +1,7 @@
-"""WeChat down, an answer lost, somebody else with our secret: told step by step, through the daemon's own front door."""
+"""WeChat is down, an answer is lost, somebody else has our secret.
+
+Each is told step by step, through the daemon's own API.
+"""
 
 import time
 from pathlib import Path
@@ -96,7 +99,8 @@ def test_after_a_lost_answer_the_old_token_lives_on_and_a_new_one_comes_within_t
             assert (again["version"], again["state"]) == (first["version"], "suspect")
             assert again["expires_in"] <= overlap
             last = another(house, first)
-            assert time.monotonic() - lost_at < overlap / 2
+            # Not before what clients were promised is over: the call might end it at once.
+            assert again["expires_in"] - 1 < time.monotonic() - lost_at < overlap
             assert accepted(house, last)
         assert house.outcomes() == ["minted", "lost", "minted"]
         assert len(house.calls()) == 3

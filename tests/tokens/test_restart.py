@@ -1,4 +1,7 @@
-"""Zero-gap restart: whoever holds the listening sockets can restart the daemon under load, and no request fails."""
+"""Zero-gap restart: a daemon is restarted under load, and no request fails.
+
+Whoever holds its listening sockets can do that.
+"""
 
 import asyncio
 import os
@@ -35,7 +38,10 @@ ONCE = b"Connection: close\r\n"
 
 @dataclass
 class Supervised:
-    """A daemon whose listening sockets, a Unix and a TCP one, are held by the test, as systemd holds them."""
+    """A daemon whose listening sockets, one Unix and one TCP, are held by the test.
+
+    systemd would hold them in the same way.
+    """
 
     house: House
     sockets: list[socket.socket]
@@ -122,7 +128,11 @@ class Load:
             writer.close()
 
     async def keep_asking(self, number: int, pause: Callable[[], "asyncio.Future[None]"]) -> None:
-        """A client that keeps its connection, and connects again only after `Connection: close`, or where it lies closed."""
+        """A client that keeps its connection.
+
+        It connects again only after `Connection: close`, or if the connection was closed while
+        idle.
+        """
         reader, writer = await self.connect(number)
         while not self.over.is_set():
             await pause()
@@ -174,7 +184,10 @@ class Load:
 
 
 def beats(per_second: float) -> Callable[[], "asyncio.Future[None]"]:
-    """A pause until the next beat of a steady clock: the load does not grow slower where answers do."""
+    """A pause until the next beat of a steady clock.
+
+    The load does not get less when answers get slower.
+    """
     loop = asyncio.get_running_loop()
     at = loop.time()
 
@@ -312,7 +325,7 @@ async def test_who_asks_a_stopping_daemon_still_waits_for_the_call_under_way(ben
 async def connected(
     handler: Callable[[web.Request], Awaitable[web.Response]],
 ) -> AsyncIterator[Peer]:
-    """A connection to a daemon's door that has been answered once; the door closes while the connection is open."""
+    """A connection that has been answered once, to a daemon that then stops listening."""
     app = web.Application()
     app.add_routes([web.get("/", handler), web.get("/first", hello)])
     with socket.create_server(("127.0.0.1", 0)) as sock:

@@ -1,4 +1,7 @@
-"""Tickets are kept like tokens, on demand; signatures are made without handing them out (WECHAT.md W55, W57, W58)."""
+"""Tickets are kept like tokens, on demand (WECHAT.md W55, W57, W58).
+
+Signatures are made without handing the tickets out.
+"""
 
 import asyncio
 import hashlib
@@ -11,7 +14,7 @@ import pytest
 
 from broker.core import signature
 from broker.core.credential import Endpoint
-from broker.core.errcodes import Failure, rule_for
+from broker.core.errcodes import Failure, FailureCode, rule_for
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.web.gate import Client, Gate
@@ -136,7 +139,7 @@ async def test_a_refused_token_is_reported_and_the_ticket_asked_for_once_more(
     daemon: Daemon, bench: Bench
 ) -> None:
     bench.clock.pass_(60)
-    bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, "errcode 40001", 40001))
+    bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, FailureCode.ERRCODE, 40001))
     bench.wechat.verdicts.append(Verdict.DEAD)
     assert (await ticket(daemon))["ticket"] == f"{CANARY}-jsapi-k2"
     assert bench.wechat.tickets == [("jsapi", f"{CANARY}-main-t1"), ("jsapi", f"{CANARY}-main-t2")]
@@ -147,13 +150,12 @@ async def test_a_token_that_lives_but_is_refused_costs_nothing_and_the_ticket_ba
     daemon: Daemon, bench: Bench
 ) -> None:
     bench.clock.pass_(60)
-    bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, "errcode 40001", 40001))
+    bench.wechat.ticket_answers.append(Failure(rule_for(40001).kind, FailureCode.ERRCODE, 40001))
     answer = await daemon.get("/v1/tickets/main/jsapi")
     said = await answer.json()
     assert (answer.status, said["code"]) == (503, "upstream-unavailable")
-    assert (
-        "token that the ticket was asked for" in said["detail"]
-        or "ticket that the ticket" in said["detail"]
+    assert said["detail"].startswith(
+        "WeChat gave no ticket: WeChat refused the token that the ticket was asked for with."
     )
     assert int(answer.headers["Retry-After"]) == said["retry_after"] >= 1
     assert (bench.wechat.calls, len(bench.wechat.tickets)) == (1, 1)
@@ -172,7 +174,10 @@ async def test_fifty_callers_cause_one_fetch(daemon: Daemon, bench: Bench) -> No
 async def test_the_same_ticket_again_costs_a_few_calls_not_a_storm(
     daemon: Daemon, bench: Bench
 ) -> None:
-    """Whether WeChat repeats a ticket until its end, nobody says: where it does, its end is what counts."""
+    """Nobody says if WeChat repeats a ticket until its end.
+
+    If it does, the end that it says counts.
+    """
     await ticket(daemon)
     same = Secret(f"{CANARY}-jsapi-k1")
     end = bench.clock.now() + 7200

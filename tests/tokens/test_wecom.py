@@ -13,15 +13,16 @@ from broker.config.load import ConfigError, load
 from broker.core.answer import token_answer
 from broker.core.credential import Credential, Endpoint, HeldToken, Policy
 from broker.core.decision import refresh_at, scheduled_at
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.quota import calls_per_day
 from broker.core.secret import Secret
 from broker.core.transitions import found_dead, minted
 from broker.web.gate import Client, Gate
+from broker.web.words import english
 from tests.harness.api import Daemon
+from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import ACCOUNT, CANARY, Bench, looked, value_of
-from tests.harness.processes import House
 
 CORP = "ww0123456789abcdef"
 MAIN = replace(ACCOUNT, appid=CORP, endpoint=Endpoint.WECOM)
@@ -66,7 +67,9 @@ def test_a_token_that_died_early_is_no_sign_of_a_second_issuer() -> None:
 async def test_a_day_costs_a_dozen_calls_and_a_lost_answer_nothing(bench: Bench) -> None:
     keeper = await bench.keeper(MAIN)
     await looked(keeper)
-    bench.wechat.answers.append(Failure(Kind.TRANSIENT, "no answer within 10 s", lost=True))
+    bench.wechat.answers.append(
+        Failure(Kind.TRANSIENT, FailureCode.NO_ANSWER, lost=True, facts={"seconds": "10"})
+    )
     lost = 0
     for _ in range(86400 // 5):
         bench.clock.pass_(5)
@@ -101,7 +104,7 @@ def test_wecoms_numbers_are_its_own(errcode: int, kind: Kind) -> None:
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.ip) == (kind, "203.0.113.7" if kind is Kind.ADMISSION else None)
     if kind is not Kind.TRANSIENT:
-        assert "WeCom" in answer.advice or kind is Kind.SLOW_DOWN
+        assert "WeCom" in english.FAILURES.advice(answer) or kind is Kind.SLOW_DOWN
     assert isinstance(
         token_answer(
             b'{"errcode":0,"errmsg":"ok","access_token":"T","expires_in":7200}', wecom=True
@@ -223,19 +226,19 @@ def test_what_cannot_be_is_refused(tmp_path: Path, apps: str, complaint: str) ->
     assert complaint in str(refused.value)
 
 
-def test_a_daemon_serves_apps_of_both_platforms(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    with house.sandboxed():
+def test_a_daemon_serves_apps_of_both_platforms(tmp_path: Path, forks: ForkServer) -> None:
+    house = ForkedDaemon(tmp_path, fork_server=forks)
+    with house.simulating():
         more = f'[wecom]\napi_base = "{house.sandbox}"\n' + APP.format(
             "crm", CORP, f"{CANARY}-crm", 'endpoint = "wecom"'
         )
         house.configure(more=more).chmod(0o600)
-        with house.serving() as first:
+        with house.living() as first:
             _, main = house.get("/v1/tokens/main")
             _, crm = house.get("/v1/tokens/crm")
             assert crm["access_token"] != main["access_token"]
             assert crm["appid"] == CORP
             first.end()
-        with house.serving():
+        with house.living():
             assert house.get("/v1/tokens/crm")[1]["access_token"] == crm["access_token"]
         assert [call["endpoint"] for call in house.calls() if call["appid"] == CORP] == ["gettoken"]

@@ -1,4 +1,4 @@
-"""WeCom's tickets: a company's is kept once, an app's for each app, both within an hour's limits (WECHAT.md W68 to W73)."""
+"""WeCom's tickets: a company's once, an app's for each app, in an hour's limits (WECHAT.md W68)."""
 
 import hashlib
 import re
@@ -11,16 +11,16 @@ import pytest
 
 from broker.core import signature
 from broker.core.credential import CORP_TICKETS, Account, Credential, Endpoint, HeldToken, Policy
-from broker.core.errcodes import WECOM_RULES, Failure, rule_for
+from broker.core.errcodes import WECOM_RULES, Advice, Failure, FailureCode, rule_for
 from broker.core.quota import HOUR, HOURLY, Entry, Lane, QuotaLimits, full
 from broker.core.secret import Secret
 from broker.core.transitions import minted
 from broker.store.rows import account_of, key_of
 from broker.web.gate import Gate
-from tests.harness.api import Daemon
+from broker.web.words import english
+from tests.harness.api import Daemon, problem
 from tests.harness.doubles import ACCOUNT, CANARY, Bench
 from tests.harness.processes import House
-from tests.web.test_api import problem
 
 CORP = "ww0123456789abcdef"
 HR = replace(ACCOUNT, name="hr", appid=CORP, endpoint=Endpoint.WECOM)
@@ -78,7 +78,9 @@ async def test_an_apps_ticket_is_its_own_and_asked_for_with_its_token(daemon: Da
 
 async def test_a_companys_ticket_needs_the_token_of_any_app_that_has_one(bench: Bench) -> None:
     daemon = Daemon(bench)
-    bench.wechat.answers.append(Failure(rule_for(40001, wecom=True).kind, "no", 40001, wecom=True))
+    bench.wechat.answers.append(
+        Failure(rule_for(40001, wecom=True).kind, FailureCode.ERRCODE, 40001, wecom=True)
+    )
     await daemon.start(Gate({}, []), [HR, CRM])
     await daemon.look()
     without, other = sorted(("hr", "crm"), key=lambda app: _has_token(daemon, app))
@@ -182,7 +184,7 @@ async def test_an_app_whose_hour_is_spent_is_told_so_and_asks_nobody(bench: Benc
     await daemon.start(Gate({}, []), [HR])
     await daemon.look()
     bench.wechat.ticket_answers.extend(
-        [Failure(rule_for(-1, wecom=True).kind, "errcode -1", -1, wecom=True)] * 100
+        [Failure(rule_for(-1, wecom=True).kind, FailureCode.ERRCODE, -1, wecom=True)] * 100
     )
     for _ in range(100):
         await daemon.get("/v1/tickets/hr/agent_config")
@@ -212,7 +214,9 @@ def test_the_store_keeps_them_apart_and_names_them_again() -> None:
 
 
 def test_42012_is_explained() -> None:
-    assert re.search(r"wx\.config.*jsapi.*wx\.agentConfig.*agent_config", WECOM_RULES[42012].advice)
+    assert WECOM_RULES[42012].advice is Advice.WECOM_OTHER_TICKET
+    told = english.FAILURES.advices[Advice.WECOM_OTHER_TICKET]
+    assert re.search(r"wx\.config.*jsapi.*wx\.agentConfig.*agent_config", told)
 
 
 # --- for real -------------------------------------------------------------------------------------

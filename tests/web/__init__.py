@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The HTTP server: API, long poll, fast path, status page, crowds and intruders."""

@@ -4,15 +4,16 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
-from aiohttp import ClientResponse
 
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.web.gate import Client, Gate
-from tests.harness.api import ME, Daemon
-from tests.harness.doubles import APPID, CANARY, DOWN, LOST, Bench
+from broker.web.params import iso
+from tests.harness.api import ME, Daemon, problem
+from tests.harness.doubles import ACCOUNT, APPID, CANARY, DOWN, LOST, Bench
 from tests.harness.places import ROOT
 
 KEYS = {"orders": f"{CANARY}-orders", "ops": f"{CANARY}-ops", "other": f"{CANARY}-other"}
@@ -41,18 +42,6 @@ async def guarded(bench: Bench) -> AsyncIterator[Daemon]:
     await daemon.http.close()
 
 
-async def problem(response: ClientResponse) -> tuple[int, str]:
-    """Status and code, after checking what every problem owes."""
-    body = json.loads(await response.text())
-    assert response.content_type == "application/problem+json"
-    assert response.headers["Cache-Control"] == "no-store"
-    assert body["status"] == response.status
-    assert {"type", "title", "detail", "code"} <= body.keys()
-    assert ("retry_after" in body) == ("Retry-After" in response.headers)
-    assert body.get("retry_after", 0) == int(response.headers.get("Retry-After", 0))
-    return response.status, body["code"]
-
-
 # --- GET ------------------------------------------------------------------------------------------
 
 
@@ -67,11 +56,14 @@ async def test_a_token_comes_with_all_that_the_contract_promises(daemon: Daemon)
             "app": "main",
             "appid": APPID,
             "access_token": f"{CANARY}-main-t1",
-            "expires_in": 7189,
-            "expires_at": "2026-09-21T16:13:19Z",
+            "expires_in": body["expires_in"],
+            "expires_at": iso(daemon.bench.clock.wall() + body["expires_in"]),
+            "token_expires_in": 7189,
             "version": body["version"],
             "state": "fresh",
         }
+        # Until our own next call may be made, and as long as the token surely lives on after it.
+        assert 3240 + 240 - 11 <= body["expires_in"] <= 3960 + 240 - 10
         assert response.headers["ETag"] == f'"{body["version"]}"'
         assert response.headers["Cache-Control"] == "no-store"
         assert f"{CANARY}" not in body["version"]
@@ -114,9 +106,9 @@ async def test_a_watcher_is_answered_as_soon_as_the_version_differs(daemon: Daem
 
 async def test_min_ttl_asks_for_a_token_with_that_much_left(daemon: Daemon) -> None:
     await daemon.look()
-    assert (await daemon.get("/v1/tokens/main?min_ttl=7000")).status == 200
+    assert (await daemon.get("/v1/tokens/main?min_ttl=3000")).status == 200
     daemon.bench.clock.pass_(4000)
-    body = await (await daemon.get("/v1/tokens/main?min_ttl=7000")).json()
+    body = await (await daemon.get("/v1/tokens/main?min_ttl=3000")).json()
     assert body["token_expires_in"] == 7200
     assert 3240 + 240 <= body["expires_in"] <= 3960 + 240
     assert await problem(await daemon.get("/v1/tokens/main?min_ttl=86400")) == (
@@ -154,10 +146,10 @@ async def test_an_unknown_app_and_an_unknown_route_are_404(daemon: Daemon) -> No
     ("failure", "code"),
     [
         (DOWN, "upstream-unavailable"),
-        (Failure(Kind.QUOTA, "errcode 45009", errcode=45009), "quota-exhausted"),
-        (Failure(Kind.CONFIGURATION, "errcode 40125", errcode=40125), "upstream-refused"),
+        (Failure(Kind.QUOTA, FailureCode.ERRCODE, errcode=45009), "quota-exhausted"),
+        (Failure(Kind.CONFIGURATION, FailureCode.ERRCODE, errcode=40125), "upstream-refused"),
         (
-            Failure(Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7"),
+            Failure(Kind.ADMISSION, FailureCode.ERRCODE, errcode=40164, ip="203.0.113.7"),
             "upstream-refused",
         ),
     ],
@@ -259,42 +251,70 @@ async def test_a_refresh_spends_a_call_within_min_gap(daemon: Daemon) -> None:
 
 # --- who gets in ----------------------------------------------------------------------------------
 
-EVERY_ROUTE = [
-    "/v1/tokens/main",
-    "/v1/status",
-    "/livez",
-    "/readyz",
-    "/health",
-    "/metrics",
-    "/openapi.json",
-    "/nothing",
+GUARDED_ROUTES = ["/v1/tokens/main", "/v1/status", "/openapi.json", "/", "/nothing"]
+PROBES = ["/livez", "/readyz", "/readyz?app=main", "/health", "/metrics"]
+FOREIGN_HOSTS = [
+    "evil.example",
+    "evil.example:80",
+    "127.0.0.1.evil.example",
+    "",
+    "localhost.",
+    "[::1",
+    "[10.0.0.5",
+    "10.0.0.5.",
+    "0x7f000001",
+    "10.0.0",
 ]
 
 
-@pytest.mark.parametrize("path", EVERY_ROUTE)
-@pytest.mark.parametrize(
-    "host",
-    [
-        "evil.example",
-        "evil.example:80",
-        "127.0.0.1.evil.example",
-        "",
-        "localhost.",
-        "[::1",
-        "10.0.0.5",
-    ],
-)
-async def test_every_route_refuses_a_foreign_host(daemon: Daemon, path: str, host: str) -> None:
+@pytest.mark.parametrize("path", GUARDED_ROUTES)
+@pytest.mark.parametrize("host", FOREIGN_HOSTS)
+async def test_every_route_but_probes_refuses_a_foreign_host(
+    daemon: Daemon, path: str, host: str
+) -> None:
     response = await daemon.get(path, Host=host)
     assert await problem(response) == (403, "host-not-allowed")
     assert CANARY not in await response.text()
 
 
+@pytest.mark.parametrize("path", PROBES)
+@pytest.mark.parametrize("host", [*FOREIGN_HOSTS, "svc_with_underscore:8765", "10.0.0.5"])
+async def test_a_probe_answers_whatever_host_is_asked_for(
+    daemon: Daemon, path: str, host: str
+) -> None:
+    await daemon.look()
+    response = await daemon.get(path, Host=host)
+    assert response.status == 200
+    assert CANARY not in await response.text()
+
+
+@pytest.mark.parametrize("path", PROBES)
+async def test_a_probe_needs_no_host_at_all(daemon: Daemon, path: str) -> None:
+    await daemon.look()
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.http.port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())  # as HAProxy's default check does
+    answer = await reader.read()
+    writer.close()
+    assert answer.split(b" ")[1] == b"200", answer
+
+
 @pytest.mark.parametrize(
-    "host", ["localhost", "LocalHost:8765", "127.0.0.1:1", "[::1]:8765", "127.9.9.9"]
+    "host",
+    [
+        "localhost",
+        "LocalHost:8765",
+        "127.0.0.1:1",
+        "[::1]:8765",
+        "127.9.9.9",
+        "10.0.0.5",
+        "203.0.113.9:8765",
+        "[2001:db8::7]:8765",
+    ],
 )
-async def test_loopback_names_are_ours_whatever_the_port(daemon: Daemon, host: str) -> None:
-    assert (await daemon.get("/livez", Host=host)).status in {200, 503}
+async def test_loopback_names_and_ip_addresses_are_ours_whatever_the_port(
+    daemon: Daemon, host: str
+) -> None:
+    assert (await daemon.get("/v1/tokens/main", Host=host)).status == 200
 
 
 async def test_configured_names_and_bound_addresses_are_ours(bench: Bench) -> None:
@@ -404,7 +424,8 @@ async def test_paths_that_are_not_quite_ours_are_404_behind_the_gate(
     await daemon.look()
     reader, writer = await asyncio.open_connection(daemon.http.host, daemon.http.port)
     writer.write(
-        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nConnection: close\r\n\r\n".encode()
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n"
+        "Connection: close\r\n\r\n".encode()
     )
     answer = await reader.read()
     writer.close()
@@ -420,7 +441,7 @@ async def test_status_tells_everything_but_the_token(daemon: Daemon) -> None:
     daemon.bench.clock.pass_(4000)
     daemon.bench.wechat.answers.append(
         Failure(
-            Kind.ADMISSION, "errcode 40164", errcode=40164, ip="203.0.113.7", rid="65ecc868-1-2"
+            Kind.ADMISSION, FailureCode.ERRCODE, errcode=40164, ip="203.0.113.7", rid="65ecc868-1-2"
         )
     )
     await daemon.look()
@@ -458,6 +479,23 @@ async def test_probes_follow_the_state_and_never_call_wechat(daemon: Daemon) -> 
     for path in ("/livez", "/readyz", "/health", "/metrics", "/v1/status"):
         await daemon.get(path)
     assert daemon.bench.wechat.calls == calls
+
+
+async def test_readiness_can_be_asked_of_one_app(bench: Bench) -> None:
+    daemon = Daemon(bench)
+    await daemon.start(Gate({}, []), [ACCOUNT, replace(ACCOUNT, name="other", appid="wxother")])
+    bench.wechat.answers.extend([DOWN])
+    await daemon.look()
+    ready = {
+        app: (await daemon.get(f"/readyz?app={app}")).status for app in ("main", APPID, "other")
+    }
+    assert ready["main"] == ready[APPID] != ready["other"]
+    assert (await daemon.get("/readyz")).status == 503
+    for app in ("nobody", ""):
+        assert await problem(await daemon.get(f"/readyz?app={app}")) == (404, "unknown-app")
+    daemon.registry.stop()
+    assert (await daemon.get("/readyz?app=main")).status == 503
+    await daemon.http.close()
 
 
 async def test_metrics_count_calls_and_requests_and_hold_no_token(daemon: Daemon) -> None:

@@ -1,4 +1,7 @@
-"""Both pages in a real browser: what people see, with and without scripts, on a phone, in the dark, by keyboard."""
+"""Both pages in a real browser: what people see.
+
+With and without scripts, on a phone, in dark mode, and by keyboard.
+"""
 
 import hashlib
 import re
@@ -29,7 +32,7 @@ TILES = "[...document.querySelectorAll('.grid li')]"
 
 
 @dataclass
-class Town:
+class Site:
     """Sandbox, daemon and two companions: one that links to the pictures, one that fetches them."""
 
     house: House
@@ -44,20 +47,23 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    house = House(tmp_path_factory.mktemp("town"), log_level="info")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    house = House(tmp_path_factory.mktemp("site"), log_level="info")
     with ExitStack() as stack:
         stack.enter_context(house.sandboxed("--followers", str(FOLLOWERS)))
         house.configure(policy="min_gap = 0.5\nverify_gap = 0.1\n")
         stack.enter_context(house.serving())
         until(lambda: house.get("/readyz")[0] == 200, "a token")
         bases = [_companion(house, stack, proxied) for proxied in (False, True)]
-        yield Town(house, *bases)
+        yield Site(house, *bases)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[House]:
-    """A daemon that shares its store: with who just said so, and with two who said something else and are gone."""
+    """A daemon that shares its store with three peers.
+
+    One was seen just now; two have not been seen for long.
+    """
     house, name = House(tmp_path_factory.mktemp("shared"), log_level="info"), cluster.database()
     with house.sandboxed():
         key = f'[clients.{"y" * 64}]\nkey_sha256 = "{hashlib.sha256(b"key").hexdigest()}"\n'
@@ -91,7 +97,10 @@ def _companion(house: House, stack: ExitStack, proxied: bool) -> str:  # noqa: F
 
 
 def weight(browser: Browser) -> float:
-    """Kilobytes of a page and what it is made of, for who comes the first time; pictures of people and updates apart."""
+    """The kilobytes of a page, and what they are made of, on a first visit.
+
+    People's pictures and the page's updates are counted apart.
+    """
     parts: list[int] = until(partial(_parts, browser), "everything has come")
     return sum(parts) / 1024
 
@@ -125,32 +134,32 @@ def show_every_picture(browser: Browser) -> list[int]:
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
 @pytest.mark.parametrize("proxied", [False, True], ids=["linked pictures", "proxied pictures"])
 def test_the_gallery_shows_every_picture_and_asks_nobody_else(
-    browser: Browser, town: Town, *, proxied: bool, scripts: bool
+    browser: Browser, site: Site, *, proxied: bool, scripts: bool
 ) -> None:
-    base = town.proxied if proxied else town.gallery
+    base = site.proxied if proxied else site.gallery
     browser.look(base, scripts=scripts)
     widths = show_every_picture(browser)
-    assert len(widths) == sum(one["status"] == "available" for one in listed(town))
+    assert len(widths) == sum(one["status"] == "available" for one in listed(site))
     assert min(widths) > 0
     assert hosts(browser) == {urlsplit(base).netloc} | (
-        set() if proxied else {urlsplit(town.house.sandbox).netloc}
+        set() if proxied else {urlsplit(site.house.sandbox).netloc}
     )
     assert browser.complaints() == []
 
 
-def listed(town: Town) -> list[dict[str, str]]:
+def listed(site: Site) -> list[dict[str, str]]:
     """The first screen, as programs see it."""
-    avatars: list[dict[str, str]] = ask("GET", f"{town.gallery}/v1/avatars?limit={SCREEN}")[1][
+    avatars: list[dict[str, str]] = ask("GET", f"{site.gallery}/v1/avatars?limit={SCREEN}")[1][
         "avatars"
     ]
     return avatars
 
 
 def test_a_withheld_avatar_is_a_silhouette_with_one_sentence_why(
-    browser: Browser, town: Town
+    browser: Browser, site: Site
 ) -> None:
-    browser.look(town.gallery)
-    withheld = [n for n, one in enumerate(listed(town)) if one["status"] == "withheld"]
+    browser.look(site.gallery)
+    withheld = [n for n, one in enumerate(listed(site)) if one["status"] == "withheld"]
     without = f"{TILES}.flatMap((tile, n) => tile.querySelector('img') ? [] : [n])"
     assert browser.run(f"return {without}") == withheld
     assert browser.text().count("27 December 2021") == 1
@@ -169,9 +178,9 @@ def test_a_withheld_avatar_is_a_silhouette_with_one_sentence_why(
     )
 
 
-def test_where_a_picture_does_not_come_the_silhouette_stays(browser: Browser, town: Town) -> None:
+def test_where_a_picture_does_not_come_the_silhouette_stays(browser: Browser, site: Site) -> None:
     with browser.without("*/mmopen/*"):
-        browser.look(town.gallery)
+        browser.look(site.gallery)
         assert set(show_every_picture(browser)) == {0}
         browser.shot("gallery-1280-light-no-pictures")
         face = browser.driver.find_element(By.CSS_SELECTOR, ".face")
@@ -182,8 +191,8 @@ def test_where_a_picture_does_not_come_the_silhouette_stays(browser: Browser, to
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
-def test_the_gallery_is_paged_by_keyboard(browser: Browser, town: Town, *, scripts: bool) -> None:
-    browser.look(town.gallery, scripts=scripts)
+def test_the_gallery_is_paged_by_keyboard(browser: Browser, site: Site, *, scripts: bool) -> None:
+    browser.look(site.gallery, scripts=scripts)
     first = browser.driver.find_element(By.CSS_SELECTOR, ".name").text
     tab_to(browser, "next")
     until(lambda: "cursor=" in browser.driver.current_url, "the next page")
@@ -194,7 +203,10 @@ def test_the_gallery_is_paged_by_keyboard(browser: Browser, town: Town, *, scrip
 
 
 def tab_to(browser: Browser, rel: str) -> None:
-    """Press Tab until a link has the focus, visibly, and follow it; before the list, not behind seventy pictures."""
+    """Press Tab until a link has the focus, visibly, and follow it.
+
+    The link comes before the list, not behind seventy pictures.
+    """
     for _ in range(4):
         browser.press(Keys.TAB)
         if browser.run("return document.activeElement.rel") == rel:
@@ -206,8 +218,8 @@ def tab_to(browser: Browser, rel: str) -> None:
     pytest.fail(f"no link {rel} among the first stops of the keyboard")
 
 
-def test_the_first_stop_of_the_keyboard_skips_to_the_content(browser: Browser, town: Town) -> None:
-    for base, target in ((town.gallery, "followers"), (town.house.daemon, "apps")):
+def test_the_first_stop_of_the_keyboard_skips_to_the_content(browser: Browser, site: Site) -> None:
+    for base, target in ((site.gallery, "followers"), (site.house.daemon, "apps")):
         browser.look(base)
         browser.press(Keys.TAB)
         assert browser.run("return document.activeElement.className") == "skip"
@@ -232,10 +244,10 @@ def shown(browser: Browser, name: str) -> str:
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
 def test_the_status_page_shows_what_v1_status_says(
-    browser: Browser, town: Town, *, scripts: bool
+    browser: Browser, site: Site, *, scripts: bool
 ) -> None:
-    browser.look(town.house.daemon, scripts=scripts)
-    (app,) = town.house.get("/v1/status")[1]["apps"]
+    browser.look(site.house.daemon, scripts=scripts)
+    (app,) = site.house.get("/v1/status")[1]["apps"]
     assert shown(browser, "version") == app["version"]
     assert int(shown(browser, "used_today")) == app["quota"]["used_today"]
     assert 0 <= int(shown(browser, "expires_in")) - app["expires_in"] <= 2
@@ -257,9 +269,9 @@ def test_the_status_page_shows_what_v1_status_says(
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
 def test_the_browser_is_told_to_come_again_only_where_no_script_does(
-    browser: Browser, town: Town, *, scripts: bool
+    browser: Browser, site: Site, *, scripts: bool
 ) -> None:
-    browser.look(town.house.daemon, scripts=scripts)
+    browser.look(site.house.daemon, scripts=scripts)
     told = browser.run(
         "return [...document.querySelectorAll('meta[http-equiv=refresh]')].map(one => one.content)"
     )
@@ -267,12 +279,12 @@ def test_the_browser_is_told_to_come_again_only_where_no_script_does(
 
 
 def test_a_refresh_shows_within_three_seconds_without_reloading(
-    browser: Browser, town: Town
+    browser: Browser, site: Site
 ) -> None:
-    browser.look(town.house.daemon)
+    browser.look(site.house.daemon)
     browser.run("window.untouched = true")
-    until(lambda: town.house.post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over")
-    (app,) = town.house.get("/v1/status")[1]["apps"]
+    until(lambda: site.house.post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over")
+    (app,) = site.house.get("/v1/status")[1]["apps"]
     took = browser.driver.execute_async_script(
         """
         const [version, done] = arguments, began = performance.now();
@@ -289,9 +301,9 @@ def test_a_refresh_shows_within_three_seconds_without_reloading(
 
 
 def test_what_was_opened_stays_open_while_the_page_updates_itself(
-    browser: Browser, town: Town
+    browser: Browser, site: Site
 ) -> None:
-    browser.look(town.house.daemon)
+    browser.look(site.house.daemon)
     browser.driver.find_element(By.CSS_SELECTOR, "summary").send_keys(Keys.ENTER)
     before = shown(browser, "expires_in")
     until(lambda: shown(browser, "expires_in") != before, "an update")
@@ -322,8 +334,8 @@ def is_away(browser: Browser) -> bool:
     return browser.driver.find_element(By.ID, "away").is_displayed()
 
 
-def test_trouble_is_said_with_what_to_do(browser: Browser, town: Town) -> None:
-    house = town.house
+def test_trouble_is_said_with_what_to_do(browser: Browser, site: Site) -> None:
+    house = site.house
     house.control("/faults", {"appid": APPID, "kind": "errcode", "errcode": 40164})
     until(
         lambda: house.post("/v1/tokens/main/refresh")[1].get("code") == "upstream-refused",
@@ -348,8 +360,11 @@ def test_trouble_is_said_with_what_to_do(browser: Browser, town: Town) -> None:
 
 
 PEERS = """
-insert into token_broker.nodes (name, seen_at, notified_at, versions) select name, now - ago, now - 40000, '{}'
- from (values ('broker-2', 0), ('broker-3.shanghai.internal', 40000), (repeat('x', 64), 4000)) as peers (name, ago),
+insert into token_broker.nodes (name, seen_at, notified_at, versions)
+ select name, now - ago, now - 40000, '{}'
+ from (
+   values ('broker-2', 0), ('broker-3.shanghai.internal', 40000), (repeat('x', 64), 4000)
+  ) as peers (name, ago),
   (select extract(epoch from clock_timestamp())::double precision as now) as moment
 """
 
@@ -364,7 +379,8 @@ def test_the_tables_fit_into_their_cards_whatever_names_are_in_them(
     browser.shot(f"status-nodes-{width}-{language}")
     beyond = browser.run("""
         return [...document.querySelectorAll(".card > table")].map(table => {
-          const card = table.closest(".card"), beside = parseFloat(getComputedStyle(card).paddingRight) + card.clientLeft;
+          const card = table.closest(".card");
+          const beside = parseFloat(getComputedStyle(card).paddingRight) + card.clientLeft;
           return table.getBoundingClientRect().right + beside - card.getBoundingClientRect().right;
         })
         """)
@@ -376,25 +392,25 @@ def test_the_tables_fit_into_their_cards_whatever_names_are_in_them(
 # --- both -----------------------------------------------------------------------------------------
 
 
-def page(town: Town, which: str) -> str:
-    return {"gallery": town.gallery, "proxied": town.proxied, "status": town.house.daemon}[which]
+def page(site: Site, which: str) -> str:
+    return {"gallery": site.gallery, "proxied": site.proxied, "status": site.house.daemon}[which]
 
 
 @pytest.mark.parametrize("which", ["gallery", "proxied", "status"])
-def test_no_page_holds_a_token(browser: Browser, town: Town, which: str) -> None:
-    first = town.house.get("/v1/tokens/main")[1]["access_token"]
-    until(lambda: town.house.post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over")
-    tokens = {first, town.house.get("/v1/tokens/main")[1]["access_token"]}
+def test_no_page_holds_a_token(browser: Browser, site: Site, which: str) -> None:
+    first = site.house.get("/v1/tokens/main")[1]["access_token"]
+    until(lambda: site.house.post("/v1/tokens/main/refresh")[0] == 200, "min_gap is over")
+    tokens = {first, site.house.get("/v1/tokens/main")[1]["access_token"]}
     assert len(tokens) == 2
-    browser.look(page(town, which))
+    browser.look(page(site, which))
     sources = [browser.driver.page_source, *browser.bodies()]
     assert len(sources) > 2
     assert not [secret for secret in {CANARY, *tokens} for source in sources if secret in source]
 
 
 @pytest.mark.parametrize(("which", "limit_kb"), [("gallery", 60), ("proxied", 60), ("status", 30)])
-def test_the_first_visit_is_light(browser: Browser, town: Town, which: str, limit_kb: int) -> None:
-    browser.look(page(town, which))
+def test_the_first_visit_is_light(browser: Browser, site: Site, which: str, limit_kb: int) -> None:
+    browser.look(page(site, which))
     heavy = weight(browser)
     print(f"{which}: {heavy:.1f} KB without pictures of people")
     assert 5 < heavy < limit_kb
@@ -408,9 +424,9 @@ def test_the_first_visit_is_light(browser: Browser, town: Town, which: str, limi
 )
 @pytest.mark.parametrize("which", ["gallery", "status"])
 def test_it_fits_and_nobody_is_kept_out(
-    browser: Browser, town: Town, which: str, width: int, *, dark: bool, language: str
+    browser: Browser, site: Site, which: str, width: int, *, dark: bool, language: str
 ) -> None:
-    browser.look(page(town, which), width=width, dark=dark, language=language)
+    browser.look(page(site, which), width=width, dark=dark, language=language)
     assert browser.run("return document.documentElement.lang") == language[:5]
     assert browser.overflow() == 0
     assert browser.barriers() == []
@@ -427,11 +443,11 @@ def test_it_fits_and_nobody_is_kept_out(
     ("which", "said"), [("gallery", "关注者"), ("status", "所有应用都有可用的令牌")]
 )
 def test_it_speaks_chinese_to_who_reads_it(
-    browser: Browser, town: Town, which: str, said: str
+    browser: Browser, site: Site, which: str, said: str
 ) -> None:
-    browser.look(page(town, which), language="zh-CN,zh;q=0.9")
+    browser.look(page(site, which), language="zh-CN,zh;q=0.9")
     assert said in browser.text()
-    browser.look(page(town, which), language="de,en;q=0.5,zh;q=0.2")
+    browser.look(page(site, which), language="de,en;q=0.5,zh;q=0.2")
     assert said not in browser.text()
 
 

@@ -7,13 +7,14 @@ properly.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import resource
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -25,7 +26,7 @@ from tests.harness import invariants
 from tests.harness.crowd import Answer, crowd, everyone, open_files, request, resident_kb
 from tests.harness.doubles import APPID
 from tests.harness.places import ROOT
-from tests.harness.processes import House, Process, until
+from tests.harness.processes import House, Process, run, until
 from tests.harness.watching import watching
 
 pytestmark = pytest.mark.soak
@@ -56,7 +57,10 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def configure(house: House, *, timeout_s: float, min_gap: float) -> None:
-    """So long may a token call take, and so far apart are two; a token is verified once in a test."""
+    """Set how long a token call may take, and how far apart two are.
+
+    A token is verified once in a test.
+    """
     house.configure(policy=f"min_gap = {min_gap}\nverify_gap = 60\n")
     house.config.write_text(
         house.config.read_text().replace("timeout = 5", f"timeout = {timeout_s}")
@@ -142,7 +146,10 @@ def report(**named: str) -> bytes:
 
 @contextmanager
 def checks_counted(house: House) -> Iterator[Callable[[], int]]:
-    """How often the sandbox is asked whether a token lives: it answers late so often, and says how often it still will."""
+    """How many times the sandbox was asked if a token lives.
+
+    It is told to answer late a number of times, and says how many of these are left.
+    """
     house.control("/faults", {"kind": "slow", "path": CHECK, "seconds": 0.2, "times": MANY})
     yield lambda: MANY - int(house.control("")["faults"][0]["left"])
 
@@ -285,7 +292,10 @@ class Honest:
 
 
 async def _bad(base: str, count: int, honest: Honest) -> None:
-    """Until the daemon has hung up on all of them, though every other one sends a byte now and then."""
+    """Wait until the daemon has hung up on all of them.
+
+    Every other one sends a byte now and then.
+    """
     async with asyncio.timeout(40), crowd(base, count) as peers:
         closed = asyncio.gather(*(peer.closed for peer in peers))
         others = asyncio.create_task(honest.until(closed))
@@ -311,22 +321,11 @@ def test_a_thousand_silent_or_dripping_peers_are_hung_up_on_and_others_are_serve
 
 
 @contextmanager
-def at_most(files: int) -> Iterator[None]:
-    """What is started meanwhile may have so many files open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
-def started(house: House, files: int) -> Iterator[Process]:
-    """A daemon that may have no more files open."""
-    with ExitStack() as stack:
-        with at_most(files):
-            daemon = stack.enter_context(house.serving())
+def started(house: House, soft: int, hard: int) -> Iterator[Process]:
+    """A daemon that is started with these limits on open files."""
+    limits = f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
+    (house.home / "sitecustomize.py").write_text(limits)
+    with house.serving(PYTHONPATH=str(house.home)) as daemon:
         ready(house)
         yield daemon
 
@@ -357,7 +356,7 @@ async def _refreshed_in_a_storm(house: House, times: int) -> Counter[int]:
 
 
 def test_a_storm_of_connections_leaves_a_refresh_the_descriptors_it_needs(house: House) -> None:
-    with started(house, 100):
+    with started(house, 100, 100):
         heard = asyncio.run(_refreshed_in_a_storm(house, 5))
         assert heard.keys() <= {200, 429}, "429: sooner than min_gap"
         until(lambda: served(house), "strangers are served again")
@@ -386,6 +385,54 @@ def test_a_daemon_without_descriptors_serves_whom_it_knows_and_recovers(house: H
         assert asyncio.run(_exhausted(house, daemon)) == [200] * 10
         until(lambda: served(house), "strangers are served again")
         rotate(house)
+        invariants.check(house)
+
+
+def test_the_soft_limit_on_open_files_is_raised_to_the_hard_one(house: House) -> None:
+    with started(house, 200, 1000) as daemon:
+        assert resource.prlimit(daemon.popen.pid, resource.RLIMIT_NOFILE) == (1000, 1000)
+        # More than 200 files would allow, each with a request that waits.
+        etag = f'"{ready(house)["version"]}"'
+        with watching(house.daemon, 300, etag) as crowd:
+            rotate(house)
+            assert sum(crowd.heard().said.values()) == 300
+
+
+async def _got_while_one_client_waits(house: House, daemon: Process, count: int) -> list[str]:
+    """What `get` prints while one client waits on more connections than there is room for."""
+    etag = f'"{ready(house)["version"]}"'
+    wait = request("/v1/tokens/main?wait=60", If_None_Match=etag)
+    waiting = [asyncio.create_task(_wait_for_ever(house.daemon, wait)) for _ in range(count)]
+    files = Path(f"/proc/{daemon.popen.pid}/fd")
+    async with asyncio.timeout(20):
+        while len(list(files.iterdir())) < 100:
+            await asyncio.sleep(0.02)
+    printed = []
+    for _ in range(3):
+        done = await asyncio.to_thread(run, "get", "main", "--config", str(house.config))
+        printed.append(done.stdout or done.stderr)
+        assert (await asyncio.to_thread(house.get, "/livez"))[0] == 200
+    for one in waiting:
+        one.cancel()
+    await asyncio.wait(waiting)
+    return printed
+
+
+async def _wait_for_ever(base: str, wait: bytes) -> None:
+    while True:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            async with crowd(base, 1) as (peer,):
+                while True:
+                    await peer.ask(wait)
+
+
+def test_one_client_that_holds_all_waits_shuts_out_neither_get_nor_the_watchdog(
+    house: House,
+) -> None:
+    with started(house, 256, 256) as daemon:
+        token = ready(house)["access_token"]
+        printed = asyncio.run(_got_while_one_client_waits(house, daemon, 400))
+        assert printed == [f"{token}\n"] * 3
         invariants.check(house)
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from broker.core.credential import Credential, Doubt, Endpoint, HeldToken
 from broker.core.decision import scheduled_at
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.core.secret import Secret
 from broker.tokens.live import LiveCredential
@@ -191,7 +191,7 @@ def test_an_answer_is_never_good_beyond_its_own_words(bench: Bench, min_ttl: flo
 async def test_a_token_that_is_due_is_called_stale_from_that_moment(
     bench: Bench, daemon: Daemon
 ) -> None:
-    bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
+    bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, FailureCode.ERRCODE)] * 9)
     keeper, peer = daemon.registry.find("main"), await daemon.peer()
     assert keeper is not None
     bench.clock.pass_(keeper.next_call_in() - 0.3)
@@ -202,7 +202,7 @@ async def test_a_token_that_is_due_is_called_stale_from_that_moment(
 
 
 async def test_a_min_ttl_that_is_out_of_reach_is_not_repeated(bench: Bench, daemon: Daemon) -> None:
-    bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
+    bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, FailureCode.ERRCODE)] * 9)
     peer, chunk = await daemon.peer(), request("/v1/tokens/main?min_ttl=3000.5")
     bench.clock.pass_(7200 - 3001)
     keeper = daemon.registry.find("main")
@@ -515,7 +515,8 @@ async def test_an_sdk_that_loops_is_refused_by_the_cache_and_its_good_answers_ne
     async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         ask = request(
-            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
+            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}"
+            f"&secret={KEY.replace(' ', '+')}"
         )
         good = [await peer.ask(ask) for _ in range(MOST_IN_WINDOW)]
         assert all(b"access_token" in answer for answer in good)
@@ -531,7 +532,8 @@ async def test_an_sdk_that_was_refused_gets_another_token_at_once(bench: Bench) 
     async with daemon_on(bench, two_keys()) as daemon:
         peer = await daemon.peer()
         ask = request(
-            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}&secret={KEY.replace(' ', '+')}"
+            f"/cgi-bin/token?grant_type=client_credential&appid={ACCOUNT.appid}"
+            f"&secret={KEY.replace(' ', '+')}"
         )
         while b"45011" not in await peer.ask(ask):
             pass

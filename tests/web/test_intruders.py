@@ -9,15 +9,13 @@ from typing import cast
 import pytest
 
 from broker.tokens.registry import Registry
-from broker.web.api.metrics import Metrics
 from broker.web.connection.connection import Connection
 from broker.web.connection.connections import IDLE_S, Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
-from broker.web.context import Edge
 from broker.web.gate import Gate
-from broker.web.server import application
 from tests.harness.doubles import ACCOUNT, CANARY, Bench
+from tests.harness.wiring import Wired
 
 GOOD = b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n"
 POST = b"POST /v1/tokens/main/report HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n"
@@ -36,8 +34,7 @@ async def port(bench: Bench, connections: Connections) -> AsyncIterator[int]:
     registry.tick()
     await registry.drain()
     cache = ResponseCache(connections)
-    edge = Edge(registry, 5.0, cache, bench.clock.wall)
-    app = application(edge, Gate({}, []), Metrics(), lambda *_: None)
+    app = Wired(registry, bench.clock, cache, Gate({}, [])).application()
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         async with answering(app) as runner, accepting(runner, [sock], cache):
@@ -63,23 +60,29 @@ async def said(port: int, raw: bytes) -> bytes:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nX-Token-Broker: 1\r\n\r\n",
-        b"GET http://evil.example/v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n",
+        (b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n"
+         b"X-Token-Broker: 1\r\n\r\n"),
+        (b"GET http://evil.example/v1/tokens/main HTTP/1.1\r\nHost: localhost\r\n"
+         b"X-Token-Broker: 1\r\n\r\n"),
         b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nA: \x00\r\n\r\n",
         b"GET /v1/tokens/ma\x00in HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n\r\n",
         b"GET /v1/tokens/main HTTP/1.1\nHost: localhost\nX-Token-Broker: 1\n\n",
-        b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nBig: " + b"x" * 2**20 + b"\r\n\r\n",
-        b"GET /v1/tokens/main HTTP/1.1\r\n" + b"".join(b"H%d: 1\r\n" % n for n in range(1000)) + b"\r\n",
+        b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\nBig: "
+        + b"x" * 2**20 + b"\r\n\r\n",
+        b"GET /v1/tokens/main HTTP/1.1\r\n"
+        + b"".join(b"H%d: 1\r\n" % n for n in range(1000)) + b"\r\n",
         b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         POST + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\n{}",
         POST + b"Content-Length: -1\r\n\r\n",
-        b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n folded: 1\r\n\r\n",
+        (b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n"
+         b" folded: 1\r\n\r\n"),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 300,
     ],
     ids=[
-        "two hosts", "absolute uri", "NUL in a header", "NUL in the path", "bare LF", "a header of 1 MB", "1000 headers",
-        "a path of 1 MB", "TE and CL", "two CL", "negative CL", "folded header", "a TLS hello",
+        "two hosts", "absolute uri", "NUL in a header", "NUL in the path", "bare LF",
+        "a header of 1 MB", "1000 headers", "a path of 1 MB", "TE and CL", "two CL", "negative CL",
+        "folded header", "a TLS hello",
     ],
 )  # fmt: skip
 async def test_malformed_requests_are_400_and_closed_without_a_token(port: int, raw: bytes) -> None:
@@ -255,7 +258,7 @@ async def test_a_connection_that_asks_nothing_for_long_is_closed_and_one_that_as
 async def test_a_body_that_does_not_come_ends_with_408(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.web.params.BODY_DEADLINE_S", 0.1)
+    monkeypatch.setattr("broker.web.connection.connections.BODY_DEADLINE_S", 0.1)
     head = (
         b"POST /v1/tokens/main/report HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker:"
         b" 1\r\nContent-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{"

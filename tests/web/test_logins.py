@@ -1,4 +1,4 @@
-"""Logins over a real socket: one call each, WeChat's answer as it is, and nothing of a user's anywhere else."""
+"""Logins over a real socket: one call each, the answer as it is, nothing of a user's kept."""
 
 import asyncio
 import hashlib
@@ -13,16 +13,15 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from broker.core.credential import Endpoint
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.login import LoginKind
 from broker.core.secret import Secret
 from broker.logins.logins import REREAD_GAP_S
 from broker.web.gate import Client, Gate
 from broker.wechat import WeChat
-from tests.harness.api import Daemon
+from tests.harness.api import Daemon, problem
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, Bench
 from tests.harness.proxy_harness import Hostile, raw, says
-from tests.web.test_api import problem
 
 SESSION = f"{CANARY}-session-key"
 KEYS = {name: f"{CANARY}-{name}" for name in ("shop", "reader", "other")}
@@ -490,7 +489,8 @@ async def test_an_app_without_a_token_is_ready_and_shown_for_what_it_is(bench: B
     await daemon.start(Gate({}, []), [SITE], drop_in=True)
     await daemon.look()
     assert bench.wechat.calls == 0
-    assert (await daemon.get("/readyz")).status == 200
+    for probe in ("/readyz", "/readyz?app=site", "/readyz?app=wxsite"):
+        assert (await daemon.get(probe)).status == 200
     assert (await (await daemon.get("/health")).json())["status"] == "pass"
     (app,) = (await (await daemon.get("/v1/status")).json())["apps"]
     assert (app["app"], app["endpoint"], app["state"]) == ("site", "none", "login-only")
@@ -508,7 +508,7 @@ async def test_an_app_without_a_token_is_ready_and_shown_for_what_it_is(bench: B
 async def test_without_clients_any_word_is_a_key_as_on_the_token_paths(bench: Bench) -> None:
     daemon = Daemon(bench)
     await daemon.start(Gate({}, []), ACCOUNTS, drop_in=True)
-    bench.wechat.login_answers.append(Failure(Kind.TRANSIENT, "cannot connect"))
+    bench.wechat.login_answers.append(Failure(Kind.TRANSIENT, FailureCode.CONNECT))
     answer = await daemon.http.get(JSCODE, params=given(secret="word"))
     assert (await answer.json())["errcode"] == -1
     answer = await daemon.http.get(JSCODE, params=given(secret="word"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.web.connection.cached_response import CachedResponses, is_one_request
 from broker.web.connection.connection import Connection, FastPath
 from broker.web.connection.connections import IDLE_S, Connections
@@ -406,7 +406,7 @@ async def test_with_the_cache_switched_off_everybody_waits_with_aiohttp(bench: B
 async def test_a_token_that_is_not_to_be_had_is_aiohttps_to_tell(
     bench: Bench, daemon: Daemon
 ) -> None:
-    bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, "errcode 40125")] * 9)
+    bench.wechat.answers.extend([Failure(Kind.CONFIGURATION, FailureCode.ERRCODE)] * 9)
     chunk = watch(daemon, 0.5)
     one, other = await first(daemon, chunk), await joined(daemon, chunk)
     bench.clock.pass_(8000)
@@ -574,7 +574,7 @@ async def test_a_group_without_members_ends_with_the_version(bench: Bench, daemo
     assert not daemon.groups._groups
 
 
-# --- groups by themselves --------------------------------------------------------------------------
+# --- groups by themselves -------------------------------------------------------------------------
 
 CHUNK = request("/v1/tokens/main?wait=60", 'If-None-Match: "x"')
 OK = web.Response(body=b"ok")
@@ -748,7 +748,10 @@ async def test_a_group_without_members_ends_with_a_reload() -> None:
 
 
 def test_what_may_wait_is_told_in_one_pass() -> None:
-    """However a stranger words it: a look that begins anew at each `wait` would hold everybody up, before any key is asked."""
+    """A search that begins anew at each `wait` would hold everybody up, before any key is asked.
+
+    So the time is bounded, however a stranger words the request.
+    """
 
     def took(many: int) -> float:
         chunk = (

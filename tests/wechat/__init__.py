@@ -1,1 +1,1 @@
-"""Tests of this room."""
+"""The adapter to WeChat's token endpoints: answers, TLS, deadlines, faults."""

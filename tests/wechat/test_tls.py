@@ -1,4 +1,7 @@
-"""TLS to WeChat: a certificate that is expired, signed by nobody, or for another name is refused, and nothing is sent."""
+"""TLS to WeChat: a bad certificate is refused, and nothing is sent.
+
+It may be expired, signed by nobody, or made out for another name.
+"""
 
 import ssl
 import threading
@@ -134,7 +137,7 @@ def house(tmp_path: Path) -> House:
     return House(tmp_path)
 
 
-def test_a_certificate_that_is_expired_of_nobody_or_for_another_name_is_refused_and_the_secret_not_sent(
+def test_an_expired_unsigned_or_misnamed_certificate_is_refused_before_the_secret_is_sent(
     house: House,
 ) -> None:
     authority, here = Authority(house.home), x509.IPAddress(ip_address("127.0.0.1"))

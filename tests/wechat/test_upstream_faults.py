@@ -36,7 +36,10 @@ AN_HOUR = 3600
 
 @dataclass(frozen=True)
 class Case:
-    """A trouble, and what WECHAT.md W29 asks for: the class, what the answer says, the pause, and what the ledger keeps."""
+    """A fault, and what WECHAT.md W29 asks for.
+
+    It has the class, what the answer says, the pause, and what the ledger keeps.
+    """
 
     name: str
     fault: dict[str, Any]
@@ -191,7 +194,7 @@ class Seen:
 
 
 @dataclass
-class Town:
+class Trial:
     """A daemon with all cases, and what was seen."""
 
     house: ForkedDaemon
@@ -239,7 +242,7 @@ class Town:
         self.house.control("/faults", fault)
 
     def suffer(self, case: Case) -> None:
-        """The trouble begins; somebody orders a refresh, and both apps are asked for their token."""
+        """Begin the fault, order a refresh, and ask for the token of both apps."""
         old, new = f"old-{case.name}", f"new-{case.name}"
         before = self.answer(old)
         self.order(case, old)
@@ -251,59 +254,59 @@ class Town:
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[Town]:
-    house = ForkedDaemon(tmp_path_factory.mktemp("town"), fork_server=forks)
+def trial(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Iterator[Trial]:
+    house = ForkedDaemon(tmp_path_factory.mktemp("trial"), fork_server=forks)
     with house.simulating(), socket.create_server(("127.0.0.1", 0)) as trap:
-        town = Town(house, trap)
-        town.configure()
+        trial = Trial(house, trap)
+        trial.configure()
         for case in CASES.values():
-            town.order(case, f"new-{case.name}")
+            trial.order(case, f"new-{case.name}")
         for answer in ACCEPTED:
             house.control(
                 "/faults", {"kind": "answer", "answer": ACCEPTED[answer][0], "appid": f"wx{answer}"}
             )
-        with house.living(environ={"TOKEN_BROKER_WECHAT__TIMEOUT": "0.5"}) as town.daemon:
+        with house.living(environ={"TOKEN_BROKER_WECHAT__TIMEOUT": "0.5"}) as trial.daemon:
             until(
-                lambda: all(app["version"] or app["last_error"] for app in town.state().values()),
+                lambda: all(app["version"] or app["last_error"] for app in trial.state().values()),
                 "every app was tried",
             )
             wait_out = time.monotonic() + 1
             until(lambda: time.monotonic() > wait_out, "min_gap is over")
             with ThreadPoolExecutor(8) as askers:
-                list(askers.map(town.suffer, CASES.values()))
-            yield town
+                list(askers.map(trial.suffer, CASES.values()))
+            yield trial
 
 
-def rows_of(town: Town, name: str) -> list[dict[str, Any]]:
-    return [row for row in town.house.ledger() if row["appid"] == f"wx{name}"]
+def rows_of(trial: Trial, name: str) -> list[dict[str, Any]]:
+    return [row for row in trial.house.ledger() if row["appid"] == f"wx{name}"]
 
 
-def calls_of(town: Town, name: str) -> list[dict[str, Any]]:
-    return [call for call in town.house.calls() if call["appid"] == f"wx{name}"]
+def calls_of(trial: Trial, name: str) -> list[dict[str, Any]]:
+    return [call for call in trial.house.calls() if call["appid"] == f"wx{name}"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_with_a_token_it_goes_on_and_the_trouble_is_told(town: Town, name: str) -> None:
-    case, seen = CASES[name], town.seen[name]
+def test_with_a_token_it_goes_on_and_the_trouble_is_told(trial: Trial, name: str) -> None:
+    case, seen = CASES[name], trial.seen[name]
     number, problem = seen.ordered
     assert (number, problem["code"]) == (503, case.code)
     assert seen.after["version"] == seen.before["version"]
     assert seen.after["access_token"] == seen.before["access_token"]
     assert seen.after["state"] == ("suspect" if case.lost else "fresh")
     assert seen.after["expires_in"] <= (300 if case.lost else 7200)
-    assert rows_of(town, f"old-{name}")[1]["outcome"] == case.outcome
+    assert rows_of(trial, f"old-{name}")[1]["outcome"] == case.outcome
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_without_a_token_the_503_says_why_and_when_and_nothing_is_stored(
-    town: Town, name: str
+    trial: Trial, name: str
 ) -> None:
     case = CASES[name]
-    number, problem = town.seen[name].cold
+    number, problem = trial.seen[name].cold
     assert (number, problem["code"]) == (503, case.code)
     assert str(case.fault.get("errcode", "WeChat gave no token")) in problem["detail"]
     assert 1 <= problem["retry_after"] <= max(300, case.due_in + 60)
-    with closing(sqlite3.connect(town.house.store)) as db:
+    with closing(sqlite3.connect(trial.house.store)) as db:
         assert db.execute(
             "select token from accounts where appid = ?", [f"wxnew-{name}"]
         ).fetchone() == (None,)
@@ -311,14 +314,14 @@ def test_without_a_token_the_503_says_why_and_when_and_nothing_is_stored(
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_call_is_spent_for_each_attempt_and_the_next_comes_after_the_pause_of_its_class(
-    town: Town, name: str
+    trial: Trial, name: str
 ) -> None:
-    case, state = CASES[name], town.seen[name].states[f"new-{name}"]
+    case, state = CASES[name], trial.seen[name].states[f"new-{name}"]
     assert state["last_error"]["class"] == case.kind
     assert state["last_error"]["errcode"] == case.fault.get("errcode")
-    rows = rows_of(town, f"new-{name}")
+    rows = rows_of(trial, f"new-{name}")
     assert {row["outcome"] for row in rows} <= {case.outcome, None}
-    assert 0 <= len(rows) - len(calls_of(town, f"new-{name}")) <= 1  # reserved, not yet called
+    assert 0 <= len(rows) - len(calls_of(trial, f"new-{name}")) <= 1  # reserved, not yet called
     if case.due_in > 1:
         assert len(rows) == 1
         assert (
@@ -330,14 +333,14 @@ def test_one_call_is_spent_for_each_attempt_and_the_next_comes_after_the_pause_o
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_an_expiry_that_can_be_read_is_taken_and_never_for_more_than_a_day(
-    town: Town, name: str
+    trial: Trial, name: str
 ) -> None:
     seconds = ACCEPTED[name][1]
-    assert seconds - 30 <= town.answer(name)["expires_in"] <= seconds
+    assert seconds - 30 <= trial.answer(name)["expires_in"] <= seconds
 
 
-def test_endless_answers_and_bombs_leave_its_memory_small(town: Town) -> None:
-    status = Path(f"/proc/{town.daemon.pid}/status").read_text()
+def test_endless_answers_and_bombs_leave_its_memory_small(trial: Trial) -> None:
+    status = Path(f"/proc/{trial.daemon.pid}/status").read_text()
     assert int(status.split("VmHWM:")[1].split()[0]) < 100_000  # kB; the bomb alone holds 50 MB
 
 
@@ -345,22 +348,22 @@ def test_every_errcode_of_the_table_is_among_the_cases() -> None:
     assert {case.fault["errcode"] for case in ERRCODES} == {*RULES, 99999}
 
 
-def test_no_redirect_was_followed(town: Town) -> None:
-    assert set(town.seen) == set(CASES)
-    town.trap.setblocking(False)  # noqa: FBT003 -- the standard library's
+def test_no_redirect_was_followed(trial: Trial) -> None:
+    assert set(trial.seen) == set(CASES)
+    trial.trap.setblocking(False)  # noqa: FBT003 -- the standard library's
     with pytest.raises(BlockingIOError):
-        town.trap.accept()
+        trial.trap.accept()
 
 
-def test_the_ip_of_admission_is_in_status_and_detail(town: Town) -> None:
-    assert town.seen["e40164"].states["old-e40164"]["last_error"]["ip"] == "203.0.113.7"
-    assert "203.0.113.7" in town.seen["e40164"].cold[1]["detail"]
+def test_the_ip_of_admission_is_in_status_and_detail(trial: Trial) -> None:
+    assert trial.seen["e40164"].states["old-e40164"]["last_error"]["ip"] == "203.0.113.7"
+    assert "203.0.113.7" in trial.seen["e40164"].cold[1]["detail"]
 
 
 def test_a_quota_that_wechat_calls_spent_is_believed_and_our_own_count_shown_beside_it(
-    town: Town,
+    trial: Trial,
 ) -> None:
-    state = town.state()["old-e45009"]
+    state = trial.state()["old-e45009"]
     assert state["last_error"]["errcode"] == 45009
     assert state["quota"]["used_24h"] == 2
     assert state["quota"]["remaining"] == 1998
@@ -368,32 +371,32 @@ def test_a_quota_that_wechat_calls_spent_is_believed_and_our_own_count_shown_bes
     assert (
         state["next_refresh_in"] >= until_midnight() - 2
     )  # or later, where the token it has is not due by then
-    without_a_token = town.state()["new-e45009"]["next_refresh_in"]
+    without_a_token = trial.state()["new-e45009"]["next_refresh_in"]
     assert (without_a_token - until_midnight() + 43200) % 86400 - 43200 == pytest.approx(0, abs=2)
 
 
-def test_all_of_it_leaves_the_invariants_whole(town: Town) -> None:
-    for seen in town.seen.values():
+def test_all_of_it_leaves_the_invariants_whole(trial: Trial) -> None:
+    for seen in trial.seen.values():
         invariants.i4_and_i5_answers_are_whole_ordered_and_alive(
-            [seen.before, seen.after], minted(town), 7200
+            [seen.before, seen.after], minted(trial), 7200
         )
-    invariants.check(town.house)
-    assert town.house.said("crashed") == []
+    invariants.check(trial.house)
+    assert trial.house.said("crashed") == []
 
 
-def minted(town: Town) -> dict[str, float]:
+def minted(trial: Trial) -> dict[str, float]:
     return {
         call["token_sha256"]: call["at"]
-        for call in town.house.control("/calls")
+        for call in trial.house.control("/calls")
         if call["token_sha256"]
     }
 
 
-def test_pauses_survive_a_crash(town: Town) -> None:
+def test_pauses_survive_a_crash(trial: Trial) -> None:
     long = [(case, f"new-{name}") for name, case in CASES.items() if case.due_in > 61]
-    town.daemon.kill()
-    with town.house.living():
-        states = town.state()
+    trial.daemon.kill()
+    with trial.house.living():
+        states = trial.state()
         for case, name in long:
             assert case.due_in - 60 <= states[name]["next_refresh_in"] <= case.due_in + 5
-        assert {len(calls_of(town, name)) for _, name in long} == {1}
+        assert {len(calls_of(trial, name)) for _, name in long} == {1}

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aioresponses import aioresponses
 
-from broker.core.errcodes import Failure, Kind
+from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.wechat import WeChat
@@ -149,7 +149,9 @@ async def test_silence_ends_at_the_total_deadline_and_is_a_lost_answer() -> None
         await reader.read()
 
     answer = await fetched(silent, timeout_s=0.1)
-    assert answer == Failure(Kind.TRANSIENT, "no answer within 0.1 s", lost=True)
+    assert answer == Failure(
+        Kind.TRANSIENT, FailureCode.NO_ANSWER, lost=True, facts={"seconds": "0.1"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ async def test_a_refused_connection_and_an_unknown_name_never_left_so_nothing_is
 )
 async def test_an_http_error_is_an_answer(status: str) -> None:
     answer = await fetched(saying(http(b"<html>", status)))
-    assert answer == Failure(Kind.TRANSIENT, f"HTTP {status[:3]}")
+    assert answer == Failure(Kind.TRANSIENT, FailureCode.HTTP_STATUS, facts={"status": status[:3]})
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from broker.store.postgres.pool import (
 # the version of tables that an earlier token-broker made by one, and is never changed after a
 # release.
 SCHEMA_FILE: Final = "schema.sql"
-UPGRADES: Final = ("upgrade-2.sql",)
+UPGRADES: Final = ("upgrade-2.sql", "upgrade-3.sql")
 VERSION: Final = 1 + len(UPGRADES)
 RIGHTS: Final = {
     "meta": ("select",),

@@ -1,6 +1,6 @@
--- The tables of token-broker in PostgreSQL, version 2. Every instant is unix time on the database's clock, in seconds.
+-- The tables of token-broker in PostgreSQL, version 3. Every instant is unix time on the database's clock, in seconds.
 -- A broker that may create a schema in its database runs this by itself. Where it may not, the database's owner does
--- (where tables of version 1 are there already: upgrade-2.sql instead):
+-- (where tables of version 1 are there already: upgrade-2.sql and what follows it instead):
 --   psql -d DATABASE -v ON_ERROR_STOP=1 --single-transaction -f schema.sql
 -- and the role token_broker is given what a broker needs, nothing else.
 
@@ -10,7 +10,7 @@ create table token_broker.meta (
   key text primary key,
   value text not null
 );
-insert into token_broker.meta values ('schema', '2');
+insert into token_broker.meta values ('schema', '3');
 
 -- One row per account: the token in force, and who may call. Locked by whoever changes anything about the account.
 create table token_broker.accounts (
@@ -39,6 +39,10 @@ create table token_broker.accounts (
   rivals_since double precision,
   rivals_last double precision,
   fingerprint text not null default '',
+  replace_at double precision,        -- when the token's replacement was planned as it was minted
+  checks integer not null default 0,  -- verifications since checks_since
+  checks_since double precision,
+  alive integer not null default 0,   -- how often WeChat has accepted this token
   primary key (appid, endpoint)
 );
 

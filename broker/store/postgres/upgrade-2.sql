@@ -1,6 +1,6 @@
 -- From version 1 to version 2: "emergency minted" and "deposed minted" become "minted", with a column that says the rest.
 -- A broker that owns the tables runs this by itself. Where it does not, their owner does:
---   psql -d DATABASE -v ON_ERROR_STOP=1 --single-transaction -f schema-2.sql
+--   psql -d DATABASE -v ON_ERROR_STOP=1 --single-transaction -f upgrade-2.sql
 
 alter table token_broker.calls
   add column emergency integer not null default 0,   -- made while the store of the time was broken

@@ -1,14 +1,15 @@
 """The SQLite file: owned, migrated, recognised.
 
-A damaged one is set aside, never deleted, and its successor is careful.
+A damaged file is set aside, never deleted, and its successor is careful. Careful means two things:
+it begins an epoch of its own, so that no version recurs, and its ledger assumes the calls that it
+cannot know of.
 
-Careful means: a new epoch, so that no version recurs, and a ledger that assumes the calls it cannot
-know of.
+Where nothing can be written when the file is opened (a full disk, a read-only mount, a lock that
+another program holds), a copy in memory stands in for it: what is stored can be read all the same.
 """
 
 import contextlib
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +20,23 @@ from sqlite_utils import Database
 
 from broker.core import epoch
 from broker.core.ports import StoreRefused
-from broker.store.sqlite.lock import StoreLock, lock_path, network_file_system, planted
+from broker.store.sqlite.content import oddities
+from broker.store.sqlite.lock import UNWRITABLE, StoreLock
+from broker.store.sqlite.place import refusals
 
 BUSY_TIMEOUT_S: Final = 2.0
 UNKNOWN_CALLS: Final = 10**6  # of a ledger that is lost as a whole
-DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_PRIMARY: Final = 0xFF  # the part of an extended result code that says what kind of error it is
+_DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_UNWRITABLE: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
 
 
 # A migration is never changed after a release: stores of that version exist.
@@ -47,6 +60,13 @@ update calls set emergency = 1, outcome = substr(outcome, 11) where outcome like
 update calls set lease_lost = 1, outcome = substr(outcome, 9) where outcome like 'deposed %';
 """
 
+_PLAN_AND_CHECKS: Final = """
+alter table accounts add column replace_at real;
+alter table accounts add column checks integer not null default 0;
+alter table accounts add column checks_since real;
+alter table accounts add column alive integer not null default 0;
+"""
+
 
 def _first_schema(db: Database) -> None:
     _run_each(db, _FIRST_SCHEMA)
@@ -55,6 +75,10 @@ def _first_schema(db: Database) -> None:
 
 def _emergency_and_lease_lost(db: Database) -> None:
     _run_each(db, _OWN_COLUMNS)
+
+
+def _plan_and_checks(db: Database) -> None:
+    _run_each(db, _PLAN_AND_CHECKS)
 
 
 def _run_each(db: Database, statements: str) -> None:
@@ -66,34 +90,59 @@ def _run_each(db: Database, statements: str) -> None:
 MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (
     _first_schema,
     _emergency_and_lease_lost,
+    _plan_and_checks,
 )
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return True if an error says that the file is not, or no longer, a sound database."""
+    return _code(error) in _DAMAGED
+
+
 class StoreFile:
-    """An open, owned file. To be used on one thread.
+    """An owned file, open after :meth:`open`. To be used on one thread.
+
+    `on_opened` is called whenever another `db` has been opened, to write what has to be written
+    first. Where it fails, that `db` was not opened.
 
     Opening raises StoreBusy, StoreRefused, sqlite3.Error and OSError. `set_aside` tells where a
-    damaged file went.
+    damaged file went. `read_only` says why nothing can be written, while a copy stands in for the
+    file. `unaccounted` is how many calls the ledger may be missing, and after which call that was
+    found out.
     """
 
-    def __init__(self, path: Path) -> None:
-        if kind := network_file_system(path):
-            raise StoreRefused(
-                f"{path} is on a network file system ({kind}), whose locks cannot be trusted: use a"
-                " local disk"
-            )
+    db: Database
+
+    def __init__(self, path: Path, on_opened: Callable[[], None]) -> None:
+        for why in refusals(path):
+            if path.parent.is_dir():
+                raise StoreRefused(why)
         self.path = path
         self.epoch = ""
         self.set_aside: str | None = None
-        # How many calls the ledger may be missing, and after which call that was found out.
+        self.read_only: str | None = None
         self.unaccounted = (0, 0)
-        emptied = path.is_file() and path.stat().st_size == 0
+        self._on_opened = on_opened
+        self._beside: dict[Path, tuple[int, int]] = {}
+        self._was_empty = path.is_file() and path.stat().st_size == 0
         self._owner = StoreLock(path)
+
+    def open(self) -> None:
+        """Open the file, or a copy of it in memory where nothing can be written. Call it once."""
+        emptied = self._was_empty and not self._owner.is_unused()
         try:
-            self.db = self._open_whole(emptied=emptied and not self._owner.unused())
+            try:
+                self._open_whole(emptied=emptied)
+            except (sqlite3.Error, OSError) as error:
+                self._copy_instead(error)
         except BaseException:
             self._owner.release()
             raise
+
+    @property
+    def corrected(self) -> list[tuple[Path, int]]:
+        """Files whose modes let others read them, with those modes: they were put right."""
+        return self._owner.corrected
 
     def close(self) -> None:
         """Close, then let go."""
@@ -120,46 +169,110 @@ class StoreFile:
             raise
 
     def remember(self, call: int) -> None:
-        """Note the newest call outside of the database, so that an older copy of it is recognised."""
+        """Note the newest call outside of the database, so that an older copy is recognised."""
         self._owner.remember(self.epoch, call)
 
-    def replace(self) -> None:
-        """Open anew after damage was met while running: the file if it is whole again, else a successor."""
-        self.db.close()
-        self.db = self._open_whole(emptied=False)
+    def lost(self) -> str | None:
+        """Return what happened to a file that is no longer where it was opened, None where all are.
+
+        What is written after that would be in no file that people see.
+        """
+        if self.read_only is not None:
+            return None
+        for path, identity in self._beside.items():
+            if _identity(path) != identity:
+                return f"{path} was deleted or replaced while it was in use"
+        return self._owner.lost()
+
+    def reopen(self) -> None:
+        """Open what is at the path now: the file if it is whole, else a careful successor.
+
+        Called after damage was met, after the file was lost, and where a copy stands in for it. The
+        copy stays in use until that succeeds. Raises what construction raises.
+        """
+        before = self.db
+        if self.read_only is None:
+            before.close()
+        self._owner.reclaim()
+        self._open_whole(emptied=False)
+        before.close()
+        self.read_only = None
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def _open_whole(self, *, emptied: bool) -> Database:
+    def _open_whole(self, *, emptied: bool) -> None:
         try:
             if emptied:  # SQLite would take it for a new one, and the day's calls for unspent
                 raise sqlite3.DatabaseError("emptied")
-            db = self._open()
+            self._open()
         except sqlite3.DatabaseError as error:
-            if not emptied and getattr(error, "sqlite_errorcode", None) not in DAMAGED:
+            if not emptied and not is_damage(error):
                 raise
             self._put_aside()
-            db = self._open(unaccounted=UNKNOWN_CALLS)
-        return db
+            self._open(unaccounted=UNKNOWN_CALLS)
 
-    def _open(self, unaccounted: int = 0) -> Database:
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    def _open(self, unaccounted: int = 0) -> None:
+        self._use(
+            sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            ),
+            unaccounted,
         )
-        db = Database(connection)
+        # SQLite keeps both for as long as it has the file open.
+        beside = [self.path.with_name(self.path.name + it) for it in ("-wal", "-shm")]
+        self._beside = {it: identity for it in beside if (identity := _identity(it))}
+
+    def _copy_instead(self, error: sqlite3.Error | OSError) -> None:
+        """Read the file into memory, without writing anything anywhere near it.
+
+        A write-ahead log that a killed process left is read too: its index is still there, or
+        SQLite makes one in memory. Without a log SQLite would want to make one, unless it is told
+        that nobody changes the file, which our locks make true.
+
+        Raises `error` where it does not say that nothing can be written, or nothing can be read.
+        """
+        if not _is_unwritable(error) or not self.path.stat().st_size:
+            raise error
+        wal = self.path.with_name(self.path.name + "-wal")
+        how = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
+        memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         try:
-            version = connection.execute("pragma user_version").fetchone()[0]
-            if version > len(MIGRATIONS):
-                raise StoreRefused(_newer(self.path, version))
-            if connection.execute("pragma quick_check(1)").fetchone()[0] != "ok":
-                raise _damaged()
-            connection.execute("pragma journal_mode = wal")
-            connection.execute("pragma synchronous = full")
-            self._migrate(db, version)
-            self._recognise(db, unaccounted)
+            where = f"{self.path.as_uri()}?{how}"
+            with contextlib.closing(sqlite3.connect(where, uri=True, timeout=0.0)) as disk:
+                disk.backup(memory)
+            self._use(memory, is_copy=True)
+        except (sqlite3.Error, OSError):
+            memory.close()
+            raise error from None
+        self.read_only = getattr(error, "strerror", None) or str(error)
+
+    def _use(
+        self, connection: sqlite3.Connection, unaccounted: int = 0, *, is_copy: bool = False
+    ) -> None:
+        """Go on with another connection; where that fails, it is closed."""
+        before = getattr(self, "db", None)
+        try:
+            self.db = self._made_ready(Database(connection), unaccounted, is_copy=is_copy)
+            self._on_opened()
         except BaseException:
             connection.close()
+            if before is not None:
+                self.db = before
             raise
+
+    def _made_ready(self, db: Database, unaccounted: int = 0, *, is_copy: bool = False) -> Database:
+        version = db.execute("pragma user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise StoreRefused(newer(self.path, version))
+        if db.execute("pragma quick_check(1)").fetchone()[0] != "ok":
+            raise _damaged()
+        for why in oddities(db, version):
+            raise StoreRefused(f"{self.path}: {why}")
+        if not is_copy:
+            db.execute("pragma journal_mode = wal")
+            db.execute("pragma synchronous = full")
+        self._migrate(db, version)
+        self._recognise(db, unaccounted, is_copy=is_copy)
         return db
 
     def _migrate(self, db: Database, version: int) -> None:
@@ -168,35 +281,32 @@ class StoreFile:
                 step(db)
                 db.execute(f"pragma user_version = {number}")
 
-    def _recognise(self, db: Database, unaccounted: int) -> None:
-        """Begin a new epoch where this file is older than what was served from it: versions must not recur.
+    def _recognise(self, db: Database, unaccounted: int, *, is_copy: bool) -> None:
+        """Begin a new epoch where this file is older than what was served from it.
 
-        Its token may have been pushed out by calls it does not know of, so it is dropped, and those
-        calls are assumed.
+        Versions must not recur. The file's token may have been pushed out by calls that the file
+        does not know of, so the token is dropped, and those calls are assumed.
         """
-        self.epoch = str(db.table("meta").get("epoch")["value"])
-        newest = int(
-            db.execute(
-                "select coalesce(max(seq), 0) from sqlite_sequence where name = 'calls'"
-            ).fetchone()[0]
-        )
+        self.epoch = _meta(db, "epoch") or ""
+        (newest,) = db.execute(
+            "select coalesce(max(seq), 0) from sqlite_sequence where name = 'calls'"
+        ).fetchone()
         seen = self._owner.newest_seen()
         if seen is not None and not unaccounted and (seen[0] != self.epoch or seen[1] > newest):
             unaccounted = seen[1] - newest if seen[0] == self.epoch else UNKNOWN_CALLS
         if not unaccounted:
-            row = db.execute("select value from meta where key = 'unaccounted'").fetchone()
-            calls, since = json.loads(row[0]) if row else (0, 0)
+            calls, since = json.loads(_meta(db, "unaccounted") or "[0, 0]")
             self.unaccounted = int(calls), int(since)
             return
-        self.epoch = epoch.drawn()
+        self.epoch, self.unaccounted = epoch.drawn(), (unaccounted, newest)
         with db.atomic():
             db.table("meta").upsert({"key": "epoch", "value": self.epoch}, pk="key")
             db.table("meta").upsert(
-                {"key": "unaccounted", "value": json.dumps([unaccounted, newest])}, pk="key"
+                {"key": "unaccounted", "value": json.dumps(self.unaccounted)}, pk="key"
             )
             db.execute("update accounts set token = null, doubt = null")
-        self.unaccounted = unaccounted, newest
-        self._owner.remember(self.epoch, newest)
+        if not is_copy:
+            self._owner.remember(self.epoch, newest)
 
     def _put_aside(self) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -209,46 +319,39 @@ class StoreFile:
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")
         self.path.rename(aside)
-        self._owner.follow(self.path)
+        self._owner.reclaim()
         self.set_aside = str(aside)
 
 
-def inspect(path: Path) -> list[str]:
-    """What is wrong with a store file, all of it, without changing or owning it; empty where it is good or not there yet."""
-    if not path.parent.is_dir():
-        return [
-            f"the directory {path.parent} does not exist: create it, owned by the daemon's user"
-        ]
-    found = [why for part in (path, lock_path(path)) if (why := planted(part))]
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        found.append(f"the directory {path.parent} cannot be written by this user")
-    if kind := network_file_system(path):
-        found.append(
-            f"{path} is on a network file system ({kind}), whose locks cannot be trusted: use a"
-            " local disk"
-        )
-    return found or (_inspect_content(path) if path.exists() else [])
-
-
-def _inspect_content(path: Path) -> list[str]:
-    try:
-        with contextlib.closing(
-            sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
-        ) as db:
-            version = db.execute("pragma user_version").fetchone()[0]
-            verdict = db.execute("pragma quick_check(1)").fetchone()[0]
-    except sqlite3.Error as error:
-        return [f"{path}: {error}"]
-    if version > len(MIGRATIONS):
-        return [_newer(path, version)]
-    return [] if verdict == "ok" else [f"{path} is damaged: {verdict}"]
-
-
-def _newer(path: Path, version: int) -> str:
+def newer(path: Path, version: int) -> str:
+    """Return what is said of a file that a later version wrote."""
     return (
         f"{path} was written by a newer token-broker (schema {version}, this one knows"
         f" {len(MIGRATIONS)}): install that version again, or name another file in store.url"
     )
+
+
+def _meta(db: Database, key: str) -> str | None:
+    row = db.execute("select value from meta where key = ?", [key]).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY
+
+
+def _is_unwritable(error: Exception) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return _code(error) in _UNWRITABLE
+    return isinstance(error, OSError) and error.errno in UNWRITABLE
 
 
 def _damaged() -> sqlite3.DatabaseError:

@@ -1,10 +1,12 @@
-"""The store on SQLite: one file, one owner, one thread; WAL and synchronous=FULL, so that what is committed stays."""
+"""The store on SQLite: one file, one owner, one thread.
+
+WAL and synchronous=FULL: what is committed stays.
+"""
 
 import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,7 +20,9 @@ from broker.core.ports import (
     Grant,
     Held,
     OnStoreChanged,
+    StoreBusy,
     StoreError,
+    StoreRefused,
     Versions,
 )
 from broker.core.quota import DAY, Lane
@@ -37,12 +41,21 @@ from broker.store.rows import (
     key_of,
     with_call,
 )
-from broker.store.sqlite.anchor import ANCHOR_COLUMNS, Anchor, BootClock, carried_by, revived
-from broker.store.sqlite.file import DAMAGED, StoreFile
+from broker.store.sqlite.anchor import (
+    ANCHOR_COLUMNS,
+    BEFORE_US,
+    Anchor,
+    BootClock,
+    revived,
+    shift_to,
+    was_set_back,
+)
+from broker.store.sqlite.file import StoreFile, is_damage
 from broker.store.transfer import AccountExport, renumbered
 
 T = TypeVar("T")
 
+REOPENS_AFTER_S: Final = 1.0  # between two attempts to open a file again
 _KEY: Final = "appid = :appid and endpoint = :endpoint"
 _FIND: Final = f"select * from accounts where {_KEY}"  # noqa: S608 -- of constants, like all below
 # No limit counts a call older than a day. After a crash the last call is asked about, however old.
@@ -53,11 +66,14 @@ _ASSUMED: Final = f"select 1 from calls where {_KEY} and outcome = '{ASSUMED}' a
 _DROP_OLD: Final = f"delete from calls where {_KEY} and boot_at < :before"  # noqa: S608
 _SETTLE: Final = """update calls set outcome = :outcome, emergency = :emergency
  where id = :id and outcome is null"""
-_CARRY: Final = (
-    # Of constants
-    f"update calls set boot_id = :here, boot_at = boot_at + :shift where {_KEY} and boot_id = :there"  # noqa: S608
-)
-_CARRY_REST: Final = f"update calls set boot_id = :here, boot_at = min(0, wall_at - :offset) where {_KEY} and boot_id <> :here"  # noqa: S608
+_CARRY: Final = f"""update calls set boot_id = :here, boot_at = boot_at + :shift
+ where {_KEY} and boot_id = :there"""  # noqa: S608
+_BY_WALL: Final = """case when wall_at between :sane and :wall then wall_at - :offset
+ else :now end"""  # as Anchor.of_wall
+_CARRY_REST: Final = f"""update calls set boot_id = :here, boot_at = {_BY_WALL}
+ where boot_id <> :here"""  # noqa: S608
+_PLACE_LATER: Final = f"""update calls set boot_at = max(boot_at, {_BY_WALL})
+ where {_KEY} and boot_at < 0"""  # noqa: S608
 _CALL_COLUMNS: Final = tuple(name for name in {**CALL_COLUMNS, **ANCHOR_COLUMNS} if name != "id")
 _ADD_CALL: Final = f"""insert into calls ({", ".join(_CALL_COLUMNS)})
  values ({", ".join(f":{name}" for name in _CALL_COLUMNS)})"""  # noqa: S608
@@ -71,7 +87,6 @@ class SqliteStore:
     """A :class:`broker.core.ports.Store` in one file. Open it with :meth:`open`."""
 
     sole_owner = True
-    last_error = None
     nodes = ()
 
     def __init__(self, path: Path, clock: BootClock, seal: Seal) -> None:
@@ -80,13 +95,16 @@ class SqliteStore:
         self._seal = seal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._file: StoreFile
-        self._damaged = False
+        self._must_reopen = False
+        self._reopens_at = NEVER
 
     @classmethod
     async def open(cls, path: Path, clock: BootClock, seal: Seal | None = None) -> "SqliteStore":
         """Own the file, create or migrate the schema, set a damaged file aside.
 
-        Raises StoreBusy, StoreRefused, or StoreError where it cannot be opened at all.
+        Where nothing can be written, what is stored is served, and the file is opened again when
+        something is to be written (`last_error` says so). Raises StoreBusy, StoreRefused, or
+        StoreError where it cannot be opened at all.
         """
         store = cls(path, clock, seal or Plain())
         try:
@@ -97,9 +115,20 @@ class SqliteStore:
         return store
 
     @property
+    def last_error(self) -> str | None:
+        """See :class:`broker.core.ports.Store`."""
+        why = self._file.read_only
+        return why and f"{self._path}: {why}: what it held at the start is served"
+
+    @property
     def set_aside(self) -> str | None:
         """Where a damaged file was put, if one was met since this store was opened."""
         return self._file.set_aside
+
+    @property
+    def corrected(self) -> Sequence[tuple[Path, int]]:
+        """Files whose modes let others read them, with those modes: they were put right."""
+        return self._file.corrected
 
     # --- the port ---------------------------------------------------------------------------------
 
@@ -109,7 +138,7 @@ class SqliteStore:
 
     async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         """See :class:`broker.core.ports.Store`."""
-        return await self._run(self._reserve, account, decide)
+        return await self._change(self._reserve, account, decide)
 
     async def settle(
         self,
@@ -121,11 +150,11 @@ class SqliteStore:
         emergency: bool = False,
     ) -> Credential:
         """See :class:`broker.core.ports.Store`."""
-        return await self._run(self._settle, account, grant, outcome, change, int(emergency))
+        return await self._change(self._settle, account, grant, outcome, change, int(emergency))
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """See :class:`broker.core.ports.Store`."""
-        return await self._run(self._amend, account, change)
+        return await self._change(self._amend, account, change)
 
     def watch(self, on_store_changed: OnStoreChanged, versions: Versions) -> None:
         """Nobody else can change what a sole owner holds."""
@@ -145,7 +174,7 @@ class SqliteStore:
 
     async def import_accounts(self, exports: Sequence[AccountExport]) -> None:
         """See :class:`broker.store.transfer.Movable`."""
-        await self._run(self._import_accounts, exports)
+        await self._change(self._import_accounts, exports)
 
     async def close(self) -> None:
         """See :class:`broker.core.ports.Store`."""
@@ -156,60 +185,93 @@ class SqliteStore:
 
     async def _run(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._guarded, work, *args
+            self._thread, self._translated, work, *args
         )
 
-    def _guarded(self, work: Callable[..., T], *args: Any) -> T:
+    async def _change(self, work: Callable[..., T], *args: Any) -> T:
+        """Run what writes: first see to it that the file is the one people see, and takes writes."""
+        return await self._run(self._on_the_right_file, work, *args)
+
+    def _translated(self, work: Callable[..., T], *args: Any) -> T:
+        """Work, and raise what the port knows."""
         try:
-            if self._damaged:
-                self._file.replace()
-                self._damaged = False
             return work(*args)
         except sqlite3.Error as error:
-            self._damaged = self._damaged or getattr(error, "sqlite_errorcode", None) in DAMAGED
+            self._must_reopen = self._must_reopen or is_damage(error)
             raise StoreError(f"{self._path}: {error}") from None
         except OSError as error:
             raise StoreError(f"{self._path}: {error.strerror}") from None
+        except StoreRefused as odd:
+            if work == self._open:
+                raise
+            raise StoreError(f"{self._path}: {odd}") from None
+
+    def _on_the_right_file(self, work: Callable[..., T], *args: Any) -> T:
+        if not self._must_reopen and (why := self._file.lost()):
+            # An error first, so that /health tells of it; whoever asks next has what is there now.
+            self._must_reopen = True
+            raise StoreError(why)
+        if self._must_reopen or self._file.read_only is not None:
+            self._reopen()
+        return work(*args)
+
+    def _reopen(self) -> None:
+        """Open the file again, at most once a second: a thousand apps may ask for it."""
+        self._must_reopen, now = True, self._clock.now()
+        if now < self._reopens_at:
+            raise StoreError(self.last_error or f"{self._path} cannot be opened")
+        self._reopens_at = now + REOPENS_AFTER_S
+        try:
+            self._file.reopen()
+        except (StoreBusy, StoreRefused) as why:
+            raise StoreError(str(why)) from None
+        self._must_reopen, self._reopens_at = False, NEVER
 
     def _open(self) -> None:
-        self._file = StoreFile(self._path)
+        self._file = StoreFile(self._path, self._carry_over)
+        self._file.open()
 
     def _load(self, account: Account) -> Held:
         with self._file.transaction():
-            here = Anchor.drop(self._clock)
+            here = Anchor.now(self._clock)
             self._assume(account, here)
-            self._carry_over(account, here)
             return self._held(account, here)
 
-    def _carry_over(self, account: Account, here: Anchor) -> None:
-        """Put what another boot wrote on this one's clock.
+    def _carry_over(self) -> None:
+        """Put what another boot wrote on this one's clock, and write tokens with the present key.
 
-        Once: read again, it would be translated again, and with a wall clock that stands before it,
-        it would never age.
+        It is done once: put on this clock each time it is read, it would never age where the wall
+        is no help (anchor.py).
         """
-        key = key_of(account)
-        for row in self._rows(_FIND, key):
-            there = Anchor.of(row)
-            shift = {"here": here.boot_id, "there": there.boot_id, "shift": carried_by(there, here)}
-            self._file.db.execute(_CARRY, {**key, **shift})
-            self._write(account, revived(row, self._file.epoch, here, self._seal), here)
-        self._file.db.execute(_CARRY_REST, {**key, "here": here.boot_id, "offset": here.offset})
+        here = Anchor.now(self._clock)
+        with self._file.transaction():
+            for row in self._rows("select * from accounts", {}):
+                key = {"appid": row["appid"], "endpoint": row["endpoint"]}
+                there = Anchor.of(row)
+                shift = shift_to(here, there)
+                boots = {"here": here.boot_id, "there": there.boot_id, "shift": shift}
+                self._file.db.execute(_CARRY, {**key, **boots})
+                credential = revived(row, self._file.epoch, here, self._seal)
+                if row["token"] is None or credential.token is not None:
+                    self._write(key, credential, here)
+                # A token that this key does not open stays: another key may be the right one.
+            self._file.db.execute(_CARRY_REST, _by_wall(here))
 
     def _reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         with self._file.transaction():
-            here = Anchor.drop(self._clock)
+            here = Anchor.now(self._clock)
             self._assume(account, here)
             held = self._held(account, here)
-            decision = decide(held.credential, held.entries, here.boot_at)
+            decision = decide(held.credential, held.entries, here.steady)
             if isinstance(decision, Denial):
                 return Denied(decision, held.credential, held.entries)
             self._drop_old_calls(account, here)
             call = self._add_call(account, decision, here)
-            credential = reserved(held.credential, call, here.boot_at)
-            self._write(account, credential, here)
+            credential = reserved(held.credential, call, here.steady)
+            self._write(key_of(account), credential, here)
         self._file.remember(call)
-        entries = with_call(held.entries, decision, here.boot_at, here.wall_at, account)
-        return Grant(call, here.boot_at, decision, credential, entries)
+        entries = with_call(held.entries, decision, here.steady, here.wall, account)
+        return Grant(call, here.steady, decision, credential, entries)
 
     def _settle(
         self, account: Account, grant: Grant, outcome: str, change: Change, emergency: int = 0
@@ -226,22 +288,26 @@ class SqliteStore:
             return self._apply(account, change)
 
     def _apply(self, account: Account, change: Change) -> tuple[Credential, bool]:
-        here = Anchor.drop(self._clock)
+        here = Anchor.now(self._clock)
         held = self._credential(account, here)
-        changed = change(held, here.boot_at)
+        changed = change(held, here.steady)
         if changed is None:
             return held, False
-        self._write(account, changed, here)
+        self._write(key_of(account), changed, here)
         return changed, True
 
     def _credential(self, account: Account, here: Anchor) -> Credential:
         epoch = self._file.epoch
         rows = self._rows(_FIND, key_of(account))
-        return revived(rows[0], epoch, here, self._seal) if rows else Credential(epoch=epoch)
+        if not rows:
+            return Credential(epoch=epoch)
+        if was_set_back(here, Anchor.of(rows[0])):
+            self._file.db.execute(_PLACE_LATER, {**key_of(account), **_by_wall(here)})
+        return revived(rows[0], epoch, here, self._seal)
 
     def _held(self, account: Account, here: Anchor) -> Held:
         credential = self._credential(account, here)
-        since = here.boot_at - DAY
+        since = here.steady - DAY
         if credential.called_at != NEVER:
             since = min(since, credential.called_at)
         # Only the newest `daily_quota` calls can matter: where all of them lie in the window, it is
@@ -257,7 +323,7 @@ class SqliteStore:
             self._add_call(account, Claim(Lane.SCHEDULED), here, cost=cost, outcome=ASSUMED)
 
     def _drop_old_calls(self, account: Account, here: Anchor) -> None:
-        stale = {**key_of(account), "before": here.boot_at - KEPT_DAYS * DAY}
+        stale = {**key_of(account), "before": here.steady - KEPT_DAYS * DAY}
         self._file.db.execute(_DROP_OLD, stale)
 
     def _add_call(
@@ -277,37 +343,44 @@ class SqliteStore:
             "emergency": 0,
             "lease_lost": 0,
         }
-        return self._insert_call({**row, **asdict(here)})
+        return self._insert_call({**row, **here.columns})
 
     def _import_accounts(self, exports: Sequence[AccountExport]) -> None:
         with self._file.transaction():
-            here, newest = Anchor.drop(self._clock), 0
+            here, newest = Anchor.now(self._clock), 0
             for export in exports:
                 numbers = {
                     call["id"]: self._add_past_call(export.account, call, here)
                     for call in export.calls
                 }
-                self._write(export.account, renumbered(export.credential, numbers), here)
+                self._write(key_of(export.account), renumbered(export.credential, numbers), here)
                 newest = max([newest, *numbers.values()])
         self._file.remember(newest)
 
     def _add_past_call(self, account: Account, call: Mapping[str, Any], here: Anchor) -> int:
         row = {**key_of(account), **{name: call[name] for name in MOVED_COLUMNS}}
-        anchor = {
-            "boot_id": here.boot_id,
-            "boot_at": call["wall_at"] - here.offset,
-            "wall_at": call["wall_at"],
-        }
-        return self._insert_call({**row, **anchor})
+        made = Anchor(here.boot_id, here.of_wall(call["wall_at"]), call["wall_at"])
+        return self._insert_call({**row, **made.columns})
 
     def _insert_call(self, row: Mapping[str, Any]) -> int:
         return int(self._file.db.execute(_ADD_CALL, dict(row)).lastrowid or 0)
 
-    def _write(self, account: Account, credential: Credential, here: Anchor) -> None:
-        row = {**account_row(credential, key_of(account), self._seal), **asdict(here)}
+    def _write(self, key: Mapping[str, str], credential: Credential, here: Anchor) -> None:
+        row = {**account_row(credential, key, self._seal), **here.columns}
         self._file.db.execute(_WRITE, row)
 
     def _rows(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         cursor = self._file.db.execute(statement, dict(values))
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def _by_wall(here: Anchor) -> dict[str, Any]:
+    """Return what the statements need that place calls by the wall."""
+    return {
+        "here": here.boot_id,
+        "now": here.steady,
+        "wall": here.wall,
+        "offset": here.offset,
+        "sane": BEFORE_US,
+    }

@@ -1,10 +1,11 @@
-"""Logins: `POST /v1/logins/{app}`, and WeChat's own two paths for SDKs, with the client's key for the AppSecret.
+"""Logins: `POST /v1/logins/{app}`, and for SDKs WeChat's own two paths.
+
+On WeChat's paths the client's key stands where the AppSecret would.
 
 What WeChat answers is passed on byte for byte, whatever it says. Our own refusals are problems on
 `/v1`, and errcodes with HTTP 200 on WeChat's paths, as SDKs expect them (WECHAT.md W89).
 """
 
-import asyncio
 import json
 from collections.abc import Iterable
 from typing import Any, Final
@@ -19,9 +20,11 @@ from broker.core.secret import Secret
 from broker.http.problems import ProblemError, problem
 from broker.logins.limits import LoginsBusyError
 from broker.logins.logins import Logins
+from broker.web.connection.connections import read_body
 from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import CLIENT, Client, Gate, answers_in_errcodes, authenticates
-from broker.web.params import BODY_DEADLINE_S, NO_STORE, fields_of
+from broker.web.params import NO_STORE, fields_of
+from broker.web.words import english
 
 SCOPE: Final = "login"
 KINDS: Final = {kind.value: kind for kind in LoginKind}
@@ -74,7 +77,8 @@ class LoginDesk:
         except LoginsBusyError as why:
             return problem(429, "login-throttled", f"The code is still good: {why}.", 1)
         if isinstance(answer, Failure):
-            detail = f"WeChat gave no answer to the login: {answer.reason}. {USED}"
+            reason = english.FAILURES.reason(answer)
+            detail = f"WeChat gave no answer to the login: {reason}. {USED}"
             raise ProblemError(502, "upstream-unavailable", detail)
         return _passed(answer)
 
@@ -91,7 +95,10 @@ class LoginDesk:
         return await self._answered(request, LoginKind.WEB)
 
     def _account(self, request: web.Request) -> Account:
-        """Find the app for a client that may log in to it. Who may not learns nothing of which apps there are."""
+        """Return the app, for a client that may log people in to it. Raises ProblemError.
+
+        A client that may not use an app does not learn whether there is one.
+        """
         client, name = request[CLIENT], request.match_info["app"]
         if SCOPE not in client.scopes:
             raise ProblemError(403, "insufficient-scope", LACKS_SCOPE)
@@ -132,7 +139,7 @@ class LoginDesk:
         except LoginsBusyError as why:
             raise ErrcodeError(45011, f"(token-broker: {why}; the code is still good)") from None
         if isinstance(answer, Failure):
-            raise ErrcodeError(-1, f"(token-broker: {answer.reason}. {USED})")
+            raise ErrcodeError(-1, f"(token-broker: {english.FAILURES.reason(answer)}. {USED})")
         return answer
 
     def _identify(self, given: dict[str, str]) -> tuple[Client, Account]:
@@ -159,12 +166,14 @@ def _passed(answer: bytes) -> web.Response:
 
 
 async def _parameters(request: web.Request, known: set[str]) -> dict[str, str]:
-    """Read the known parameters from query and body, form or JSON, whatever the content type says. Raises ErrcodeError."""
+    """Read the known parameters from query and body, form or JSON, whatever its type says.
+
+    Raises ErrcodeError.
+    """
     given: list[tuple[str, Any]] = list(request.query.items())
     if request.method == "POST" and request.can_read_body:
         try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
-                given += _pairs(await request.read())
+            given += _pairs(await read_body(request))
         except (TimeoutError, ValueError, RecursionError, ConnectionError):
             raise ErrcodeError(47001) from None
     return _once((name, value) for name, value in given if name in known)

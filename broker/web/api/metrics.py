@@ -1,11 +1,11 @@
-"""What Prometheus sees.
+"""`/metrics`: what Prometheus sees.
 
-Labels are names from configurations, lanes, outcomes, errcodes: bounded, never a request's words.
+Labels are names from configurations, lanes, outcomes and errcodes. They are bounded in number, and
+nothing that stands in a request is among them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from itertools import count
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -20,63 +20,45 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from broker import __version__
+from broker.core.quota import Usage
 from broker.tokens.keeper import Keeper
-from broker.web.api.status import nodes
-from broker.web.context import Edge
+from broker.web.api.status import StatusReport
 
 
 class Metrics(Collector):
-    """Counters that events move, and gauges read from the keepers at each scrape."""
+    """The counters, which events move."""
 
     def __init__(self) -> None:
-        # A second series beside every counter, which nobody reads
+        # prometheus_client makes a second series beside every counter, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.edge: Edge | None = None
-        app = ["app"]
-        self._requests: dict[tuple[web.AbstractResource | None, int], int] = defaultdict(
-            int
-        )  # bare numbers: each request pays for this
-        self._calls = Counter(
-            "token_broker_token_calls",
-            "Calls to WeChat's token endpoint.",
-            ["app", "lane", "outcome"],
-            registry=self.registry,
+        # Plain numbers and not a Counter: each request pays for this.
+        self._requests: dict[tuple[web.AbstractResource | None, int], int] = defaultdict(int)
+        self._calls = self._counter(
+            "token_calls", "Calls to WeChat's token endpoint.", "app", "lane", "outcome"
         )
-        self._checks = Counter(
-            "token_broker_verifications",
-            "Verifications of a held token.",
-            ["app", "verdict"],
-            registry=self.registry,
+        self._checks = self._counter(
+            "verifications", "Verifications of a held token.", "app", "verdict"
         )
-        self._proxied = Counter(
-            "token_broker_proxied_requests",
-            "Calls passed on to WeChat, or not.",
-            ["app", "outcome"],
-            registry=self.registry,
+        self._proxied = self._counter(
+            "proxied_requests", "Calls passed on to WeChat, or not.", "app", "outcome"
         )
-        self._refusals = Counter(
-            "token_broker_proxy_refusals",
+        self._refusals = self._counter(
+            "proxy_refusals",
             "Refusals of the proxy's own, by the number the service sees.",
-            ["errcode"],
-            registry=self.registry,
+            "errcode",
         )
-        self._logins = Counter(
-            "token_broker_logins",
-            "Logins: codes exchanged, or not.",
-            ["app", "kind", "outcome"],
-            registry=self.registry,
+        self._logins = self._counter(
+            "logins", "Logins: codes exchanged, or not.", "app", "kind", "outcome"
         )
-        self._crashes = Counter(
-            "token_broker_crashes",
-            "Bugs survived; please report them.",
-            app,
-            registry=self.registry,
-        )
+        self._crashes = self._counter("crashes", "Bugs survived; please report them.", "app")
         self.registry.register(self)
 
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"token_broker_{name}", text, labels, registry=self.registry)
+
     def emit(self, event: str, app: str, **facts: object) -> None:
-        """Count an event of a keeper's."""
+        """Count an event of a keeper; an :class:`broker.core.ports.EventSink`."""
         if event in {"refreshed", "refresh-failed", "lease-lost"}:
             outcome = "lease-lost" if event == "lease-lost" else facts.get("outcome", "minted")
             self._calls.labels(app, facts["lane"], outcome).inc()
@@ -86,7 +68,7 @@ class Metrics(Collector):
             self._crashes.labels(app).inc()
 
     def proxied(self, app: str, outcome: str) -> None:
-        """Count a call of the proxy's."""
+        """Count a call that came to the proxy."""
         self._proxied.labels(app, outcome).inc()
 
     def login(self, app: str, kind: str, outcome: str) -> None:
@@ -94,15 +76,19 @@ class Metrics(Collector):
         self._logins.labels(app, kind, outcome).inc()
 
     def refused(self, errcode: int) -> None:
-        """Count a refusal of the proxy's own, whoever it was that asked."""
+        """Count a refusal of the proxy's own, whoever asked."""
         self._refusals.labels(errcode).inc()
 
     def request(self, resource: web.AbstractResource | None, status: int, number: int = 1) -> None:
-        """Count answered requests to a route, or to none."""
+        """Count answered requests to a route; `resource` is None for those to no route."""
         self._requests[resource, status] += number
 
+    def show(self, report: StatusReport) -> None:
+        """Show the state of all apps as well, as gauges that are read at each scrape."""
+        self.registry.register(StateCollector(report))
+
     def collect(self) -> Iterable[Metric]:
-        """What is not about an app."""
+        """Yield the version and the requests."""
         build = GaugeMetricFamily(
             "token_broker_build_info", "The version that runs.", labels=["version"]
         )
@@ -114,121 +100,125 @@ class Metrics(Collector):
         for (resource, status), number in list(self._requests.items()):
             requests.add_metric([route_name(resource), str(status)], number)
         yield requests
-        if self.edge is None:
-            return
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus's text format. May run on any thread."""
+        return generate_latest(self.registry)
+
+
+def route_name(resource: web.AbstractResource | None) -> str:
+    """Return a route's pattern: patterns are bounded in number, paths are not."""
+    return resource.canonical if resource is not None else "none"
+
+
+def _expires_in(keeper: Keeper) -> int:
+    served = keeper.serve()
+    return served.token_expires_in if served else 0
+
+
+Reading = Callable[[Keeper, Usage], float]
+
+GAUGES: Final[Mapping[str, tuple[str, Reading]]] = {
+    "token_broker_token_usable": (
+        "1 while a token can be handed out.",
+        lambda keeper, _: keeper.serve() is not None,
+    ),
+    "token_broker_token_expires_in_seconds": (
+        "Time the token may still be handed out.",
+        lambda keeper, _: _expires_in(keeper),
+    ),
+    "token_broker_next_refresh_in_seconds": (
+        "Time to the next token call, as things stand.",
+        lambda keeper, _: keeper.next_call_in(),
+    ),
+    "token_broker_token_suspect": (
+        "1 while the token is in doubt.",
+        lambda keeper, _: keeper.credential.suspicion is not None,
+    ),
+    "token_broker_quota_limit": (
+        "Token calls allowed per day.",
+        lambda _, spent: spent.limit,
+    ),
+    "token_broker_failures_in_a_row": (
+        "Failed token calls since the last good one.",
+        lambda keeper, _: keeper.credential.failures,
+    ),
+    "token_broker_second_issuer_signs": (
+        "Tokens that died before their time.",
+        lambda keeper, _: keeper.credential.second_issuer.count,
+    ),
+    "token_broker_second_issuer_suspected": (
+        "1 when somebody else seems to call the token endpoint.",
+        lambda keeper, _: keeper.credential.second_issuer.suspected,
+    ),
+    "token_broker_store_ok": (
+        "1 while the store takes writes.",
+        lambda keeper, _: keeper.store_error is None,
+    ),
+}
+TICKET_GAUGES: Final[Mapping[str, tuple[str, Callable[[Keeper], float]]]] = {
+    "token_broker_ticket_usable": (
+        "1 while a ticket can be handed out.",
+        lambda keeper: keeper.serve() is not None,
+    ),
+    "token_broker_ticket_expires_in_seconds": (
+        "Time the ticket may still be handed out.",
+        _expires_in,
+    ),
+    "token_broker_ticket_failures_in_a_row": (
+        "Failed fetches of the ticket since the last good one.",
+        lambda keeper: keeper.credential.failures,
+    ),
+}
+
+
+class StateCollector(Collector):
+    """The gauges: the state of apps and tickets, of the schedule, and of who shares the store."""
+
+    def __init__(self, report: StatusReport) -> None:
+        self._report = report
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield a family per gauge."""
         ticking = GaugeMetricFamily("token_broker_ticking", "1 while the schedule is alive.")
-        ticking.add_metric([], self.edge.registry.ticking)
+        ticking.add_metric([], self._report.registry.ticking)
         yield ticking
         seen = GaugeMetricFamily(
             "token_broker_node_seen_ago_seconds",
             "Time since a broker that shares the store said that it lives.",
             labels=["node"],
         )
-        for node in nodes(self.edge):
+        for node in self._report.nodes():
             seen.add_metric([node["node"]], node["seen_ago"])
         yield seen
+        yield from self._of_apps()
+        yield from self._of_tickets()
 
-    def text(self) -> bytes:
-        """Everything, in Prometheus's text format.
+    def _of_apps(self) -> Iterable[Metric]:
+        apps = [(keeper, keeper.usage()) for keeper in self._report.keepers()]
+        for name, (text, reading) in GAUGES.items():
+            family = GaugeMetricFamily(name, text, labels=["app"])
+            for keeper, spent in apps:
+                family.add_metric([keeper.account.name], reading(keeper, spent))
+            yield family
+        used = GaugeMetricFamily(
+            "token_broker_quota_used",
+            "Token calls spent, per Beijing day and over 24 hours.",
+            labels=["app", "window"],
+        )
+        for keeper, spent in apps:
+            used.add_metric([keeper.account.name, "today"], spent.today)
+            used.add_metric([keeper.account.name, "24h"], spent.last_24h)
+        yield used
 
-        May run on another thread: what it reads is replaced, never changed.
-        """
-        return generate_latest(self.registry) + "".join(self._gauges()).encode()
-
-    def _gauges(self) -> Iterable[str]:
-        """A family per gauge.
-
-        Written here: of a thousand apps, the library would take a tenth of a second for it.
-        """
-        if (edge := self.edge) is None:
-            return
-        tokens = {f'app="{keeper.account.name}"': _readings(keeper) for keeper in edge.registry}
-        tickets = {
-            f'app="{keeper.account.name}",type="{kind}"': _ticket_readings(ticket)
-            for keeper in edge.registry
-            for kind, ticket in edge.tickets_of(keeper.account.name).items()
-        }
-        yield from _families(GAUGES, tokens)
-        yield from _families(TICKET_GAUGES, tickets)
-
-
-def route_name(resource: web.AbstractResource | None) -> str:
-    """A route's pattern: bounded in number, where paths are not."""
-    return resource.canonical if resource is not None else "none"
-
-
-Gauges = Mapping[
-    str, tuple[str, tuple[str, ...]]
-]  # what each means, and its labels besides the app's
-ALONE: Final = ("",)
-GAUGES: Final[Gauges] = {  # in the order of `_readings`
-    "token_broker_token_usable": ("1 while a token can be handed out.", ALONE),
-    "token_broker_token_expires_in_seconds": ("Time the token may still be handed out.", ALONE),
-    "token_broker_next_refresh_in_seconds": (
-        "Time to the next token call, as things stand.",
-        ALONE,
-    ),
-    "token_broker_token_suspect": ("1 while the token is in doubt.", ALONE),
-    "token_broker_quota_limit": ("Token calls allowed per day.", ALONE),
-    "token_broker_quota_used": (
-        "Token calls spent, per Beijing day and over 24 hours.",
-        (',window="today"', ',window="24h"'),
-    ),
-    "token_broker_failures_in_a_row": ("Failed token calls since the last good one.", ALONE),
-    "token_broker_second_issuer_signs": ("Tokens that died before their time.", ALONE),
-    "token_broker_second_issuer_suspected": (
-        "1 when somebody else seems to call the token endpoint.",
-        ALONE,
-    ),
-    "token_broker_store_ok": ("1 while the store takes writes.", ALONE),
-}
-TICKET_GAUGES: Final[
-    Gauges
-] = {  # in the order of `_ticket_readings`; of those that are asked for, by type
-    "token_broker_ticket_usable": ("1 while a ticket can be handed out.", ALONE),
-    "token_broker_ticket_expires_in_seconds": (
-        "Time the ticket may still be handed out.",
-        ALONE,
-    ),
-    "token_broker_ticket_failures_in_a_row": (
-        "Failed fetches of the ticket since the last good one.",
-        ALONE,
-    ),
-}
-
-
-def _ticket_readings(keeper: Keeper) -> tuple[float, ...]:
-    served = keeper.serve()
-    return served is not None, served.token_expires_in if served else 0, keeper.credential.failures
-
-
-def _families(gauges: Gauges, readings: Mapping[str, tuple[float, ...]]) -> Iterable[str]:
-    column = count()
-    for name, (text, more) in gauges.items():
-        yield f"# HELP {name} {text}\n# TYPE {name} gauge\n"
-        for label in more:
-            at = next(column)
-            yield from (
-                f"{name}{{{labels}{label}}} {float(values[at])}\n"
-                for labels, values in readings.items()
-            )
-
-
-def _readings(keeper: Keeper) -> tuple[float, ...]:
-    served, spent, credential = keeper.serve(), keeper.usage(), keeper.credential
-    return (
-        served is not None,
-        served.token_expires_in if served else 0,
-        keeper.next_call_in(),
-        credential.suspicion is not None,
-        spent.limit,
-        spent.today,
-        spent.last_24h,
-        credential.failures,
-        credential.second_issuer.count,
-        credential.second_issuer.suspected,
-        keeper.store_error is None,
-    )
-
-
-METRICS: Final = web.AppKey("metrics", Metrics)
+    def _of_tickets(self) -> Iterable[Metric]:
+        tickets = [
+            ([keeper.account.name, kind], ticket)
+            for keeper in self._report.keepers()
+            for kind, ticket in self._report.tickets_of(keeper.account.name).items()
+        ]
+        for name, (text, reading) in TICKET_GAUGES.items():
+            family = GaugeMetricFamily(name, text, labels=["app", "type"])
+            for labels, ticket in tickets:
+                family.add_metric(labels, reading(ticket))
+            yield family

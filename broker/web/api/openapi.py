@@ -1,4 +1,4 @@
-"""/openapi.json: the API, said once for machines. A test holds it against the routes that exist."""
+"""`/openapi.json`: the API for machines. A test compares it with the routes that exist."""
 
 from typing import Any, Final
 
@@ -13,9 +13,14 @@ from broker.web.gate import open_to_browsers
 Json = dict[str, Any]
 
 
+def routes() -> list[web.RouteDef]:
+    """Return the one route."""
+    return [web.get("/openapi.json", get_openapi)]
+
+
 @open_to_browsers
 async def get_openapi(_request: web.Request) -> web.Response:
-    """The document."""
+    """Answer with the document."""
     return web.json_response(DOCUMENT)
 
 
@@ -104,6 +109,10 @@ _TOKEN_FIELDS: Final[dict[str, Json]] = {
     "access_token": {**_TEXT, "description": "Opaque; reserve at least 512 characters."},
     "expires_in": {**_COUNT, "description": "Whole seconds left now, never more than the truth."},
     "expires_at": {**_TEXT, "format": "date-time"},
+    "token_expires_in": {
+        **_COUNT,
+        "description": "Seconds to WeChat's own end of the token, if nobody replaces it.",
+    },
     "version": {**_TEXT, "description": "Changes with the token; not derived from it."},
     "state": {"enum": [state.value for state in TokenState]},
 }
@@ -285,6 +294,22 @@ _FAIL: Final[Json] = {
     **_content("application/health+json", _ref("Health")),
 }
 
+
+def _probe(
+    operation: str, summary: str, parameters: list[Json] | None = None, **more: Json
+) -> Json:
+    """Describe a probe: it answers whatever Host is asked for."""
+    health = _content("application/health+json", _ref("Health"))
+    return {
+        "get": {
+            "operationId": operation,
+            "summary": summary,
+            **({"parameters": parameters} if parameters else {}),
+            "responses": {"200": {"description": "Good.", **health}, "503": _FAIL, **more},
+        }
+    }
+
+
 DOCUMENT: Final[Json] = {
     "openapi": "3.1.0",
     "info": {
@@ -309,20 +334,23 @@ DOCUMENT: Final[Json] = {
         "/v1/status": _get(
             "getStatus", "Every app without its token.", "application/json", _ref("Status")
         ),
-        "/livez": _get(
-            "livez", "Does it live?", "application/health+json", _ref("Health"), **{"503": _FAIL}
-        ),
-        "/readyz": _get(
+        "/livez": _probe("livez", "Does it live?"),
+        "/readyz": _probe(
             "readyz",
-            "Has every app a token?",
-            "application/health+json",
-            _ref("Health"),
-            **{"503": _FAIL},
+            "Has every app, or the one named by `app`, a token?",
+            [{**_APP, "in": "query", "required": False}],
+            **{"404": _problem("`unknown-app`")},
         ),
-        "/health": _get(
-            "health", "How is it?", "application/health+json", _ref("Health"), **{"503": _FAIL}
-        ),
-        "/metrics": _get("metrics", "For Prometheus.", "text/plain", _TEXT),
+        "/health": _probe("health", "How is it?"),
+        "/metrics": {
+            "get": {
+                "operationId": "metrics",
+                "summary": "For Prometheus.",
+                "responses": {
+                    "200": {"description": "Good.", **_content("text/plain", _TEXT)},
+                },
+            }
+        },
         "/openapi.json": _get("openapi", "This document.", "application/json", {"type": "object"}),
     },
     "components": {
@@ -405,6 +433,7 @@ DOCUMENT: Final[Json] = {
                 state={"enum": [*(state.value for state in TokenState), "unavailable", LOGIN_ONLY]},
                 version=_nullable("string"),
                 expires_in=_COUNT,
+                token_expires_in=_COUNT,
                 next_refresh_in=_COUNT,
                 quota=_object(limit=_COUNT, used_today=_COUNT, used_24h=_COUNT, remaining=_COUNT),
                 last_error=_nullable("object"),
@@ -428,6 +457,7 @@ DOCUMENT: Final[Json] = {
                         state={"enum": [*(state.value for state in TokenState), "unavailable"]},
                         version=_nullable("string"),
                         expires_in=_COUNT,
+                        token_expires_in=_COUNT,
                         next_refresh_in=_COUNT,
                         last_error=_nullable("object"),
                     ),

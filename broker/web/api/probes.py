@@ -1,108 +1,153 @@
-"""Is it alive, is it ready, how is it: for systemd, load balancers, people and Prometheus.
+"""`/livez`, `/readyz`, `/health` and `/metrics`: for systemd, load balancers, people, Prometheus.
 
-None of them calls WeChat.
+None of them calls WeChat, and each answers whatever Host is asked for.
 """
 
-import asyncio
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from broker.core.credential import NEVER
+from broker.core.errcodes import Failure
+from broker.http.problems import problem
 from broker.tokens.keeper import Keeper
-from broker.web.api.metrics import METRICS
-from broker.web.connection.fast_path import AGAIN
-from broker.web.context import EDGE, Edge
-from broker.web.gate import open_to_browsers
+from broker.tokens.registry import Registry
+from broker.web.api.metrics import Metrics
+from broker.web.connection.fast_path import AGAIN, ResponseCache
+from broker.web.gate import open_to_probes
 from broker.web.params import NO_STORE
+from broker.web.shared_pages import SharedPage, SharedPages, shared_page
+from broker.web.words import english
 
 HEALTH: Final = "application/health+json"
 GOOD: Final = b'{"status": "pass"}'
 
 
-def routes() -> list[web.RouteDef]:
-    """Every probe."""
-    return [
-        web.get("/livez", livez),
-        web.get("/readyz", readyz),
-        web.get("/health", health),
-        web.get("/metrics", metrics),
-    ]
+class Probes:
+    """The handlers. `logins_news` returns, by app, why WeChat refuses its logins."""
 
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        response_cache: ResponseCache,
+        pages: SharedPages,
+        logins_news: Callable[[], Mapping[str, Failure]] = dict,
+    ) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._response_cache = response_cache
+        self._pages = pages
+        self._logins_news = logins_news
 
-@open_to_browsers
-async def livez(request: web.Request) -> web.Response:
-    """200 while the schedule ticks: a restart may help where this fails, and nowhere else."""
-    registry = request.app[EDGE].registry
-    return _repeatable(
-        request,
-        lambda: ("" if registry.ticking else "the schedule has stopped", registry.ticking_until),
-    )
+    def routes(self) -> list[web.RouteDef]:
+        """Return a route per probe."""
+        return [
+            web.get("/livez", self.livez),
+            web.get("/readyz", self.readyz),
+            web.get("/health", self.health),
+            web.get("/metrics", self.metrics),
+        ]
 
+    @open_to_probes
+    async def livez(self, request: web.Request) -> web.Response:
+        """Answer 200 while the schedule ticks. A restart helps only where this fails."""
+        registry = self._registry
 
-@open_to_browsers
-async def readyz(request: web.Request) -> web.Response:
-    """200 while every app has a token to hand out and the daemon is not stopping."""
-    registry = request.app[EDGE].registry
+        def look() -> tuple[str, float]:
+            return "" if registry.ticking else "the schedule has stopped", registry.ticking_until
 
-    def look() -> tuple[str, float]:
-        served = {keeper.account.name: keeper.serve() for keeper in registry}
-        missing = [name for name, answer in served.items() if answer is None]
-        why_not = (
-            "stopping"
-            if registry.stopping
-            else f"no token for: {', '.join(missing)}"
-            if missing
-            else ""
+        return self._repeatable(request, look)
+
+    @open_to_probes
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Answer 200 while every app has a token and the daemon is not stopping.
+
+        With `?app=NAME` only that app counts, named by name or AppID.
+        """
+        registry, app = self._registry, request.query.get("app")
+        if app is not None and registry.is_login_only(app):
+            return self._repeatable(
+                request, lambda: ("stopping" if registry.stopping else "", math.inf)
+            )
+        if app is not None and registry.find(app) is None:
+            return problem(404, "unknown-app", "No app has this name or AppID.")
+
+        def look() -> tuple[str, float]:
+            one = registry.find(app) if app is not None else None
+            keepers = registry if app is None else [one] if one is not None else []
+            served = {keeper.account.name: keeper.serve() for keeper in keepers}
+            missing = [name for name, answer in served.items() if answer is None]
+            until = min((answer.until for answer in served.values() if answer), default=NEVER)
+            if registry.stopping:
+                return "stopping", until
+            return f"no token for: {', '.join(missing)}" if missing else "", until
+
+        return self._repeatable(request, look)
+
+    @open_to_probes
+    async def health(self, request: web.Request) -> web.Response:
+        """Answer `pass`, `warn` (it works, but somebody should look) or `fail`, with reasons."""
+        return (await self._pages.get("health", self._health_page)).response(request)
+
+    @open_to_probes
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Answer in Prometheus's text format."""
+        return (await self._pages.get("metrics", self._metrics_page)).response(request)
+
+    async def _health_page(self) -> SharedPage:
+        def make() -> SharedPage:
+            registry = self._registry
+            checks = {
+                f"token:{keeper.account.name}": [_check(keeper)] for keeper in tuple(registry)
+            }
+            checks |= {f"logins:{app}": [_news(news)] for app, news in self._logins_news().items()}
+            found = {check[0]["status"] for check in checks.values()}
+            if not registry.ticking or registry.stopping:
+                found.add("fail")
+            worst = next((one for one in ("fail", "warn") if one in found), "pass")
+            code, body = _answer(worst, checks=checks)
+            return shared_page(body, f"{HEALTH}; charset=utf-8", NO_STORE, code)
+
+        return await self._pages.on_thread(make)
+
+    async def _metrics_page(self) -> SharedPage:
+        self._response_cache.account()
+        return await self._pages.on_thread(
+            lambda: shared_page(self._metrics.text(), CONTENT_TYPE_LATEST, NO_STORE)
         )
-        return why_not, min((answer.until for answer in served.values() if answer), default=NEVER)
 
-    return _repeatable(request, look)
+    def _repeatable(
+        self, request: web.Request, look: Callable[[], tuple[str, float]]
+    ) -> web.Response:
+        """Answer with what `look` returns, and let the response cache look again (fast_path.py).
 
+        `look` returns why the probe fails, empty if it does not, and until when (steady time) that
+        is true.
+        """
+        now = self._response_cache.now
 
-@open_to_browsers
-async def health(request: web.Request) -> web.Response:
-    """`pass`, `warn` (works, but somebody should look) or `fail`, with the reasons by app."""
-    registry = request.app[EDGE].registry
-    checks = {f"token:{keeper.account.name}": [_check(keeper)] for keeper in registry}
-    checks |= _logins(request.app[EDGE])
-    found = {check[0]["status"] for check in checks.values()} | {
-        "pass" if registry.ticking and not registry.stopping else "fail"
-    }
-    worst = next(status for status in ("fail", "warn", "pass") if status in found)
-    return _answer(worst, checks=checks)
+        def again() -> tuple[bytes, float] | None:
+            why_not, until = look()
+            return None if why_not else (GOOD, min(until, now() + 1))
 
-
-@open_to_browsers
-async def metrics(request: web.Request) -> web.Response:
-    """Prometheus text."""
-    request.app[EDGE].response_cache.account()
-    body = await asyncio.to_thread(request.app[METRICS].text)
-    return web.Response(body=body, headers={**NO_STORE, hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
-
-
-def _repeatable(request: web.Request, look: Callable[[], tuple[str, float]]) -> web.Response:
-    """Answer by what a look finds: why not, or nothing; and until when that is so.
-
-    It may be looked again (fast_path.py).
-    """
-    now = request.app[EDGE].response_cache.now
-
-    def again() -> tuple[bytes, float] | None:
-        why_not, until = look()
-        return None if why_not else (GOOD, min(until, now() + 1))
-
-    request[AGAIN] = again
-    why_not, _ = look()
-    return _answer("fail", output=why_not) if why_not else _answer("pass")
+        request[AGAIN] = again
+        why_not, _ = look()
+        status, body = _answer("fail", output=why_not) if why_not else _answer("pass")
+        return web.Response(
+            body=body, status=status, content_type=HEALTH, charset="utf-8", headers=NO_STORE
+        )
 
 
 def _check(keeper: Keeper) -> dict[str, Any]:
     served, credential = keeper.serve(), keeper.credential
+    failure = credential.failure
     worries = [
-        f"last token call failed: {credential.failure.reason}" if credential.failure else "",
+        f"last token call failed: {english.FAILURES.reason(failure)}" if failure else "",
         f"the store: {keeper.store_error}" if keeper.store_error else "",
         "the token is in doubt" if credential.suspicion else "",
         (
@@ -111,32 +156,24 @@ def _check(keeper: Keeper) -> dict[str, Any]:
             else ""
         ),
     ]
-    status = "fail" if served is None else "warn" if any(worries) else "pass"
-    observed = {"observedValue": served.token_expires_in if served else 0, "observedUnit": "s"}
     return {
         "componentType": "component",
-        "status": status,
-        **observed,
+        "status": "fail" if served is None else "warn" if any(worries) else "pass",
+        "observedValue": served.token_expires_in if served else 0,
+        "observedUnit": "s",
         "output": "; ".join(filter(None, worries)),
     }
 
 
-def _logins(edge: Edge) -> dict[str, list[dict[str, Any]]]:
-    """The apps whose logins WeChat refuses for the sake of the app: somebody should look."""
+def _news(failure: Failure) -> dict[str, Any]:
     return {
-        f"logins:{app}": [
-            {
-                "componentType": "component",
-                "status": "warn",
-                "output": f"WeChat refuses logins: {news.reason}",
-            }
-        ]
-        for app, news in (edge.logins.news() if edge.logins is not None else {}).items()
+        "componentType": "component",
+        "status": "warn",
+        "output": f"WeChat refuses logins: {english.FAILURES.reason(failure)}",
     }
 
 
-def _answer(status: str, **more: Any) -> web.Response:
-    body: dict[str, Any] = {"status": status}
-    body |= {key: value for key, value in more.items() if value}
-    code = 503 if status == "fail" else 200
-    return web.json_response(body, status=code, content_type=HEALTH, headers=NO_STORE)
+def _answer(status: str, **more: Any) -> tuple[int, bytes]:
+    """Return the HTTP status and the body; what is empty in `more` is left out."""
+    body = {"status": status} | {key: value for key, value in more.items() if value}
+    return (503 if status == "fail" else 200), json.dumps(body).encode()

@@ -63,7 +63,7 @@ class FastPath(NamedTuple):
 
 
 class Admission(Protocol):
-    """Decides who may hold a connection. `now` returns steady seconds."""
+    """Whoever decides who may hold a connection. `now` returns steady seconds."""
 
     now: Callable[[], float]
 
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
     # --- asyncio's protocol -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, or close it without a word."""
+        """Begin in the state that admission gives; without admission, close without an answer."""
         stream = cast("asyncio.Transport", transport)
         self._write, self.peer = stream.write, peer_of(stream)
         self.state = self.admission.admit(self)
@@ -165,16 +165,16 @@ class Connection(asyncio.Protocol):
         self.wake().pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass it on."""
+        """Tell aiohttp."""
         if self.handler is not None:
             self.handler.resume_writing()
 
     def eof_received(self) -> bool | None:
-        """Pass it on. Without aiohttp there is nothing to finish, and the transport closes."""
+        """Tell aiohttp. Without it there is nothing to finish, and the transport closes."""
         return None if self.handler is None else self.handler.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Leave everything that the connection is in."""
+        """Leave the poll group, and have the connection counted no more."""
         if self.group is not None:
             self.group.remove(self)
             self.group = None
@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
         return self.handler is not None and aiohttp_internals.is_answering(self.handler)
 
     def abort(self) -> None:
-        """Close the connection without a word."""
+        """Close the connection without an answer."""
         if self.transport is not None:
             self.transport.abort()
 

@@ -79,11 +79,11 @@ class Connections:
 
     @property
     def open(self) -> int:
-        """How many there are."""
+        """How many connections there are."""
         return len(self._open)
 
     def left(self) -> int:
-        """Return how many fewer there are than at most since the last call."""
+        """Return how many fewer connections there are than at their peak since the last call."""
         peak, self._peak = self._peak, self.open
         return peak - self.open
 
@@ -130,14 +130,14 @@ class Connections:
             self._bodies.remove(peer, connection)
 
     def close_idle(self) -> None:
-        """Close those that have sent no whole request for IDLE_S. For a timer."""
+        """Close the connections that have sent no whole request for IDLE_S. For a timer."""
         before = self.now() - IDLE_S
         for connection in self._idle():
             if connection.heard_at < before:
                 connection.abort()
 
     def close_the_rest(self) -> None:
-        """Close those that aiohttp has never seen, and so does not close."""
+        """Close the connections that aiohttp has never seen, and so does not close itself."""
         for connection in self._open:
             if connection.handler is None and connection.transport is not None:
                 connection.transport.close()
@@ -154,7 +154,7 @@ class Connections:
         return State.IDLE if connection.is_unix else State.PROBATION
 
     def _idle(self) -> list[Connection]:
-        """Return those that have asked, and wait for no answer."""
+        """Return the connections that have asked, and wait for no answer."""
         return [one for one in self._open if one.heard_at > NEVER and not one.is_answering]
 
     def _close_silent(self, connection: Connection) -> None:
@@ -190,7 +190,7 @@ class Connections:
             self._open.discard(connection)
 
     def _give_up(self, connection: Connection) -> None:
-        """Close it, and count it as closed at once: the loop reports that only later."""
+        """Close a connection, and count it as closed now: the loop reports its end only later."""
         self._open.discard(connection)
         connection.abort()
 

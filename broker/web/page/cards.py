@@ -7,10 +7,8 @@ from broker.core.credential import Account, Doubt, HeldToken
 from broker.http.language import span
 from broker.logins.logins import GOOD
 from broker.tokens.keeper import Keeper
-from broker.web.api.status import app_status, without_token, without_token_status
-from broker.web.context import Edge
-from broker.web.page.advice import advice, reason
-from broker.web.page.messages import PAGE
+from broker.web.api.status import StatusReport
+from broker.web.page.messages import FAILURES, PAGE
 from broker.web.params import iso
 
 TONES: Final = {"fresh": "good", "stale": "good", "suspect": "warn", "unavailable": "bad"}
@@ -18,119 +16,136 @@ WORST_FIRST: Final = ("bad", "warn", "good")
 ALMOST_SPENT: Final = 0.8
 
 
-def cards(edge: Edge, lang: str) -> list[dict[str, Any]]:
-    """Every app, the troubled ones first."""
-    shown = [
-        *(card(edge, keeper, lang) for keeper in edge.registry),
-        *(_login_only_card(edge, account, lang) for account in without_token(edge)),
-    ]
-    return sorted(shown, key=lambda one: WORST_FIRST.index(one["tone"]))
+# What a card is made of: an app that keeps a token, or the account of one that only logs in.
+Shown = Keeper | Account
 
 
-def card(edge: Edge, keeper: Keeper, lang: str) -> dict[str, Any]:
-    """What is said of an app."""
-    said, words = app_status(edge, keeper), PAGE[lang]
-    error, rivals, quota, tone = (
-        said["last_error"],
-        said["second_issuer"],
-        said["quota"],
-        TONES[said["state"]],
-    )
-    is_spent = quota["remaining"] == 0
+def account_of(shown: Shown) -> Account:
+    """Return whose card it is."""
+    return shown if isinstance(shown, Account) else shown.account
+
+
+def tone(report: StatusReport, shown: Shown) -> str:
+    """Return how an app stands in one word: `good`, `warn` (somebody should look) or `bad`."""
+    news = report.login_record(account_of(shown).name).news
+    if isinstance(shown, Account):
+        return "warn" if news else "good"
+    found = _tone(shown)
+    return "warn" if found == "good" and news else found
+
+
+def _tone(keeper: Keeper) -> str:
+    served, held = keeper.serve(), keeper.credential
+    found = TONES[served.state.value if served else "unavailable"]
     is_troubled = (
-        error or said["logins"]["news"] or rivals["suspected"] or said["store_error"] or is_spent
+        held.failure is not None
+        or held.second_issuer.suspected
+        or keeper.store_error is not None
+        or not keeper.usage().remaining
     )
+    return "warn" if found == "good" and is_troubled else found
+
+
+def card(report: StatusReport, shown: Shown, lang: str) -> dict[str, Any]:
+    """Return what the template shows of an app: its status, and sentences about it."""
+    status = report.login_only(shown) if isinstance(shown, Account) else report.app(shown)
+    more = {"spent_text": ""}
+    if not isinstance(shown, Account):
+        more = _with_token(report, shown, status, lang)
     return {
-        **said,
-        **_token(edge, keeper, said, lang),
-        **_logins(said, lang),
-        "tone": "warn" if tone == "good" and is_troubled else tone,
-        "state_said": words[said["state"]],
-        "endpoint_said": words[f"endpoint_{said['endpoint']}"],
-        "due_said": _due(said["next_refresh_in"], words, lang),
-        "again_said": _again(said["next_refresh_in"], edge.wall(), words, lang),
-        "quota_said": words["quota_of"].format(used=quota["used_today"], limit=quota["limit"]),
-        "quota_more": (
-            words["quota_more"].format(rolling=quota["used_24h"], remaining=quota["remaining"])
+        **status,
+        **more,
+        **_logins(report, status, lang),
+        "tone": tone(report, shown),
+        "state_text": PAGE[lang][status["state"]],
+        "endpoint_text": PAGE[lang][f"endpoint_{status['endpoint']}"],
+    }
+
+
+def _logins(report: StatusReport, status: Mapping[str, Any], lang: str) -> dict[str, str]:
+    """Return how logins go, in sentences that are empty where there is nothing to say."""
+    words, failures = PAGE[lang], FAILURES[lang]
+    record = report.login_record(status["app"])
+    total, failure, news = record.counts.total(), record.failure, record.news
+    texts = {
+        "logins_text": "",
+        "logins_failed_text": "",
+        "news_reason": failures.reason(news) if news else "",
+        "news_advice": failures.advice(news) if news else "",
+        "news_at": stamp(iso(news.wall)) if news else "",
+    }
+    if total:
+        good = record.by_outcome().get(GOOD, 0)
+        texts["logins_text"] = words["logins_of"].format(good=good, total=total)
+    if failure:
+        texts["logins_failed_text"] = words["logins_failed"].format(
+            reason=failures.reason(failure), at=stamp(iso(failure.wall))
+        )
+    return texts
+
+
+def _with_token(
+    report: StatusReport, keeper: Keeper, status: Mapping[str, Any], lang: str
+) -> dict[str, Any]:
+    words, failures = PAGE[lang], FAILURES[lang]
+    failure, spent = keeper.credential.failure, keeper.usage()
+    error, second_issuer, quota = status["last_error"], status["second_issuer"], status["quota"]
+    second_issuer_text = words[
+        "second_issuer_text" if second_issuer["suspected"] else "second_issuer_sign"
+    ]
+    tickets = report.tickets_of(keeper.account.name)
+    return {
+        **status,
+        **_token(report, keeper, lang),
+        "due_text": _due(status["next_refresh_in"], words, lang),
+        "again_text": _again(status["next_refresh_in"], report.clock.wall(), words, lang),
+        "quota_text": words["quota_of"].format(used=quota["used_today"], limit=quota["limit"]),
+        "quota_more": words["quota_more"].format(
+            rolling=quota["used_24h"], remaining=quota["remaining"]
         ),
         "quota_high": quota["limit"] * ALMOST_SPENT,
-        "spent_said": words["spent_said"].format(limit=quota["limit"]) if is_spent else "",
-        "error_reason": reason(error["reason"], lang) if error else "",
-        "error_advice": advice(error, lang, quota["remaining"], said["endpoint"]) if error else "",
+        "spent_text": "" if spent.remaining else words["spent_text"].format(limit=quota["limit"]),
+        "error_reason": failures.reason(failure) if failure else "",
+        "error_advice": failures.advice_beside(failure, spent) if failure else "",
         "error_at": stamp(error["at"]) if error else "",
-        "rivals_said": (
-            words["second_issuer_said" if rivals["suspected"] else "second_issuer_sign"].format(
-                count=rivals["count"], since=stamp(rivals["since"] or "")
-            )
+        "second_issuer_text": second_issuer_text.format(
+            count=second_issuer["count"], since=stamp(second_issuer["since"] or "")
         ),
-        "tickets_said": [_ticket(kind, ticket, lang) for kind, ticket in said["tickets"].items()],
-        "store_said": words["store_error_said"].format(error=said["store_error"]),
+        "ticket_texts": [_ticket(kind, ticket, lang) for kind, ticket in tickets.items()],
+        "store_text": words["store_error_text"].format(error=status["store_error"]),
     }
 
 
-def _login_only_card(edge: Edge, account: Account, lang: str) -> dict[str, Any]:
-    """What is said of an app that keeps no token."""
-    said, words = without_token_status(edge, account), PAGE[lang]
+def _ticket(kind: str, keeper: Keeper, lang: str) -> dict[str, str]:
+    words, failure, served = PAGE[lang], keeper.credential.failure, keeper.serve()
+    left = served.expires_in if served else 0
     return {
-        **said,
-        **_logins(said, lang),
-        "tone": "warn" if said["logins"]["news"] else "good",
-        "spent_said": "",
-        "state_said": words[said["state"]],
-        "endpoint_said": words[f"endpoint_{said['endpoint']}"],
+        "type": kind,
+        "state": words["fresh_ticket" if left else "no_ticket"].format(age=span(left, lang)),
+        "reason": FAILURES[lang].reason(failure) if failure else "",
     }
-
-
-def _logins(said: Mapping[str, Any], lang: str) -> dict[str, str]:
-    """How logins go; nothing where there were none."""
-    words, logins = PAGE[lang], said["logins"]
-    news, failure, total = logins["news"], logins["last_failure"], sum(logins["outcomes"].values())
-    good = logins["outcomes"].get(GOOD, 0)
-    return {
-        "logins_said": words["logins_of"].format(good=good, total=total) if total else "",
-        "logins_failed": (
-            words["logins_failed"].format(
-                reason=reason(failure["reason"], lang), at=stamp(failure["at"])
-            )
-            if failure
-            else ""
-        ),
-        "news_reason": reason(news["reason"], lang) if news else "",
-        "news_advice": advice(news, lang, 0, said["endpoint"]) if news else "",
-        "news_at": stamp(news["at"]) if news else "",
-    }
-
-
-def _ticket(kind: str, said: Mapping[str, Any], lang: str) -> dict[str, str]:
-    words, error, left = PAGE[lang], said["last_error"], said["expires_in"]
-    state = words["fresh_ticket" if left else "no_ticket"].format(age=span(left, lang))
-    return {"type": kind, "said": state, "why": reason(error["reason"], lang) if error else ""}
 
 
 def stamp(moment: str) -> str:
-    """An ISO time as people read it."""
+    """Return an ISO time as people read it."""
     return moment[:16].replace("T", " ") + " UTC"
 
 
-def _token(edge: Edge, keeper: Keeper, said: Mapping[str, Any], lang: str) -> dict[str, Any]:
-    """How old the token is, and how much is left of it."""
-    words, left, credential = PAGE[lang], said["expires_in"], keeper.credential
-    token, doubt = credential.token, credential.suspicion and credential.suspicion.doubt
+def _token(report: StatusReport, keeper: Keeper, lang: str) -> dict[str, Any]:
+    """Return how old the token is, and how much is left of it."""
+    words, credential, served = PAGE[lang], keeper.credential, keeper.serve()
+    token, left = credential.token, served.expires_in if served else 0
+    is_of_unknown_age = credential.suspicion and credential.suspicion.doubt is Doubt.CLOCK
     return {
         "lifetime": max(round(token.lifetime) if token else 0, left, 1),
-        "left_said": span(left, lang) if left else words["no_time_left"],
-        "age_said": (
-            words["unknown"]
-            if doubt is Doubt.CLOCK
-            else _age(token, edge.response_cache.now(), lang)
-        ),
+        "left_text": span(left, lang) if left else words["no_time_left"],
+        "age_text": words["unknown"] if is_of_unknown_age else _age(report, token, lang),
     }
 
 
-def _age(token: HeldToken | None, now: float, lang: str) -> str:
-    # From its own clock and not from what is left: of a token in doubt less is left than its age
-    # would leave.
-    return span(now - token.requested_at, lang) if token else PAGE[lang]["none"]
+def _age(report: StatusReport, token: HeldToken | None, lang: str) -> str:
+    # Not computed from what is left: of a token in doubt less is left than its age would leave.
+    return span(report.clock.now() - token.requested_at, lang) if token else PAGE[lang]["none"]
 
 
 def _due(seconds: int, words: Mapping[str, str], lang: str) -> str:

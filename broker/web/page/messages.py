@@ -4,6 +4,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.http.language import CHINESE, ENGLISH
+from broker.web.words import chinese, english
+from broker.web.words.failures import FailureWords
+
+FAILURES: Final[Mapping[str, FailureWords]] = {
+    ENGLISH: english.FAILURES,
+    CHINESE: chinese.FAILURES,
+}
 
 PAGE: Final[Mapping[str, Mapping[str, str]]] = {
     ENGLISH: {
@@ -48,12 +55,12 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "quota_more": "{rolling} in 24 h, {remaining} left now.",
         "quota_note": "A day begins at midnight in Beijing.",
         "spent": "No token call is left",
-        "spent_said": (
+        "spent_text": (
             "All {limit} of 24 hours are spent, and the limit is kept. The plot shows what made"
             " them."
         ),
         "plot": "Token calls per hour, two days",
-        "plot_said": (
+        "plot_text": (
             "Calls: {total}, of which failed: {failed}, without an answer: {silent}. Top of the"
             " scale: {most} an hour."
         ),
@@ -73,7 +80,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "at": "at",
         "request_id": "WeChat's request id:",
         "second_issuer": "Somebody else seems to fetch tokens",
-        "second_issuer_said": (
+        "second_issuer_text": (
             "{count} tokens died before their time, since {since}. Find the program that calls the"
             " token endpoint with this AppSecret, or change the AppSecret."
         ),
@@ -81,7 +88,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
             "{count} token(s) died before their time, since {since}. Three are a second issuer."
         ),
         "store_error": "The store does not take writes",
-        "store_error_said": (
+        "store_error_text": (
             "Tokens are served from memory; no call is made without a record. {error}"
         ),
         "who": "Who asks",
@@ -156,9 +163,9 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "quota_more": "24 小时内 {rolling} 次，目前还可调用 {remaining} 次。",
         "quota_note": "按北京时间零点计日。",
         "spent": "令牌调用次数已用完",
-        "spent_said": "24 小时内的 {limit} 次已全部用完，不会超出上限。下图可以看出是谁触发的。",
+        "spent_text": "24 小时内的 {limit} 次已全部用完，不会超出上限。下图可以看出是谁触发的。",
         "plot": "两天内每小时的令牌调用",
-        "plot_said": (
+        "plot_text": (
             "共 {total} 次调用，其中失败 {failed} 次、没有应答 {silent} 次。纵轴上限为每小时"
             " {most} 次。"
         ),
@@ -178,7 +185,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "at": "时间",
         "request_id": "微信请求编号：",
         "second_issuer": "似乎有其他程序在获取令牌",
-        "second_issuer_said": (
+        "second_issuer_text": (
             "自 {since} 以来有 {count} 个令牌提前失效。请找出用同一 AppSecret 调用令牌接口的程序，"
             "或更换 AppSecret。"
         ),
@@ -186,7 +193,7 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
             "自 {since} 以来有 {count} 个令牌提前失效；达到三个即视为存在第二个获取者。"
         ),
         "store_error": "存储无法写入",
-        "store_error_said": "令牌由内存提供；没有记录就不会调用微信。{error}",
+        "store_error_text": "令牌由内存提供；没有记录就不会调用微信。{error}",
         "who": "谁在使用",
         "who_more": "另有 {count} 个，时间更早",
         "who_none": "启动以来还没有人获取过令牌。",

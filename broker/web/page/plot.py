@@ -1,6 +1,7 @@
-"""Token calls per hour as a picture: bars by whom a call was made for, filled by what came of it.
+"""Draws token calls per hour.
 
-Neither needs colour to be told apart: who it was for is a bar's width, what came of it its filling.
+A bar's width says who its calls were for, and its filling what came of them, so that neither needs
+colour to be told apart.
 """
 
 from collections import Counter
@@ -13,9 +14,9 @@ from broker.core.quota import Lane
 
 HOURS: Final = 48
 HOUR: Final = 3600.0
-STEP: Final = 10  # of the picture's own units, per hour
+STEP: Final = 10  # units of the picture per hour
 HEIGHT: Final = 80
-LEAST_SCALE: Final = 4  # calls that fill the height at least: one call is no wall
+LEAST_SCALE: Final = 4  # at least so many calls fill the height: one call alone is a small bar
 LANES: Final = tuple(lane.value for lane in Lane)
 WIDTHS: Final = {Lane.SCHEDULED.value: 8, Lane.REPORT.value: 6, Lane.ADMIN.value: 4}
 
@@ -42,19 +43,22 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """An hour that had calls: `began` in unix time, `counts` by (lane, result), and its bars from the bottom up."""
+    """An hour that had calls.
+
+    `began` is unix time; `counts` is by lane and result; `bars` are from the bottom up.
+    """
 
     began: float
     counts: Mapping[tuple[str, Result], int]
     bars: tuple[Bar, ...]
 
     def of_lane(self, lane: str) -> int:
-        """Calls for somebody, whatever came of them."""
-        return sum(number for (whose, _), number in self.counts.items() if whose == lane)
+        """Return the calls of a lane, whatever came of them."""
+        return sum(number for (one, _), number in self.counts.items() if one == lane)
 
     def of_result(self, result: Result) -> int:
-        """Calls with that result, whoever they were for."""
-        return sum(number for (_, what), number in self.counts.items() if what == result)
+        """Return the calls with that result, whatever their lane."""
+        return sum(number for (_, one), number in self.counts.items() if one == result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +69,31 @@ class Plot:
     most: int
 
     def count(self, result: Result) -> int:
-        """Calls with that result."""
+        """Return the calls with that result."""
         return sum(hour.of_result(result) for hour in self.hours)
 
     @property
     def total(self) -> int:
-        """All calls."""
+        """Return the number of all calls."""
         return sum(map(self.count, Result))
 
 
-def result_of(outcome: str | None) -> Result:
-    """What the ledger's word for an outcome means; None is a call without one."""
-    known = {"minted": Result.MINTED, "lost": Result.SILENT, None: Result.SILENT}
-    return known.get(outcome, Result.FAILED)
+# By the ledger's outcome, which is None while there is none yet. All others are failures.
+RESULTS: Final = {None: Result.SILENT, "lost": Result.SILENT, "minted": Result.MINTED}
+ASSUMED: Final = "assumed"  # a call that nobody knows of, counted by a store that lost its ledger
 
 
 def plot(calls: Iterable[Mapping[str, Any]], wall: float) -> Plot:
-    """Draw ledger rows of one app (`lane`, `outcome`, `wall_at`); `wall` is now, at the right edge."""
+    """Draw ledger rows of one app: their `lane`, `outcome` and `wall_at`.
+
+    `wall` is the present as unix time; it is at the right edge.
+    """
     first = wall // HOUR * HOUR - (HOURS - 1) * HOUR
     counts: list[Counter[tuple[str, Result]]] = [Counter() for _ in range(HOURS)]
     for call in calls:
         at = int((call["wall_at"] - first) // HOUR)
-        if 0 <= at < HOURS and call["outcome"] != "assumed":
-            counts[at][call["lane"], result_of(call["outcome"])] += 1
+        if 0 <= at < HOURS and call["outcome"] != ASSUMED:
+            counts[at][call["lane"], RESULTS.get(call["outcome"], Result.FAILED)] += 1
     most = max(LEAST_SCALE, *(count.total() for count in counts))
     hours = [
         Hour(first + at * HOUR, count, tuple(_stack(at, count, most)))

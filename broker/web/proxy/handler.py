@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -21,7 +21,6 @@ from broker.config.schema import ProxyTable as Table
 from broker.core.credential import Account
 from broker.core.serving import Served, Unavailable
 from broker.tokens.keeper import Keeper
-from broker.web.context import EDGE
 from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import CLIENT, authenticates
 from broker.web.params import NO_STORE
@@ -30,6 +29,7 @@ from broker.web.proxy import paths
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.limits import Busy, ProxyLimits, TooFast
 from broker.web.proxy.relay import IdleDeadline, Peek, TooLarge, Upload, cut, look, pass_on
+from broker.web.words import english
 
 METHODS: Final = (
     "GET",
@@ -54,8 +54,16 @@ DOUBTFUL: Final = (
 AWAY: Final = "(token-broker: WeChat could not be reached, or did not answer in time)"
 
 Base = Callable[[Account], URL]
-Count = Callable[[str, str], None]  # an app and an outcome
-OnRefusal = Callable[[int], None]  # an errcode
+
+
+class ProxyCounters(Protocol):
+    """Who counts."""
+
+    def proxied(self, app: str, outcome: str) -> None:
+        """Count a call that came for an app, by what became of it."""
+
+    def refused(self, errcode: int) -> None:
+        """Count a refusal of the proxy's own."""
 
 
 @dataclass(slots=True)
@@ -76,8 +84,8 @@ class ProxiedCall:
 class Proxy:
     """The handler.
 
-    `base`: where an account's calls go; `count` is told of each call's outcome, `refused` of our
-    refusals.
+    `base` returns where an account's calls go. `patience_s` is how long a call waits for a refresh
+    that is under way.
     """
 
     def __init__(
@@ -87,11 +95,12 @@ class Proxy:
         limits: ProxyLimits,
         out: aiohttp.ClientSession,
         base: Base,
-        count: Count,
-        refused: OnRefusal,
+        counters: ProxyCounters,
+        patience_s: float,
     ) -> None:
         self._table, self._callers, self._limits = table, callers, limits
-        self._out, self._base, self._count, self._refused = out, base, count, refused
+        self._out, self._base, self._counters = out, base, counters
+        self._patience_s = patience_s
 
     def routes(self) -> list[web.RouteDef]:
         """One route for all that may be asked, behind those of the drop-in."""
@@ -106,7 +115,7 @@ class Proxy:
         try:
             return await self._answer(request)
         except ErrcodeError as refusal:
-            self._refused(refusal.errcode)
+            self._counters.refused(refusal.errcode)
             return web.json_response(WECHAT.refusal(refusal), headers=NO_STORE)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -135,7 +144,7 @@ class Proxy:
             call.outcome = "too-fast" if isinstance(why, TooFast) else "busy"
             raise ErrcodeError(45011, f"(token-broker: {why})") from None
         finally:
-            self._count(keeper.account.name, call.outcome)
+            self._counters.proxied(keeper.account.name, call.outcome)
 
     async def _bounded(self, call: ProxiedCall) -> web.StreamResponse:
         """The exchange, with whatever may go wrong in it."""
@@ -157,7 +166,7 @@ class Proxy:
 
     async def _exchange(self, call: ProxiedCall) -> web.StreamResponse:
         """One try, and another where WeChat refuses the token."""
-        patience_s = call.request.app[EDGE].patience_s
+        patience_s = self._patience_s
         served: Served | Unavailable | None = call.keeper.serve()
         if served is None:
             call.pace(patience_s)
@@ -165,7 +174,7 @@ class Proxy:
             call.pace()
         if isinstance(served, Unavailable):
             call.outcome = "no-token"
-            raise ErrcodeError(-1, f"(token-broker: {served.detail})")
+            raise ErrcodeError(-1, f"(token-broker: {english.unavailable(served)})")
         async with self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             if not seen.is_refusal:

@@ -1,4 +1,6 @@
-"""Calls with users' tokens, passed on as they came: nothing of the account's is added (WECHAT.md W82 to W84).
+"""Calls with users' tokens, passed on as they came (WECHAT.md W82 to W84).
+
+Nothing of the account's is added.
 
 An SDK with one base address sends them here after a web login. They take no AppSecret, so all that
 the broker lends is its way out. What does take the secret is answered by web/api/logins.py.
@@ -6,7 +8,6 @@ the broker lends is its way out. What does take the secret is answered by web/ap
 
 import asyncio
 import re
-from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -31,6 +32,7 @@ from broker.web.handles import PREFIX
 from broker.web.params import NO_STORE
 from broker.web.proxy import headers as hops
 from broker.web.proxy import paths
+from broker.web.proxy.handler import ProxyCounters
 from broker.web.proxy.limits import Busy, ProxyLimits, TooFast
 
 PATHS: Final = ("/sns/oauth2/refresh_token", "/sns/userinfo", "/sns/auth")
@@ -48,12 +50,9 @@ AWAY: Final = "(token-broker: WeChat could not be reached, or did not answer in 
 DOUBTFUL: Final = "(token-broker: a parameter is named almost like access_token)"
 _HANDLE: Final = re.compile(rf"(?:^|[&=;?,]){re.escape(PREFIX)}")  # at the beginning of a value
 
-CountCall = Callable[[str, str], None]  # an app and an outcome
-OnErrcode = Callable[[int], None]
-
 
 class UserCalls:
-    """The handler. `base` is where WeChat is; calls are counted under `OF_USERS`, refusals by errcode."""
+    """The handler. `base` is where WeChat is; calls are counted under `OF_USERS`."""
 
     def __init__(
         self,
@@ -61,11 +60,10 @@ class UserCalls:
         limits: ProxyLimits,
         out: aiohttp.ClientSession,
         base: URL,
-        count: CountCall,
-        refused: OnErrcode,
+        counters: ProxyCounters,
     ) -> None:
         self._gate, self._limits, self._out, self._base = gate, limits, out, base
-        self._count, self._refused = count, refused
+        self._counters = counters
 
     def routes(self) -> list[web.RouteDef]:
         """Return a route for each path, with any number of leading slashes."""
@@ -82,11 +80,14 @@ class UserCalls:
             request[CLIENT] = client
             return await self._answer(request, client)
         except ErrcodeError as refusal:
-            self._refused(refusal.errcode)
+            self._counters.refused(refusal.errcode)
             return web.json_response(WECHAT.refusal(refusal), headers=NO_STORE)
 
     def _client(self, request: web.Request) -> Client | web.Response:
-        """Return who asks, or the gate's refusal. Of programs on this machine the user's token is proof enough."""
+        """Return who asks, or the gate's refusal.
+
+        Of programs on this machine the user's token is proof enough.
+        """
         if hdrs.AUTHORIZATION in request.headers or REQUEST_HEADER in request.headers:
             if (refusal := self._gate.identify(request)) is not None:
                 return refusal
@@ -115,13 +116,13 @@ class UserCalls:
             outcome = "too-fast" if isinstance(why, TooFast) else "busy"
             raise ErrcodeError(45011, f"(token-broker: {why})") from None
         finally:
-            self._count(OF_USERS, outcome)
+            self._counters.proxied(OF_USERS, outcome)
         if response is None:
             raise ErrcodeError(-1, AWAY)
         return response
 
     def _refuse_what_is_ours(self, request: web.Request, query: str) -> None:
-        """Raise ErrcodeError for a client's key or handle in the query: WeChat must not see either."""
+        """Raise ErrcodeError for a key or handle in the query: WeChat must not see either."""
         if "secret" in request.query or (
             self._gate.keys and any(map(self._gate.client_of, request.query.values()))
         ):

@@ -1,0 +1,1 @@
+"""Sentences for people about codes and facts, one module per language."""
