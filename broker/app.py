@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, ParamSpec
@@ -12,12 +12,15 @@ from typing import Final, ParamSpec
 from aiohttp import web
 
 from broker import __version__
-from broker.config.load import ConfigError
+from broker.config.load import ConfigError, load
 from broker.config.reload import reloading
 from broker.config.settings import Settings
-from broker.core.credential import Endpoint
+from broker.core.credential import Account, Endpoint
 from broker.core.decision import RENEWED_AFTER
 from broker.core.ports import EventSink
+from broker.logins import limits as login_limits
+from broker.logins.limits import LoginLimits
+from broker.logins.logins import Logins
 from broker.store import open as stores
 from broker.system import log
 from broker.system.address import is_loopback
@@ -31,6 +34,7 @@ from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api import openapi
 from broker.web.api.compat import Compat
+from broker.web.api.logins import LoginDesk
 from broker.web.api.metrics import Metrics
 from broker.web.api.probes import Probes
 from broker.web.api.status import StatusReport
@@ -49,6 +53,7 @@ from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import MOST_CONNECTIONS, outgoing
+from broker.web.proxy.users import UserCalls
 from broker.web.server import Front, application
 from broker.web.shared_pages import SharedPages
 from broker.web.words import english
@@ -104,12 +109,15 @@ async def daemon(
         )
         gate = Gate({}, [])
         admit(gate, settings, bound)
-        wechat = settings.wechat
         upstream = await stack.enter_async_context(
-            WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base)
+            WeChat.connect(
+                settings.wechat.api_base, settings.wechat.timeout, settings.wechat.wecom_base
+            )
         )
         client_stats = ClientStats(clock.now)
-        most = most_connections(MOST_CONNECTIONS if settings.proxy.enabled else 0)
+        most = most_connections(
+            login_limits.MOST_AT_ONCE + (MOST_CONNECTIONS if settings.proxy.enabled else 0)
+        )
         response_cache = ResponseCache(
             Connections(most, clock.now),
             _count(metrics, client_stats),
@@ -129,20 +137,24 @@ async def daemon(
         registry = Registry(list(settings.apps.values()), dependencies)
         await registry.start()
         tickets = Tickets(registry, dependencies, upstream)
+        logins = logins_over(upstream, settings, dependencies, metrics, registry)
         store.watch(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
         patience_s, pages = patience(settings), SharedPages()
-        report = StatusReport(registry, clock, pages, tickets.of, lambda: store.nodes)
+        report = StatusReport(
+            registry, clock, pages, tickets.of, lambda: store.nodes, logins.record
+        )
         metrics.show(report)
         routes = [
             *TokenDesk(registry, response_cache, patience_s, clock.wall).routes(),
             *TicketDesk(registry, tickets, patience_s, clock.wall).routes(),
             *report.routes(),
-            *Probes(registry, metrics, response_cache, pages).routes(),
+            *Probes(registry, metrics, response_cache, pages, logins.news).routes(),
             *StatusPage(
                 report, Plots(store.history, clock), client_stats, response_cache, pages
             ).routes(),
+            *LoginDesk(logins, gate, compat=settings.compat).routes(),
             *openapi.routes(),
         ]
         handles = Handles(gate, registry) if settings.proxy.enabled else None
@@ -154,6 +166,7 @@ async def daemon(
                 Callers(gate, registry, handles),
                 ProxyLimits(settings.proxy, clock.now),
             )
+            routes += UserCalls(gate, limits, out, upstream.wechat_base, metrics).routes()
             routes += Proxy(
                 settings.proxy,
                 callers,
@@ -179,6 +192,7 @@ async def daemon(
 
         async def apply(read: Settings) -> None:
             admit(gate, read, bound)
+            logins.admit(read.apps.values())
             pace = dependencies.policy.tick
             response_cache.admit_anew()
             together(registry.apply_policy, tickets.apply_policy)(read.policy)
@@ -194,8 +208,58 @@ async def daemon(
         await stack.enter_async_context(
             supervisor.watched(wellness(registry, nearest), _say_how_we_are)
         )
-        stack.callback(together(registry.stop, tickets.stop))
+        stack.callback(together(registry.stop, tickets.stop, logins.stop))
         yield [address for address, _ in bound]
+
+
+def logins_over(
+    upstream: WeChat,
+    settings: Settings,
+    dependencies: Dependencies,
+    metrics: Metrics,
+    registry: Registry,
+) -> Logins:
+    """Every app's logins. A secret that WeChat refuses there is read again, for tokens too."""
+
+    async def take_secret(account: Account) -> None:
+        logins.use(account)
+        keeper = registry.find(account.name)
+        if keeper is not None and keeper.account.secret != account.secret:
+            await keeper.change_secret(account.secret)
+
+    clock = dependencies.clock
+    logins = Logins(
+        upstream,
+        LoginLimits(settings.logins, clock.now),
+        clock,
+        dependencies.emit,
+        metrics.login,
+        secret_rereader(settings.path, take_secret),
+    )
+    logins.admit(settings.apps.values())
+    return logins
+
+
+def secret_rereader(path: Path, use: Callable[[Account], Awaitable[None]]) -> Callable[[str], None]:
+    """Return what reads an app's secret again, on a task of its own, and has `use` take it."""
+    reading: set[asyncio.Task[None]] = set()
+
+    async def reread(app: str) -> None:
+        try:
+            # On a thread: a file that is slow to read must not hold up those who ask.
+            account = (await asyncio.to_thread(load, path)).apps.get(app)
+        except ConfigError as error:
+            log.tell("reload-refused", errors=error.errors)
+            return
+        if account is not None:
+            await use(account)
+
+    def begin(app: str) -> None:
+        task = asyncio.create_task(reread(app), name=f"read the secret of {app} again")
+        reading.add(task)
+        task.add_done_callback(reading.discard)
+
+    return begin
 
 
 def together(*each: Callable[P, object]) -> Callable[P, None]:

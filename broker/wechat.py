@@ -1,4 +1,4 @@
-"""The only module that speaks to WeChat.
+"""The only module that speaks to WeChat with an AppSecret: for tokens, for tickets, and for people who log in.
 
 Errors of others end here, without their text: it holds the URL, the URL the secret.
 """
@@ -18,8 +18,9 @@ import aiohttp
 from yarl import URL
 
 from broker.core.answer import MOST_BYTES, token_answer, verdict
-from broker.core.credential import Account, Endpoint
+from broker.core.credential import CORP_TICKETS, Account, Endpoint
 from broker.core.errcodes import Failure, FailureCode, Kind
+from broker.core.login import LoginKind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.http.no_retry import session_without_retries
@@ -27,7 +28,18 @@ from broker.http.no_retry import session_without_retries
 TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
 WECOM_PATH: Final = "/cgi-bin/gettoken"
-TICKET_PATH: Final = "/cgi-bin/ticket/getticket"
+# Where each ticket is, and what is asked beside the token (WECHAT.md W54, W68, W69)
+TICKET_CALLS: Final = {
+    Endpoint.JSAPI: ("/cgi-bin/ticket/getticket", {"type": "jsapi"}),
+    Endpoint.WX_CARD: ("/cgi-bin/ticket/getticket", {"type": "wx_card"}),
+    Endpoint.CORP_JSAPI: ("/cgi-bin/get_jsapi_ticket", {}),
+    Endpoint.AGENT_CONFIG: ("/cgi-bin/ticket/get", {"type": "agent_config"}),
+}
+# How each kind of login is asked for, and what it calls its code (WECHAT.md W75, W76)
+LOGIN_CALLS: Final = {
+    LoginKind.MINIPROGRAM: ("/sns/jscode2session", "js_code"),
+    LoginKind.WEB: ("/sns/oauth2/access_token", "code"),
+}
 # The cheap call that tells whether a token lives (WECHAT.md W34, W67); WeCom has it
 CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"
 
@@ -66,6 +78,11 @@ class WeChat:
         async with session:
             yield cls(session, api_base, timeout_s, wecom_base or api_base)
 
+    @property
+    def wechat_base(self) -> URL:
+        """Where calls go that are of no account."""
+        return self._base
+
     def base(self, account: Account) -> URL:
         """Where an account's calls go."""
         return self._wecom_base if account.endpoint is Endpoint.WECOM else self._base
@@ -97,12 +114,27 @@ class WeChat:
 
     async def ticket(self, kind: Endpoint, token: Secret) -> Minted | Failure:
         """Fetch a ticket, which `token` pays for (WECHAT.md W54)."""
+        is_wecom, (path, params) = kind in CORP_TICKETS, TICKET_CALLS[kind]
+        base = self._wecom_base if is_wecom else self._base
         answer = await self._call(
-            "GET",
-            self._base.with_path(TICKET_PATH),
-            params={"access_token": token.reveal(), "type": kind},
+            "GET", base.with_path(path), params={"access_token": token.reveal(), **params}
         )
-        return answer if isinstance(answer, Failure) else token_answer(answer, "ticket")
+        if isinstance(answer, Failure):
+            return answer
+        return token_answer(answer, "ticket", wecom=is_wecom)
+
+    async def exchange_code(
+        self, account: Account, kind: LoginKind, code: Secret
+    ) -> bytes | Failure:
+        """See :class:`broker.logins.logins.CodeExchanger`."""
+        path, parameter = LOGIN_CALLS[kind]
+        fields = {
+            "appid": account.appid,
+            "secret": account.secret.reveal(),
+            parameter: code.reveal(),
+            "grant_type": "authorization_code",
+        }
+        return await self._call("GET", self._base.with_path(path), params=fields)
 
     async def _call(self, method: str, url: URL, **request: Any) -> bytes | Failure:
         """Make one request; the body of a 200, or what went wrong."""

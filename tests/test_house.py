@@ -17,7 +17,7 @@ LAYERS = [
     {"core", "client", "sandbox"},
     {"system", "http"},
     {"config", "wechat"},
-    {"store", "tokens"},
+    {"store", "tokens", "logins"},
     {"web", "avatars"},
     {"app"},
     {"cli"},

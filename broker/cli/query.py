@@ -111,6 +111,8 @@ def _notes(app: dict[str, Any]) -> list[str]:
         )
     if app["store_error"]:
         notes.append(f"{app['app']}: the store: {app['store_error']}")
+    if (news := app.get("logins", {}).get("news")) is not None:
+        notes.append(f"{app['app']}: WeChat refuses logins: {news['reason']}. {news['advice']}")
     for kind, ticket in app.get("tickets", {}).items():
         if (error := ticket["last_error"]) is not None:
             notes.append(f"{app['app']}: {kind} ticket: {error['reason']}. {error['advice']}")

@@ -105,7 +105,7 @@ class AsyncTokenClient:
         return self._memory.taken()
 
     async def ticket(self, kind: str = "jsapi") -> Token:
-        """The ticket of a type, `jsapi` or `wx_card`, from memory while it lives; none changes before its end."""
+        """The ticket of a type, `jsapi` or `wx_card`, or of WeCom's `jsapi` or `agent_config`, from memory while it lives; none changes before its end."""
         async with self._asking_tickets:  # of many callers at a cold start, one asks
             memory = self._tickets.setdefault(kind, Memory())
             if (ticket := memory.good(0, protocol.NEAR_EXPIRY_S)) is not None:
@@ -124,6 +124,16 @@ class AsyncTokenClient:
             "POST", protocol.report_path(self._app), protocol.report_body(token, errcode)
         )
         return str(fields.get("outcome", ""))
+
+    async def login(self, code: str, kind: str = "miniprogram") -> dict[str, Any]:
+        """Exchange a login code, of a Mini Program or (`kind="web"`) of a page, site or mobile app.
+
+        Returns WeChat's answer as it is: `openid`, `session_key` or a user's token; or an `errcode`.
+        A code is good once. Raises BrokerError; except for `login-throttled` and `stopping` the code
+        counts as used then.
+        """
+        body = protocol.login_body(kind, code)
+        return protocol.read_login(await self._answer("POST", protocol.login_path(self._app), body))
 
     async def using(self, call: Callable[[str], Awaitable[T]]) -> T:
         """Call with the token; where WeChat's answer (a mapping) refuses it, report it and call once more."""
@@ -184,18 +194,25 @@ class AsyncTokenClient:
         headers: dict[str, str] | None = None,
         into: Memory | None = None,
     ) -> dict[str, Any]:
-        try:
-            answer = await self._send(method, path, body, headers or {})
-            if answer.status == UNAUTHORIZED and self._key.reread():
-                answer = await self._send(method, path, body, headers or {})
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise protocol.unreachable(error) from None
+        answer = await self._answer(method, path, body, headers)
         token, fields = protocol.read(answer, waited="wait=" in path)
         if token is not None:
             (into or self._memory).keep(token, answer.asked_at)
             self._changed.set()
             self._changed = asyncio.Event()
         return fields
+
+    async def _answer(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Ask; once more with another key where this one is refused and its file holds another."""
+        try:
+            answer = await self._send(method, path, body, headers or {})
+            if answer.status == UNAUTHORIZED and self._key.reread():
+                answer = await self._send(method, path, body, headers or {})
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise protocol.unreachable(error) from None
+        return answer
 
     async def _send(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]

@@ -187,6 +187,16 @@ def ticket_path(app: str, kind: str) -> str:
     return f"/v1/tickets/{quote(app, safe='')}/{quote(kind, safe='')}"
 
 
+def login_path(app: str) -> str:
+    """The path that exchanges login codes."""
+    return f"/v1/logins/{quote(app, safe='')}"
+
+
+def login_body(kind: str, code: str) -> bytes:
+    """What a login says."""
+    return json.dumps({"kind": kind, "code": code}).encode()
+
+
 def report_path(app: str) -> str:
     """The path that takes reports."""
     return f"/v1/tokens/{quote(app, safe='')}/report"
@@ -219,13 +229,42 @@ def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]
                 Token(value, fields["version"], fields["app"], from_then + fields["expires_in"]),
                 fields,
             )
+    except (ValueError, KeyError, TypeError):
+        raise _not_a_broker(answer) from None
+    raise problem_of(answer)
+
+
+def read_login(answer: Answer) -> dict[str, Any]:
+    """Return what WeChat answered to a login, errcodes included.
+
+    Raises BrokerError where the broker refuses, or WeChat gave no answer.
+    """
+    if answer.status != 200:  # noqa: PLR2004 -- good
+        raise problem_of(answer)
+    try:
+        fields = json.loads(answer.body)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise _not_a_broker(answer)
+    return fields
+
+
+def problem_of(answer: Answer) -> BrokerError:
+    """Return the broker's refusal as an exception."""
+    try:
+        fields = json.loads(answer.body)
         code, detail, wait = fields["code"], fields["detail"], fields.get("retry_after")
     except (ValueError, KeyError, TypeError):
-        sentence = f"what answers there (HTTP {answer.status}) is not a token-broker"
-        raise BrokerUnavailable("not-a-broker", sentence) from None
+        return _not_a_broker(answer)
     # Server errors
     kind = BrokerUnavailable if answer.status >= 500 else BrokerError  # noqa: PLR2004
-    raise kind(code, detail, wait)
+    return kind(code, detail, wait)
+
+
+def _not_a_broker(answer: Answer) -> BrokerUnavailable:
+    sentence = f"what answers there (HTTP {answer.status}) is not a token-broker"
+    return BrokerUnavailable("not-a-broker", sentence)
 
 
 def unreachable(error: Exception) -> BrokerUnavailable:

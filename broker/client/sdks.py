@@ -13,6 +13,8 @@ from broker.client.protocol import BrokerError
 from broker.client.sync import TokenClient
 
 if TYPE_CHECKING:
+    import wechatpy.client.api
+    import wechatpy.oauth
     import werobot.client
 
 SYSTEM_ERROR: Final = (-1, "system error")
@@ -22,6 +24,7 @@ WORDS: Final = {
     "unknown-app": (40013, "invalid appid"),
     "insufficient-scope": (48001, "api unauthorized"),
     "quota-exhausted": (45009, "reach max api daily quota limit"),
+    "login-throttled": (45011, "api minute-quota reach limit, must slower, retry next minute"),
     "report-throttled": (45011, "api minute-quota reach limit, must slower, retry next minute"),
 }
 TICKETS: Final = {
@@ -81,7 +84,7 @@ class WechatpySession:
                 isinstance(error.__cause__, BrokerError)
                 and error.__cause__.code == "unknown-ticket"
             ):
-                return self._kept.get(key, default)  # WeCom's, which the broker does not keep
+                return self._kept.get(key, default)  # of a type that the app has not
             raise
         return int(time.time()) + ticket.expires_in if key.endswith("_expires_at") else ticket.value
 
@@ -93,6 +96,53 @@ def _wechatpy_error(errcode: int, words: str) -> Exception:
 
     error: Exception = WeChatClientException(errcode, words)
     return error
+
+
+def wechatpy_oauth(
+    tokens: TokenClient, app_id: str, redirect_uri: str, scope: str = "snsapi_base", state: str = ""
+) -> "wechatpy.oauth.WeChatOAuth":
+    """A `wechatpy.WeChatOAuth` that has the broker exchange the code: it holds no secret.
+
+    What it asks with a user's token goes to WeChat itself, as ever. Raises wechatpy's
+    WeChatOAuthException.
+    """
+    import wechatpy.exceptions  # noqa: PLC0415 -- only who uses it needs it
+    import wechatpy.oauth  # noqa: PLC0415 -- the same
+
+    refusal = wechatpy.exceptions.WeChatOAuthException
+
+    class OAuth(wechatpy.oauth.WeChatOAuth):  # type: ignore[misc]  # it ships no types
+        def _get(self, url: str, **asked: Any) -> Any:
+            if url != "sns/oauth2/access_token":
+                return super()._get(url, **asked)
+            return _logged_in(tokens, asked["params"]["code"], "web", refusal)
+
+    return OAuth(app_id, None, redirect_uri, scope, state)
+
+
+def wechatpy_wxa(tokens: TokenClient, client: Any) -> "wechatpy.client.api.WeChatWxa":
+    """What takes the place of a wechatpy client's `wxa`: its `code_to_session` is the broker's.
+
+    Raises wechatpy's WeChatClientException.
+    """
+    import wechatpy.client.api  # noqa: PLC0415 -- only who uses it needs it
+
+    class Wxa(wechatpy.client.api.WeChatWxa):  # type: ignore[misc]  # it ships no types
+        def code_to_session(self, js_code: str) -> Any:
+            return _logged_in(tokens, js_code, "miniprogram", _wechatpy_error)
+
+    return Wxa(client)
+
+
+def _logged_in(
+    tokens: TokenClient, code: str, kind: str, exception: Callable[[int, str], Exception]
+) -> dict[str, Any]:
+    """Exchange a code; WeChat's refusal and the broker's are the SDK's exception."""
+    with _in_wechats_words(exception):
+        answer = tokens.login(code, kind)
+    if errcode := int(answer.get("errcode", 0)):
+        raise exception(errcode, str(answer.get("errmsg", "")))
+    return answer
 
 
 def werobot_client(tokens: TokenClient) -> "werobot.client.Client":

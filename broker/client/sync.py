@@ -86,7 +86,7 @@ class TokenClient:
             return token
 
     def ticket(self, kind: str = "jsapi") -> Token:
-        """The ticket of a type, `jsapi` or `wx_card`, from memory while it lives; none changes before its end."""
+        """The ticket of a type, `jsapi` or `wx_card`, or of WeCom's `jsapi` or `agent_config`, from memory while it lives; none changes before its end."""
         with self._asking:
             memory = self._tickets.setdefault(kind, Memory())
             return self._held(memory, protocol.ticket_path(self._app, kind))
@@ -109,6 +109,16 @@ class TokenClient:
             "POST", protocol.report_path(self._app), protocol.report_body(token, errcode)
         )
         return str(fields.get("outcome", ""))
+
+    def login(self, code: str, kind: str = "miniprogram") -> dict[str, Any]:
+        """Exchange a login code, of a Mini Program or (`kind="web"`) of a page, site or mobile app.
+
+        Returns WeChat's answer as it is: `openid`, `session_key` or a user's token; or an `errcode`.
+        A code is good once. Raises BrokerError; except for `login-throttled` and `stopping` the code
+        counts as used then.
+        """
+        body = protocol.login_body(kind, code)
+        return protocol.read_login(self._answer("POST", protocol.login_path(self._app), body))
 
     def using(self, call: Callable[[str], T]) -> T:
         """Call with the token; where WeChat's answer (a mapping) refuses it, report it and call once more."""
@@ -166,18 +176,25 @@ class TokenClient:
         headers: dict[str, str] | None = None,
         into: Memory | None = None,
     ) -> dict[str, Any]:
-        try:
-            answer = self._send(method, path, body, headers or {})
-            if answer.status == UNAUTHORIZED and self._key.reread():
-                answer = self._send(method, path, body, headers or {})
-        except (OSError, http.client.HTTPException) as error:
-            raise protocol.unreachable(error) from None
+        answer = self._answer(method, path, body, headers)
         token, fields = protocol.read(answer, waited="wait=" in path)
         if token is not None:
             with self._changed:
                 (into or self._memory).keep(token, answer.asked_at)
                 self._changed.notify_all()
         return fields
+
+    def _answer(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Ask; once more with another key where this one is refused and its file holds another."""
+        try:
+            answer = self._send(method, path, body, headers or {})
+            if answer.status == UNAUTHORIZED and self._key.reread():
+                answer = self._send(method, path, body, headers or {})
+        except (OSError, http.client.HTTPException) as error:
+            raise protocol.unreachable(error) from None
+        return answer
 
     def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         kind = {"Content-Type": "application/json"} if body is not None else {}

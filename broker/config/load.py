@@ -77,6 +77,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         avatars=_avatars(document.avatars, document, names, reader) if document.avatars else None,
         compat=document.compat.enabled,
         proxy=document.proxy,
+        logins=document.logins,
     )
     problems.raise_any()
     return settings

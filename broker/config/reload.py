@@ -79,6 +79,7 @@ def needs_restart(running: Settings, read: Settings) -> list[str]:
         "server.express_lane": (running.server.express_lane, read.server.express_lane),
         "compat": (running.compat, read.compat),
         "proxy": (running.proxy, read.proxy),
+        "logins": (running.logins, read.logins),
         "store": (running.store, read.store),
         "wechat": (running.wechat, read.wechat),
         "apps": (running.apps, read.apps),

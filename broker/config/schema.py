@@ -88,7 +88,7 @@ Name = Annotated[
 AppId = Annotated[
     str,
     _named(
-        r"w[wx][0-9A-Za-z_-]{1,62}",
+        r"w[wxp][0-9A-Za-z_-]{1,62}",
         "an AppID looks like wx0123456789abcdef, a corpid of WeCom like ww0123456789abcdef",
     ),
 ]
@@ -229,6 +229,14 @@ class ProxyTable(Table):
     total_timeout: Annotated[Number, Field(gt=0, le=86400)] = 3600
 
 
+class LoginsTable(Table):
+    """[logins]: `rate` is logins a second, all three are of one client with one app."""
+
+    max_concurrency: Annotated[WholeNumber, Field(ge=1, le=200)] = 64
+    rate: Annotated[Number, Field(gt=0, le=1_000_000)] = 100
+    burst: Annotated[WholeNumber, Field(ge=1, le=1_000_000)] = 200
+
+
 class PolicyTable(Table):
     """[policy]: the fields of :class:`Policy`."""
 
@@ -249,6 +257,7 @@ class AppEndpoint(StrEnum):
     TOKEN = Endpoint.TOKEN.value
     STABLE = Endpoint.STABLE.value
     WECOM = Endpoint.WECOM.value
+    NONE = Endpoint.NONE.value
 
 
 class AppTable(Table):
@@ -267,7 +276,7 @@ class ClientTable(Table):
     key_sha256: Sha256 | None = None
     key_file: FilePath | None = None
     apps: tuple[str, ...] | None = None
-    scopes: tuple[Literal["read", "report", "admin", "proxy"], ...] = ("read", "report")
+    scopes: tuple[Literal["read", "report", "login", "proxy", "admin"], ...] = ("read", "report")
 
 
 class AvatarsTable(Table):
@@ -294,6 +303,7 @@ class ConfigDocument(Table):
     policy: PolicyTable = PolicyTable()
     compat: CompatTable = CompatTable()
     proxy: ProxyTable = ProxyTable()
+    logins: LoginsTable = LoginsTable()
     apps: dict[Name, AppTable] = {}
     clients: dict[Name, ClientTable] = {}
     avatars: AvatarsTable | None = None
@@ -307,6 +317,7 @@ TABLES: Final[Mapping[str, type[Table]]] = {
     "policy": PolicyTable,
     "compat": CompatTable,
     "proxy": ProxyTable,
+    "logins": LoginsTable,
     "apps": AppTable,
     "clients": ClientTable,
     "avatars": AvatarsTable,

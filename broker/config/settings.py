@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.config.schema import ProxyTable
+from broker.config.schema import LoginsTable, ProxyTable
 from broker.core.credential import Account, Policy
 from broker.core.secret import Secret
 from broker.system.address import Address
@@ -89,3 +89,4 @@ class Settings:
     avatars: AvatarsSettings | None
     compat: bool = False  # whether WeChat's own token paths are answered
     proxy: ProxyTable = field(default_factory=ProxyTable)
+    logins: LoginsTable = field(default_factory=LoginsTable)

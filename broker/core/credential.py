@@ -6,6 +6,7 @@ through suspend and that nobody can set. A change of state is a function from on
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -24,17 +25,31 @@ class Endpoint(StrEnum):
     WeChat's two isolated token endpoints (WECHAT.md W1), WeCom's (W61), the tickets' (W54).
 
     A ticket is kept like a token. It is fetched with a token, does not die with it, and no cheap
-    call tells if it lives.
+    call tells if it lives. NONE is that of apps which only log in and have no token (W81).
     """
 
     TOKEN = "token"  # noqa: S105 -- the endpoint's name, as in the configuration
     STABLE = "stable_token"
     WECOM = "wecom"
+    NONE = "none"
     JSAPI = "jsapi"
     WX_CARD = "wx_card"
+    CORP_JSAPI = "corp_jsapi"  # WeCom's, one for each company (WECHAT.md W68)
+    AGENT_CONFIG = "agent_config"  # WeCom's, one for each app (W69)
 
 
-TICKETS: Final = (Endpoint.JSAPI, Endpoint.WX_CARD)
+CORP_TICKETS: Final = (Endpoint.CORP_JSAPI, Endpoint.AGENT_CONFIG)
+TICKETS: Final = (Endpoint.JSAPI, Endpoint.WX_CARD, *CORP_TICKETS)
+_TICKET_KINDS: Final = {"jsapi": Endpoint.JSAPI, "wx_card": Endpoint.WX_CARD}
+_CORP_TICKET_KINDS: Final = {
+    "jsapi": Endpoint.CORP_JSAPI,
+    "agent_config": Endpoint.AGENT_CONFIG,
+}
+
+
+def ticket_kinds(app: Endpoint) -> Mapping[str, Endpoint]:
+    """Return the tickets that an app may have by what services call them: WeChat's or WeCom's."""
+    return _CORP_TICKET_KINDS if app is Endpoint.WECOM else _TICKET_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +72,8 @@ class Account:
     """One of WeChat's accounts as the keeper knows it. `name` is what services call it.
 
     `id` is what the store knows the account by, together with its endpoint: the AppID, and for
-    WeCom the name too, since a corpid has a token per secret and so may have many apps.
+    WeCom the name too, since a corpid has a token per secret and so may have many apps. A
+    company's ticket has no name in its `id`: it is the same whatever app asks for it.
     """
 
     name: str
@@ -68,7 +84,8 @@ class Account:
     id: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        named = f"{self.appid}/{self.name}" if self.endpoint is Endpoint.WECOM else self.appid
+        is_of_one_app = self.endpoint in {Endpoint.WECOM, Endpoint.AGENT_CONFIG}
+        named = f"{self.appid}/{self.name}" if is_of_one_app else self.appid
         object.__setattr__(self, "id", named)
 
 

@@ -42,6 +42,7 @@ class Advice(StrEnum):
     WECOM_CORPID = "wecom-corpid"
     WECOM_RIGHTS = "wecom-rights"
     WECOM_TRUSTED_IP = "wecom-trusted-ip"
+    WECOM_OTHER_TICKET = "wecom-other-ticket"
 
 
 class FailureCode(StrEnum):
@@ -189,6 +190,7 @@ WECOM_RULES: Final[dict[int, Rule]] = {
     41002: _WECOM_CORPID,
     41004: _WECOM_SECRET,
     45009: Rule(Kind.SLOW_DOWN, 60, Advice.TOO_MANY),  # a rate, not a day's quota
+    42012: _configuration(Advice.WECOM_OTHER_TICKET),
     48002: _configuration(Advice.WECOM_RIGHTS),
     60020: Rule(Kind.ADMISSION, _FIVE_MINUTES, Advice.WECOM_TRUSTED_IP),
 }

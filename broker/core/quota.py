@@ -15,9 +15,11 @@ from broker.core.credential import Endpoint, Policy
 from broker.core.decision import JITTER, LIFETIME, ROTATES_WITHIN
 
 DAY: Final = 86400.0
+HOUR: Final = 3600.0
 BEIJING: Final = 8 * 3600.0
 FORCED_A_DAY: Final = 20  # force_refresh on the stable endpoint (WECHAT.md W12)
 FORCED_GAP: Final = 30.0
+HOURLY: Final = {Endpoint.CORP_JSAPI: 400, Endpoint.AGENT_CONFIG: 100}  # WECHAT.md W70
 
 
 class Lane(StrEnum):
@@ -34,6 +36,7 @@ class Limit(StrEnum):
     DAILY_QUOTA = "daily_quota"
     REPORT_QUOTA = "report_quota"
     FORCE_REFRESH = "force_refresh"
+    HOURLY_QUOTA = "hourly_quota"  # of WeCom's tickets
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +54,19 @@ class Entry:
 class QuotaLimits:
     """What an account may spend.
 
-    `report` is what reports may cause, and never what the schedule itself needs.
+    `report` is what reports may cause, and never what the schedule itself needs. `hourly` is what
+    WeChat allows within any hour; None where it counts by the day only.
     """
 
     total: int
     report: int
+    hourly: int | None = None
 
     @classmethod
     def of(cls, daily_quota: int, endpoint: Endpoint, policy: Policy) -> "QuotaLimits":
         """Limits of an account under a policy."""
         spare = daily_quota - calls_per_day(endpoint, policy)
-        return cls(daily_quota, max(0, min(policy.report_quota, spare)))
+        return cls(daily_quota, max(0, min(policy.report_quota, spare)), HOURLY.get(endpoint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class Full:
 
 def calls_per_day(endpoint: Endpoint, policy: Policy) -> int:
     """Token calls that a day without incidents needs at most."""
+    if endpoint is Endpoint.NONE:
+        return 0
     if endpoint is Endpoint.STABLE:
         return math.ceil(DAY / (LIFETIME - ROTATES_WITHIN))
     if endpoint is Endpoint.WECOM:
@@ -129,6 +136,9 @@ def full(
         for name, counted, limit in checks
         if sum(e.cost for e in counted) >= limit
     ]
+    last_hour = [e for e in rolling if e.at > now - HOUR]
+    if limits.hourly is not None and sum(e.cost for e in last_hour) >= limits.hourly:
+        found.append(Full(Limit.HOURLY_QUOTA, _frees_at(last_hour, limits.hourly, now, HOUR)))
     if force and forced:
         found.append(Full(Limit.FORCE_REFRESH, max(e.at for e in forced) + FORCED_GAP))
     return max((it for it in found if it.until > now), key=lambda it: it.until, default=None)
@@ -146,11 +156,11 @@ def _today(entries: Sequence[Entry], now: float, wall: float) -> list[Entry]:
     return [e for e in _rolling(entries, now) if e.wall >= began]
 
 
-def _frees_at(counted: Sequence[Entry], limit: int, now: float) -> float:
+def _frees_at(counted: Sequence[Entry], limit: int, now: float, window: float = DAY) -> float:
     """When enough of the oldest calls have left the window for one more."""
     over = sum(e.cost for e in counted) - limit + 1
     for entry in sorted(counted, key=lambda e: e.at):
         over -= entry.cost
         if over <= 0:
-            return entry.at + DAY
+            return entry.at + window
     return now + DAY  # a limit of nothing never frees; look again in a day

@@ -8,7 +8,16 @@ import math
 from dataclasses import replace
 from typing import Final
 
-from broker.core.credential import NEVER, Credential, Doubt, Endpoint, HeldToken, Policy, Suspicion
+from broker.core.credential import (
+    CORP_TICKETS,
+    NEVER,
+    Credential,
+    Doubt,
+    Endpoint,
+    HeldToken,
+    Policy,
+    Suspicion,
+)
 from broker.core.decision import DAY, JITTER, check_allowed_at, overlap_over, planned_at
 from broker.core.errcodes import Failure
 from broker.core.secret import Secret
@@ -59,7 +68,7 @@ def _repeated(
     left of a token it repeats (WECHAT.md W62), so a repeat is not believed to prolong one.
     """
     expires_at = started_at + expires_in
-    if endpoint is Endpoint.WECOM and started_at < held.expires_at:
+    if endpoint in {Endpoint.WECOM, *CORP_TICKETS} and started_at < held.expires_at:
         expires_at = min(expires_at, held.expires_at)
     again = replace(held, requested_at=started_at, expires_at=expires_at)
     return replace(done, token=again, suspicion=done.suspicion if done.refused else None)

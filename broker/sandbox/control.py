@@ -13,7 +13,9 @@ from aiohttp import web
 from .answers import WeChatRefusal
 from .calls import Traffic
 from .faults import Fault, InvalidOrderError, catalogue, parse
+from .followers import openid
 from .state import STATE, SandboxState
+from .users import MINIPROGRAM, USERINFO, WEB, SimulatedUser
 from .world import CLASSIC, STABLE, SimulatedAccount
 
 _MOST_FOLLOWERS = 1_000_000
@@ -28,12 +30,25 @@ _ROUTES = {
     "DELETE /sandbox/faults?appid=": "forget the faults: all, or those that name the appid",
     "POST /sandbox/issue": '{"appid"}: a second issuer calls the classic endpoint',
     "POST /sandbox/kill": '{"appid"}: every token there is answers 40001 from now on',
+    "POST /sandbox/secret": '{"appid", "secret"}: the AppSecret is another one from now on',
     "POST /sandbox/advance": '{"seconds"}: let that much time pass',
     "POST /sandbox/followers": (
         '{"appid", "followers", "withhold"}: how many, and whether all withhold their avatars'
     ),
+    "POST /sandbox/code": (
+        '{"appid", "kind": "miniprogram" or "web", "openid", "unionid", "scope", "snapshot",'
+        ' "blocked"}: a login code for that user, as their phone would get it'
+    ),
     "POST /sandbox/hold": '{"appid"}: token calls wait from now on',
     "POST /sandbox/release": '{"appid"}: … until now',
+}
+_CODE_FIELDS: dict[str, Any] = {
+    "kind": MINIPROGRAM,
+    "openid": None,
+    "unionid": None,
+    "scope": "snsapi_base",
+    "snapshot": False,
+    "blocked": False,
 }
 
 
@@ -43,7 +58,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/sandbox/calls", _calls)
     app.router.add_post("/sandbox/faults", _order)
     app.router.add_delete("/sandbox/faults", _clear)
-    for act in (_issue, _kill, _advance, _followers, _hold, _release):
+    for act in (_issue, _kill, _secret, _advance, _followers, _code, _hold, _release):
         app.router.add_post(f"/sandbox/{act.__name__[1:]}", act)
     app.router.add_route("*", "/sandbox", _nothing)
     app.router.add_route("*", "/sandbox/{rest:.*}", _nothing)
@@ -57,6 +72,7 @@ async def _describe(request: web.Request) -> web.Response:
             "options": dataclasses.asdict(state.world.options),
             "now": state.world.now(),
             "token_calls": state.calls.count(),
+            "login_calls": dict(state.login_calls),
             "accounts": {account.appid: _account(state, account) for account in accounts},
             "faults": state.faults.queued(),
             "media": state.media.described(),
@@ -136,6 +152,14 @@ async def _kill(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+async def _secret(request: web.Request) -> web.Response:
+    body = await _body(request, "appid", optional=("secret",))
+    if not isinstance(body.get("secret"), str) or not body["secret"]:
+        raise _problem(400, "secret: must be a text")
+    _the_account(request.app[STATE], body).reset_secret(body["secret"])
+    return web.json_response({})
+
+
 async def _advance(request: web.Request) -> web.Response:
     state, seconds = request.app[STATE], (await _body(request, "seconds"))["seconds"]
     if (
@@ -164,6 +188,27 @@ async def _followers(request: web.Request) -> web.Response:
         raise _problem(400, "withhold: must be true or false")
     account.followers, account.withhold = count, withhold
     return web.json_response({"followers": count, "withhold": withhold})
+
+
+async def _code(request: web.Request) -> web.Response:
+    """Give a code. Without an openid it is the first follower's."""
+    state = request.app[STATE]
+    body = await _body(request, "appid", optional=tuple(_CODE_FIELDS))
+    account = _the_account(state, body)
+    said = {**_CODE_FIELDS, "openid": openid(account.appid, 0), **body}
+    for name, default in {**_CODE_FIELDS, "openid": ""}.items():
+        kind = str if default is None else type(default)
+        if not isinstance(said[name], kind) and not (default is None and said[name] is None):
+            raise _problem(400, f"{name}: must be {'true or false' if kind is bool else 'a text'}")
+    for name, known in (("kind", (MINIPROGRAM, WEB)), ("scope", ("snsapi_base", USERINFO))):
+        if said[name] not in known:
+            raise _problem(400, f"{name}: must be {' or '.join(known)}")
+    user = SimulatedUser(
+        account.appid, said["openid"], said["unionid"], said["snapshot"], said["scope"]
+    )
+    return web.json_response(
+        {"code": state.users.code(user, said["kind"], blocked=said["blocked"])}, status=201
+    )
 
 
 async def _hold(request: web.Request) -> web.Response:

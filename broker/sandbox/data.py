@@ -11,10 +11,12 @@ from .answers import UNNAMED, WeChatRefusal
 from .state import STATE
 from .tokens import IssuedToken
 from .wire import Reply, perform, send
-from .world import SimulatedAccount
+from .world import AGENT_CONFIG, SimulatedAccount
 
 _MOST_PROFILES = 100
 _TICKET_S = 7200
+_ADDRESSES = {"ip_list": ["203.0.113.10", "203.0.113.11", "198.51.100.10"]}
+_CORP_TICKETS = {"/cgi-bin/get_jsapi_ticket": "jsapi", "/cgi-bin/ticket/get": AGENT_CONFIG}
 
 
 async def answer(request: web.Request, path: str) -> web.StreamResponse:
@@ -33,6 +35,9 @@ async def answer(request: web.Request, path: str) -> web.StreamResponse:
 
 
 async def _truth(request: web.Request, path: str) -> Reply:
+    corp = request.app[STATE].world.corp(request.query.get("access_token", ""))
+    if corp is not None or path in _CORP_TICKETS:
+        return _of_wecom(request, path, corp)
     if path not in _ROUTES:
         raise WeChatRefusal(40066)
     method, handler = _ROUTES[path]
@@ -42,9 +47,24 @@ async def _truth(request: web.Request, path: str) -> Reply:
     return await handler(request, account)
 
 
+def _of_wecom(request: web.Request, path: str, corp: tuple[str, str] | None) -> Reply:
+    """Answer what WeCom is asked, which is another platform: its tokens are good here only, and here no others."""
+    if corp is None:
+        raise WeChatRefusal(40014 if request.query.get("access_token") else 41001)
+    if path == "/cgi-bin/get_api_domain_ip":
+        return _ADDRESSES
+    kind = _CORP_TICKETS.get(path)
+    if kind is None:
+        raise WeChatRefusal(40066)
+    if kind == AGENT_CONFIG and request.query.get("type") != AGENT_CONFIG:
+        raise WeChatRefusal(UNNAMED)
+    ticket, left = request.app[STATE].world.corp_ticket(kind, *corp)
+    return {"errcode": 0, "errmsg": "ok", "ticket": ticket.value, "expires_in": left}
+
+
 async def _domain_ip(_request: web.Request, _account: SimulatedAccount) -> Reply:
     """Give addresses of nobody (RFC 5737)."""
-    return {"ip_list": ["203.0.113.10", "203.0.113.11", "198.51.100.10"]}
+    return _ADDRESSES
 
 
 async def _user_get(request: web.Request, account: SimulatedAccount) -> Reply:

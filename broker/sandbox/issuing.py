@@ -1,6 +1,7 @@
 """The token endpoints: how a call is read, logged, held, answered (WECHAT.md W2, W3, W61, W88)."""
 
 import json
+import re
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl
@@ -81,7 +82,7 @@ def _grant(
         corpid, secret = str(params.get("corpid", "")), str(params.get("corpsecret", ""))
         if not corpid or not secret:
             raise WeChatRefusal(41004 if corpid else 41002)
-        if not corpid.startswith("ww"):
+        if not re.fullmatch(r"w[wxp][0-9A-Za-z_-]{1,62}", corpid):  # WECHAT.md W64
             raise WeChatRefusal(40013, "invalid corpid")
         return state.world.gettoken(corpid, secret)
     account = state.world.admit(endpoint, params)

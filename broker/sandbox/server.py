@@ -10,7 +10,7 @@ from collections.abc import Callable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from . import control, data, issuing
+from . import control, data, issuing, logins
 from .faults import TOKEN_PATHS
 from .options import SandboxOptions
 from .pictures import SIZES, draw
@@ -65,9 +65,11 @@ async def _wechat(request: web.Request) -> web.StreamResponse:
     request[NOW] = request.app[STATE].world.now()
     path = re.sub("//+", "/", request.path)
     try:
-        return await (
-            issuing.answer(request, path) if path in TOKEN_PATHS else data.answer(request, path)
-        )
+        if path in TOKEN_PATHS:
+            return await issuing.answer(request, path)
+        if path.startswith(logins.PREFIX):
+            return await logins.answer(request, path)
+        return await data.answer(request, path)
     except ConnectionError:  # the peer left in the middle of its body, or of our answer
         return web.Response()
 

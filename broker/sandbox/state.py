@@ -1,5 +1,6 @@
 """Everything that one sandbox remembers."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from aiohttp import web
@@ -8,6 +9,7 @@ from .calls import CallGate, CallLog
 from .faults import Faults
 from .media import Media
 from .options import SandboxOptions
+from .users import Users
 from .world import World
 
 
@@ -20,6 +22,8 @@ class SandboxState:
         self.gate = CallGate()
         self.faults = Faults()
         self.media = Media()
+        self.users = Users(self.world.now)
+        self.login_calls: Counter[str] = Counter()  # by path
 
 
 STATE = web.AppKey("state", SandboxState)

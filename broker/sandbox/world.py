@@ -15,6 +15,8 @@ from .options import SandboxOptions
 from .tokens import IssuedToken, Lineage, QuotaWindow
 
 CLASSIC, STABLE, WECOM = "token", "stable_token", "gettoken"
+AGENT_CONFIG = "agent_config"
+_TICKET_S = 7200
 _MOST_ACCOUNTS = 10_000
 _ROTATION_S = 300
 _FORCE_GAP_S = 30
@@ -59,12 +61,20 @@ class SimulatedAccount:
         if not (self.stable_calls if endpoint == STABLE else self.calls).take(now):
             raise WeChatRefusal(45009)
 
+    def reset_secret(self, secret: str) -> None:
+        """Take another secret from now on, as after a reset in the console."""
+        self._secret = _digest(secret)
+
     def check_secret(self, secret: str) -> None:
         """Bind the first secret ever shown; any other is refused from then on."""
-        digest = hashlib.sha256(secret.encode(errors="replace")).digest()
+        digest = _digest(secret)
         self._secret = self._secret or digest
         if digest != self._secret:
             raise WeChatRefusal(40125)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode(errors="replace")).digest()
 
 
 class World:
@@ -77,6 +87,8 @@ class World:
         self._ahead_s = 0.0
         self._owners: dict[str, tuple[SimulatedAccount, IssuedToken]] = {}
         self._corps: OrderedDict[tuple[str, str], IssuedToken] = OrderedDict()
+        self._corp_tickets: dict[tuple[str, str, str], IssuedToken] = {}
+        self._corp_hours: dict[tuple[str, str, str], QuotaWindow] = {}
 
     def now(self) -> float:
         """Unix seconds: the told clock, and what `advance` added."""
@@ -155,6 +167,26 @@ class World:
         if len(self._corps) > _MOST_ACCOUNTS:
             self._corps.popitem(last=False)
         return IssueResult(token, self.options.expires_in, minted=True)
+
+    def corp(self, value: str) -> tuple[str, str] | None:
+        """Which company's and app's (by its secret) token of WeCom's that is; 42001 for one that is old."""
+        found = next((key for key, token in self._corps.items() if token.value == value), None)
+        if found is not None and self._corps[found].left(self.now()) <= 0:
+            raise WeChatRefusal(42001)
+        return found
+
+    def corp_ticket(self, kind: str, corpid: str, secret: str) -> tuple[IssuedToken, int]:
+        """WeCom's tickets and their seconds: one for each company, or one for each app (WECHAT.md W68 to W70)."""
+        now = self.now()
+        for key, limit in (((kind, corpid, ""), 400), ((kind, corpid, secret), 100)):
+            window = self._corp_hours.setdefault(key, QuotaWindow(limit, seconds=3600))
+            if not window.take(now):
+                raise WeChatRefusal(45009)
+        key = (kind, corpid, secret if kind == AGENT_CONFIG else "")
+        ticket = self._corp_tickets.get(key)
+        if ticket is None or ticket.left(now) <= 0:
+            ticket = self._corp_tickets[key] = IssuedToken(now + _TICKET_S)
+        return ticket, ticket.left(now)
 
     def owner(self, value: str) -> SimulatedAccount | None:
         """Whose token that is or was, as far as the platform remembers."""

@@ -18,6 +18,7 @@ PEERS_FAULTS: Final = (HttpProcessingError, ConnectionError, RequestPayloadError
 ERRORS = {"crashed", "store-failed", "reload-refused", "not-well"}
 WARNINGS = {
     "refresh-failed",
+    "logins-refused",
     "suspect",
     "second-issuer",
     "quota-spent",

@@ -14,6 +14,7 @@ from broker.core.credential import Account, Credential, Policy
 from broker.core.decision import check_allowed_at, steady_check_at
 from broker.core.ports import Claim, Reason, Verdict
 from broker.core.quota import Lane, Usage, usage
+from broker.core.secret import Secret
 from broker.core.serving import (
     Code,
     ReportOutcome,
@@ -72,6 +73,16 @@ class Keeper:
     def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on."""
         self._live.apply_policy(policy)
+        self._on_plan_changed()
+
+    async def change_secret(self, secret: Secret) -> None:
+        """Go by another AppSecret from the next call on.
+
+        A pause that was about the secret before ends.
+        """
+        self._live.account = replace(self.account, secret=secret)
+        await self._sync.after_secret_change()
+        self._refresher.replan()
         self._on_plan_changed()
 
     def stop(self) -> None:

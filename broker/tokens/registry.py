@@ -7,17 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from broker.core.credential import NEVER, Account, Policy
+from broker.core.credential import NEVER, Account, Endpoint, Policy
 from broker.core.ports import STEP_S, wall_offset
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
 
 
 class Registry:
-    """All keepers of one daemon, looked at together: at each tick, those for whom something is due."""
+    """All keepers of one daemon, looked at together: at each tick, those for whom something is due.
+
+    `login_only` are the accounts that keep no token, and so have no keeper (WECHAT.md W81).
+    """
 
     def __init__(self, accounts: Sequence[Account], dependencies: Dependencies) -> None:
         self._dependencies = dependencies
+        self.login_only = [one for one in accounts if one.endpoint is Endpoint.NONE]
+        accounts = [one for one in accounts if one.endpoint is not Endpoint.NONE]
         self._keepers = {
             account.name: Keeper(account, dependencies, partial(self._plan_changed, account.name))
             for account in accounts
@@ -53,6 +58,10 @@ class Registry:
     def find(self, app: str) -> Keeper | None:
         """The keeper of an app, named by name or AppID."""
         return self._by_any_name.get(app)
+
+    def is_login_only(self, app: str) -> bool:
+        """Return True if the app of that name or AppID keeps no token."""
+        return any(app in {one.name, one.appid} for one in self.login_only)
 
     def __iter__(self) -> Iterator[Keeper]:
         return iter(self._keepers.values())

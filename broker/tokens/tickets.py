@@ -1,4 +1,4 @@
-"""Tickets (WECHAT.md W54, W55): kept like tokens, by keepers of their own, for the apps and types that somebody asks for.
+"""Tickets (WECHAT.md W54, W55, W68, W69): kept like tokens, by keepers of their own, for the apps and types that somebody asks for.
 
 Nobody is fetched a ticket he never asked for: not every account may have them, and most do not need
 them.
@@ -8,7 +8,7 @@ import asyncio
 from dataclasses import replace
 from typing import Final, Protocol
 
-from broker.core.credential import TICKETS, Account, Endpoint, Policy
+from broker.core.credential import Account, Endpoint, Policy, ticket_kinds
 from broker.core.errcodes import TOKEN_REFUSED, Failure, FailureCode, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.quota import DAY
@@ -43,7 +43,7 @@ class ByToken:
     # Nothing forces a ticket
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:  # noqa: ARG002
         """See :class:`broker.core.ports.Upstream`."""
-        keeper = self._tokens.find(account.appid)
+        keeper = self._token_keeper(account)
         served = await keeper.get(patience_s=self._timeout_s) if keeper else None
         if keeper is None or not isinstance(served, Served):
             return Failure(Kind.TRANSIENT, FailureCode.NO_TOKEN_FOR_TICKET)
@@ -57,6 +57,16 @@ class ByToken:
         ):
             answer = await self._with(reported[1], account.endpoint)
         return REFUSED if _is_refused(answer) else answer
+
+    def _token_keeper(self, account: Account) -> Keeper | None:
+        """Return whose token a ticket is asked for with.
+
+        For a company's that is any of its apps that has a token (WECHAT.md W68).
+        """
+        if account.endpoint is not Endpoint.CORP_JSAPI:
+            return self._tokens.find(account.name.rpartition("/")[0])
+        apps = [keeper for keeper in self._tokens if keeper.account.appid == account.appid]
+        return next((keeper for keeper in apps if keeper.serve()), apps[0] if apps else None)
 
     async def check(self, account: Account, token: Secret) -> Verdict:  # noqa: ARG002
         """No cheap call tells if a ticket lives."""
@@ -83,27 +93,33 @@ class Tickets:
             slots=asyncio.Semaphore(AT_ONCE),
             call_timeout_s=STEPS * timeout_s,
         )
+        self._tokens = tokens
         self._registry = Registry([], self._dependencies)
         self._asked_at: dict[str, float] = {}
         self._opening = asyncio.Lock()
 
-    async def keeper(self, account: Account, kind: Endpoint) -> Keeper | None:
-        """The keeper of an app's ticket, taken up where nobody has asked before; None where there is no such ticket.
+    async def keeper(self, app: Account, kind: str) -> Keeper | None:
+        """Return the keeper of an app's ticket, taken up if nobody has asked before.
 
-        Raises StoreError.
+        None where the app has no such ticket. Raises StoreError.
         """
-        if kind not in TICKETS or account.endpoint is Endpoint.WECOM:
+        if (wanted := _account(app, kind)) is None:
             return None
-        name = f"{account.name}/{kind.value}"
-        self._asked_at[name] = self._dependencies.clock.now()
+        self._asked_at[wanted.name] = self._dependencies.clock.now()
         async with self._opening:
-            found = self._registry.find(name)
-            return found or await self._registry.add(replace(account, name=name, endpoint=kind))
+            return self._registry.find(wanted.name) or await self._registry.add(wanted)
 
     def of(self, app: str) -> dict[str, Keeper]:
-        """Those an app has now, by type."""
-        found = ((kind.value, self._registry.find(f"{app}/{kind.value}")) for kind in TICKETS)
-        return {kind: keeper for kind, keeper in found if keeper is not None}
+        """Return those an app has now, by kind."""
+        owner = self._tokens.find(app)
+        if owner is None:
+            return {}
+        found = {}
+        for kind in ticket_kinds(owner.account.endpoint):
+            wanted = _account(owner.account, kind)
+            if wanted is not None and (keeper := self._registry.find(wanted.name)) is not None:
+                found[kind] = keeper
+        return found
 
     def tick(self) -> None:
         """Look at every ticket that may need it; let go of those nobody asks for any more."""
@@ -128,3 +144,15 @@ class Tickets:
     async def drain(self) -> None:
         """See the calls under way to their end."""
         await self._registry.drain()
+
+
+def _account(app: Account, kind: str) -> Account | None:
+    """Return as whose a ticket is kept; None where the app has no such ticket.
+
+    A company has one of a kind, whatever app of its asks (WECHAT.md W68).
+    """
+    endpoint = ticket_kinds(app.endpoint).get(kind)
+    if endpoint is None:
+        return None
+    owner = app.appid if endpoint is Endpoint.CORP_JSAPI else app.name
+    return replace(app, name=f"{owner}/{kind}", endpoint=endpoint)

@@ -19,7 +19,7 @@ from broker.http.problems import problem
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 M = TypeVar("M", bound=Callable[..., Awaitable[web.StreamResponse]])
 
-SCOPES: Final = frozenset({"read", "report", "admin", "proxy"})
+SCOPES: Final = frozenset({"read", "report", "login", "proxy", "admin"})
 REQUEST_HEADER: Final = "X-Token-Broker"
 
 
@@ -62,6 +62,15 @@ def open_to_probes(handler: M) -> M:
 def authenticates(handler: M) -> M:
     """Mark a handler that finds the client itself, in the request; the gate checks all else."""
     handler.authenticates = True  # type: ignore[attr-defined]
+    return handler
+
+
+def answers_in_errcodes(handler: M) -> M:
+    """Mark a handler for SDKs.
+
+    What is refused before it is asked, too, is HTTP 200 with an errcode (WECHAT.md W89).
+    """
+    handler.answers_in_errcodes = True  # type: ignore[attr-defined]
     return handler
 
 

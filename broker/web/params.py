@@ -46,6 +46,10 @@ def keeper_of(request: web.Request, registry: Registry, scope: str) -> Keeper:
     keeper = registry.find(app)
     if not client.may_use(keeper.account.name if keeper else app):
         raise ProblemError(403, "insufficient-scope", "This client may not use that app.")
+    if keeper is None and registry.is_login_only(app):
+        raise ProblemError(
+            404, "no-token", 'This app only logs in: endpoint = "none" keeps no token.'
+        )
     if keeper is None:
         raise ProblemError(
             404, "unknown-app", "No app has this name or AppID; GET /v1/status lists them."
@@ -119,7 +123,7 @@ async def _json(request: web.Request) -> Any:
     except ConnectionError:
         raise ProblemError(400, "invalid-json", "The body ended early.") from None
     try:
-        return json.loads(body)
+        return json.loads(body, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ProblemError(400, "invalid-json", f"The body is not JSON at {where}.") from None
@@ -127,6 +131,13 @@ async def _json(request: web.Request) -> Any:
         raise ProblemError(400, "invalid-json", "The body is not JSON.") from None
     except RecursionError:
         raise ProblemError(400, "invalid-json", "The body is nested too deeply.") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ProblemError(422, "invalid-body", "A field stands twice.")
+    return found
 
 
 def unavailable(answer: Unavailable, thing: str = english.FAILURES.token) -> web.Response:

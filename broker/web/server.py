@@ -1,5 +1,6 @@
 """The aiohttp application: the gate in front, every error as a problem, every request counted."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -11,9 +12,12 @@ from broker.tokens.registry import Registry
 from broker.web.api.metrics import Metrics, route_name
 from broker.web.client_stats import ClientStats
 from broker.web.connection.fast_path import ResponseCache
+from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import CLIENT, Gate, Handler
+from broker.web.params import NO_STORE
 
 LARGEST_BODY: Final = 64 * 1024
+PROBLEM: Final = "application/problem+json"
 OnCrash = Callable[[str, Exception], None]
 
 
@@ -35,6 +39,10 @@ class Front:
         """Let the request in or refuse it, and answer errors as problems."""
         self.response_cache.note_request(request)
         response = await self._answer(request, handler)
+        if response.content_type == PROBLEM and hasattr(
+            request.match_info.handler, "answers_in_errcodes"
+        ):
+            response = _as_errcode(response)
         if self.registry.stopping:
             response.force_close()  # the client's next request is for the process that follows
         self.metrics.request(request.match_info.route.resource, response.status)
@@ -72,6 +80,18 @@ def application(front: Front, routes: Iterable[web.RouteDef]) -> web.Application
         ]
     )
     return app
+
+
+def _as_errcode(refusal: web.StreamResponse) -> web.Response:
+    """Say a problem of ours as WeChat would say it, to an SDK."""
+    text = refusal.text if isinstance(refusal, web.Response) else None
+    detail = json.loads(text or "{}").get("detail", "")
+    errcode = {401: 40001, 403: 48001, 500: -1}.get(refusal.status, 47001)
+    answer = WECHAT.refusal(ErrcodeError(errcode, f"(token-broker: {detail})"))
+    response = web.json_response(answer, headers=NO_STORE)
+    if refusal.keep_alive is False:
+        response.force_close()
+    return response
 
 
 async def _expect(request: web.Request) -> None:

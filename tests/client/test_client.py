@@ -518,3 +518,50 @@ async def test_a_stream_that_is_used_up_is_reported_but_not_sent_again(
         with contextlib.suppress(aiohttp.ClientError):
             async with session.post("/cgi-bin/user/info/batchget", data=once()) as answer:
                 assert (await answer.json(content_type=None))["errcode"] == 40001
+
+
+# --- logins ---------------------------------------------------------------------------------------
+
+
+def login_code(house: ForkedDaemon, kind: str) -> str:
+    order = {"appid": APPID, "kind": kind, "openid": "o-1", "snapshot": kind == "web"}
+    return str(house.control("/code", order)["code"])
+
+
+def test_a_login_gives_wechats_answer_as_it_is_and_asks_once(
+    house: ForkedDaemon, client: TokenClient
+) -> None:
+    given = login_code(house, "miniprogram")
+    assert client.login(given).keys() == {"openid", "session_key"}
+    assert client.login(given)["errcode"] == 40163
+    web = client.login(login_code(house, "web"), "web")
+    assert (web["openid"], web["is_snapshotuser"]) == ("o-1", 1)
+    assert house.control("")["login_calls"] == {
+        "/sns/jscode2session": 2,
+        "/sns/oauth2/access_token": 1,
+    }
+    assert client.get() != web["access_token"]  # a user's token is not the account's
+
+
+async def test_the_same_for_asyncio(house: ForkedDaemon, aio: AsyncTokenClient) -> None:
+    given = login_code(house, "web")
+    assert (await aio.login(given, kind="web"))["openid"] == "o-1"
+    assert (await aio.login(given, kind="web"))["errcode"] == 40163
+    with pytest.raises(BrokerError) as refused:
+        await aio.login("c", kind="qr")
+    assert refused.value.code == "invalid-body"
+
+
+def test_a_login_without_an_answer_is_an_exception(
+    house: ForkedDaemon, client: TokenClient
+) -> None:
+    house.control("/faults", {"kind": "garbage", "path": "/sns/jscode2session"})
+    with pytest.raises(BrokerUnavailable) as lost:
+        client.login(login_code(house, "miniprogram"))
+    assert (lost.value.code, lost.value.retry_after) == ("upstream-unavailable", None)
+    with pytest.raises(BrokerUnavailable):
+        TokenClient("http://127.0.0.1:9").login("c")
+    with _answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]") as (address, _):
+        with pytest.raises(BrokerUnavailable) as other:
+            TokenClient(address).login("c")
+        assert other.value.code == "not-a-broker"

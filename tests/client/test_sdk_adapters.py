@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wechatpy.exceptions import WeChatClientException
+from wechatpy import WeChatClient
+from wechatpy.exceptions import WeChatClientException, WeChatOAuthException
 
 from broker.client import TokenClient
-from broker.client.sdks import WechatpySession
+from broker.client.sdks import WechatpySession, wechatpy_oauth, wechatpy_wxa
 from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
 
@@ -27,7 +28,8 @@ endpoint = "wecom"
 def house(tmp_path: Path, forks: ForkServer) -> Iterator[ForkedDaemon]:
     house = ForkedDaemon(tmp_path, fork_server=forks)
     with house.simulating():
-        house.configure(more=CORP).chmod(0o600)
+        more = f'{CORP}[wecom]\napi_base = "{house.sandbox}"\n'
+        house.configure(more=more).chmod(0o600)
         with house.living():
             yield house
 
@@ -55,12 +57,32 @@ def test_what_is_not_the_brokers_is_kept_in_memory(session: WechatpySession, key
     assert session.get(key) is None
 
 
-def test_a_ticket_of_wecom_is_the_sdks_own_affair(house: ForkedDaemon) -> None:
+def test_a_companys_ticket_is_the_brokers_and_a_type_it_has_not_the_sdks(
+    house: ForkedDaemon,
+) -> None:
     with TokenClient(house.daemon, "corp") as tokens:
         session = WechatpySession(tokens)
-        assert session.get("ww0123456789abcdef_jsapi_ticket") is None
-        session.set("ww0123456789abcdef_jsapi_ticket", "ticket")
-        assert session.get("ww0123456789abcdef_jsapi_ticket") == "ticket"
+        held = house.get("/v1/tickets/corp/jsapi")[1]["ticket"]
+        assert session.get("ww0123456789abcdef_jsapi_ticket") == held
+        assert session.get("ww0123456789abcdef_jsapi_card_ticket") is None
+        session.set("ww0123456789abcdef_jsapi_card_ticket", "ticket")
+        assert session.get("ww0123456789abcdef_jsapi_card_ticket") == "ticket"
+
+
+@pytest.mark.parametrize(("app", "errcode"), [("main", 40029), ("nobody", 40013), ("corp", -1)])
+def test_a_login_that_fails_is_the_sdks_own_exception(
+    house: ForkedDaemon, app: str, errcode: int
+) -> None:
+    with TokenClient(house.daemon, app) as tokens:
+        client = WeChatClient(APPID, None, session=WechatpySession(tokens))
+        with pytest.raises(WeChatClientException) as refused:
+            wechatpy_wxa(tokens, client).code_to_session("made-up")
+        assert refused.value.errcode == errcode
+        oauth = wechatpy_oauth(tokens, APPID, "https://shop.example/back", state="s")
+        with pytest.raises(WeChatOAuthException) as unauthorized:
+            oauth.fetch_access_token("made-up")
+        assert unauthorized.value.errcode == errcode
+        assert "state=s" in oauth.authorize_url
 
 
 def test_tickets_have_their_end(session: WechatpySession) -> None:

@@ -322,7 +322,7 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
         ('[server]\nallowed_hosts = ["a.example:80"]', "server.allowed_hosts[0]: is no host name"),
         (
             '[apps.b]\nappid = "wx2"\nsecret = "x"\nendpoint = "classic"',
-            "apps.b.endpoint: must be 'token', 'stable_token' or 'wecom'",
+            "apps.b.endpoint: must be 'token', 'stable_token', 'wecom' or 'none'",
         ),
         (
             '[proxy]\nprefixes = ["/a/", "/sns/"]',
@@ -663,7 +663,7 @@ key_sha256 = "{"c" * 64}"
 key_file = "./orders.key"
 """)
     assert errors == (
-        "clients.a.scopes[0]: must be 'read', 'report', 'admin' or 'proxy'",
+        "clients.a.scopes[0]: must be 'read', 'report', 'login', 'proxy' or 'admin'",
         'clients.a.apps[0]: names no app; did you mean "main"?; there is main',
         "clients.b: has the same key as clients.a: give each its own",
         "clients.c.key_sha256: exactly one of this and key_file is needed",

@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker.app import PATIENCE_SLACK_S
 from broker.config.load import load
-from broker.core.credential import Endpoint
 from broker.core.ports import Node
 from broker.web.connection.lifecycle import DRAIN_S, FAREWELL_S
 from tests.harness.doubles import ACCOUNT, Bench
@@ -115,7 +114,7 @@ async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
         Proxied(bench, wechat).serving(max_concurrency=1, rate=1, burst=5) as broker,
     ):
         await broker.look()
-        ticket = await broker.tickets.keeper(ACCOUNT, Endpoint.JSAPI)
+        ticket = await broker.tickets.keeper(ACCOUNT, "jsapi")
         assert ticket is not None
         assert await ticket.get(patience_s=5)
         broker.wired.nodes = (Node("a", 100.0), Node("b", 30.0))
@@ -125,6 +124,8 @@ async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
             broker.metrics.emit(event, **facts)  # type: ignore[arg-type]
         for event in ("crashed", "lease-lost"):  # tests/tokens/test_nodes.py has one
             broker.metrics.emit(event, "main", lane="scheduled")
+        for outcome in ("errcode 40125", "errcode 40163", "lost", "too-fast", "good"):
+            broker.metrics.login("main", "web", outcome)
         text = await (
             await broker.http.get("/metrics", headers={"Accept-Encoding": "identity"})
         ).text()
@@ -236,6 +237,15 @@ SERIES = {
     "TokenBrokerProxyRefusesServices": {
         'token_broker_proxy_refusals_total{errcode="41001"}': "0+1x60"
     },
+    "TokenBrokerLoginsRefused": {
+        'token_broker_logins_total{app="main",kind="web",outcome="errcode 40125"}': "0+1x30"
+    },
+    "TokenBrokerLoginsUnanswered": {
+        'token_broker_logins_total{app="main",kind="web",outcome="lost"}': "0+20x30"
+    },
+    "TokenBrokerLoginsLimited": {
+        'token_broker_logins_total{app="main",kind="web",outcome="too-fast"}': "0+1x30"
+    },
     "TokenBrokerNodeSilent": {'token_broker_node_seen_ago_seconds{node="b"}': "0+60x30"},
     "TokenBrokerLeaseLost": {
         'token_broker_token_calls_total{app="main",lane="scheduled",outcome="lease-lost"}': (
@@ -265,6 +275,8 @@ HEALTHY = {
     'token_broker_ticket_expires_in_seconds{app="main",type="jsapi"}': "5000x60",
     'token_broker_ticket_failures_in_a_row{app="main",type="jsapi"}': "0x60",
     'token_broker_proxied_requests_total{app="main",outcome="passed"}': "0+100x60",
+    'token_broker_logins_total{app="main",kind="web",outcome="good"}': "0+100x60",
+    'token_broker_logins_total{app="main",kind="web",outcome="errcode 40163"}': "0+1x60",
     'token_broker_node_seen_ago_seconds{node="a"}': "0x60",
     'token_broker_node_seen_ago_seconds{node="b"}': "2x60",
 }

@@ -1,15 +1,20 @@
 """The application over keepers on a manual clock, and a client that speaks to it."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
+from broker.config.schema import LoginsTable
 from broker.core.credential import Account
+from broker.logins.limits import LoginLimits
+from broker.logins.logins import CodeExchanger, Logins
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api.compat import Compat
+from broker.web.api.metrics import Metrics
 from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import Gate
@@ -27,6 +32,10 @@ class Daemon:
         self.crashes: list[tuple[str, Exception]] = []
         self.registry: Registry
         self.tickets: Tickets
+        self.exchanger: CodeExchanger = bench.wechat
+        self.logins: Logins
+        self.login_limits: dict[str, Any] = {}
+        self.refused_secrets: list[str] = []
         self.http: TestClient[Any, Any]
 
     async def start(
@@ -38,6 +47,11 @@ class Daemon:
         clock, store = self.bench.clock, await self.bench.open()
         lane = ResponseCache(Connections(100, clock.now))
         self.tickets = Tickets(self.registry, tools, self.bench.wechat)
+        metrics, limits = Metrics(), LoginLimits(LoginsTable(**self.login_limits), clock.now)
+        self.logins = Logins(
+            self.exchanger, limits, clock, tools.emit, metrics.login, self.refused_secrets.append
+        )
+        self.logins.admit(accounts)
         self.wired = Wired(
             self.registry,
             clock,
@@ -45,7 +59,10 @@ class Daemon:
             gate,
             self.tickets,
             store.history,
+            metrics,
             crashes=self.crashes,
+            logins=self.logins,
+            compat=drop_in,
         )
         compat = Compat(gate, self.registry, self.tickets, PATIENCE_S, clock.now)
         app = self.wired.application(compat.routes() if drop_in else [])
@@ -61,3 +78,15 @@ class Daemon:
 
     async def post(self, path: str, body: object, **headers: str) -> ClientResponse:
         return await self.http.post(path, json=body, headers={**ME, **headers})
+
+
+async def problem(response: ClientResponse) -> tuple[int, str]:
+    """Status and code, after checking what every problem owes."""
+    body = json.loads(await response.text())
+    assert response.content_type == "application/problem+json"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert body["status"] == response.status
+    assert {"type", "title", "detail", "code"} <= body.keys()
+    assert ("retry_after" in body) == ("Retry-After" in response.headers)
+    assert body.get("retry_after", 0) == int(response.headers.get("Retry-After", 0))
+    return response.status, body["code"]

@@ -1,6 +1,7 @@
 """A clock that is moved by hand, and a WeChat that does what a test says, behind a gate."""
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.errcodes import Failure, FailureCode, Kind
+from broker.core.login import LoginKind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.store.sqlite.store import SqliteStore
@@ -59,11 +61,14 @@ class ScriptedWeChat:
     in_flight: int = 0
     most_in_flight: int = 0
     forced: list[bool] = field(default_factory=list)
+    secrets: list[Secret] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     lifetime: float = 7200.0
     shut_after_check: bool = False
     tickets: list[tuple[str, str]] = field(default_factory=list)  # asked for: type and token
     ticket_answers: deque[Minted | Failure] = field(default_factory=deque)
+    logins: list[tuple[str, LoginKind, str]] = field(default_factory=list)  # app, kind, code
+    login_answers: deque[bytes | Failure] = field(default_factory=deque)
     before_answer: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -72,6 +77,7 @@ class ScriptedWeChat:
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
         self.calls += 1
         self.forced.append(force)
+        self.secrets.append(account.secret)
         answer = (
             self.answers.popleft()
             if self.answers
@@ -96,6 +102,15 @@ class ScriptedWeChat:
         if self.ticket_answers:
             return self.ticket_answers.popleft()
         return Minted(Secret(f"{CANARY}-{kind.value}-k{len(self.tickets)}"), self.lifetime)
+
+    async def exchange_code(
+        self, account: Account, kind: LoginKind, code: Secret
+    ) -> bytes | Failure:
+        self.logins.append((account.name, kind, code.reveal()))
+        await self._pass_gate()
+        if self.login_answers:
+            return self.login_answers.popleft()
+        return json.dumps({"openid": f"o-{len(self.logins)}", "session_key": "k"}).encode()
 
     async def _pass_gate(self) -> None:
         self.in_flight += 1

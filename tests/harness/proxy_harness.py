@@ -29,6 +29,7 @@ from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import outgoing
+from broker.web.proxy.users import UserCalls
 from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.wiring import PATIENCE_S, Wired
 
@@ -217,6 +218,7 @@ class Proxied:
             more = []
             if drop_in:
                 more += Compat(gate, registry, tickets, PATIENCE_S, clock.now, handles).routes()
+            more += UserCalls(gate, limits, out, base, self).routes()
             more += Proxy(settings, callers, limits, out, lambda _: base, self, PATIENCE_S).routes()
             app = self.wired.application(more)
             self.http = TestClient(TestServer(app), auto_decompress=False)

@@ -8,9 +8,11 @@ from aiohttp import web
 
 from broker.core.credential import Account
 from broker.core.ports import Clock, Node
+from broker.logins.logins import Logins
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api import openapi
+from broker.web.api.logins import LoginDesk
 from broker.web.api.metrics import Metrics
 from broker.web.api.probes import Probes
 from broker.web.api.status import StatusReport
@@ -44,14 +46,20 @@ class Wired:
     metrics: Metrics = field(default_factory=Metrics)
     nodes: tuple[Node, ...] = ()
     crashes: list[tuple[str, Exception]] = field(default_factory=list)
+    logins: Logins | None = None
+    compat: bool = False
 
     def __post_init__(self) -> None:
         self.client_stats = ClientStats(self.clock.now)
         # Nothing is kept: tests change something and look again at once.
         self.pages = SharedPages(longest_s=0.0)
-        tickets = {} if self.tickets is None else {"tickets_of": self.tickets.of}
         self.report = StatusReport(
-            self.registry, self.clock, self.pages, nodes=lambda: self.nodes, **tickets
+            self.registry,
+            self.clock,
+            self.pages,
+            self.tickets.of if self.tickets else lambda _: {},
+            lambda: self.nodes,
+            self.logins.record if self.logins else lambda _: None,
         )
         self.metrics.show(self.report)
 
@@ -68,15 +76,18 @@ class Wired:
             self.response_cache,
             self.pages,
         )
+        news = () if self.logins is None else (self.logins.news,)
         routes = [
             *TokenDesk(registry, self.response_cache, PATIENCE_S, wall).routes(),
             *self.report.routes(),
-            *Probes(registry, self.metrics, self.response_cache, self.pages).routes(),
+            *Probes(registry, self.metrics, self.response_cache, self.pages, *news).routes(),
             *page.routes(),
             *openapi.routes(),
         ]
         if self.tickets is not None:
             routes += TicketDesk(registry, self.tickets, PATIENCE_S, wall).routes()
+        if self.logins is not None:
+            routes += LoginDesk(self.logins, self.gate, compat=self.compat).routes()
         front = Front(
             self.gate,
             registry,

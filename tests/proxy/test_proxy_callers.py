@@ -395,10 +395,22 @@ async def test_plain_paths_pass_with_any_number_of_slashes_before_them(local: Pr
         assert local.wechat.seen.pop().target.partition("?")[0] == "/" + path.lstrip("/")
 
 
-async def test_sns_is_refused_with_a_sentence_and_others_are_not_there(local: Proxied) -> None:
-    answer = await local.ask("GET", "/sns/userinfo?access_token=x", headers=ME)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sns/x",
+        "/sns/userinfo/x",
+        "/sns/UserInfo",
+        "/sns/jscode2session",
+        "/sns/oauth2/access_token",
+    ],
+)
+async def test_of_sns_only_users_tokens_pass_and_others_are_not_there(
+    local: Proxied, path: str
+) -> None:
+    answer = await local.ask("GET", f"{path}?access_token=x&secret=k", headers=ME)
     assert await errcode(answer) == 48001
-    assert "tokens of users" in await answer.text()
+    assert "/sns/userinfo" in await answer.text()
     assert (await local.ask("GET", "/other/x", headers=ME)).status == 404
     assert (await local.ask("OPTIONS", GET, headers=ME)).status == 405
     assert local.wechat.seen == []

@@ -361,7 +361,7 @@ async def test_wecom_repeats_one_token_per_secret_and_says_errcode_0(bench: Sand
     assert (await bench.get("/cgi-bin/gettoken", corpid="ww1", corpsecret="a"))[
         "expires_in"
     ] == 7200
-    assert (await bench.get("/cgi-bin/gettoken", corpid="wx1", corpsecret="a"))["errcode"] == 40013
+    assert (await bench.get("/cgi-bin/gettoken", corpid="gh1", corpsecret="a"))["errcode"] == 40013
     assert (await bench.get("/cgi-bin/gettoken", corpsecret="a"))["errcode"] == 41002
     assert (await bench.get("/cgi-bin/gettoken", corpid="ww1"))["errcode"] == 41004
 

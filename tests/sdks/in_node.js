@@ -15,9 +15,9 @@ function built() {
   return api;
 }
 
-// One of the two calls back, the other promises.
+// Some call back, the others promise.
 function asked(api, method, ...args) {
-  if (!api.endpoint) return api[method](...args);
+  if (!api.endpoint && api[method].length <= args.length) return api[method](...args);
   return new Promise((resolve, reject) => api[method](...args, (err, data) => (err ? reject(err) : resolve(data))));
 }
 
@@ -32,6 +32,8 @@ async function told(deed, ...args) {
 const call = async (api) => (await asked(api, 'getFollowers')).total;
 const deeds = {
   call,
+  session: async (api, code) => (await asked(api, 'getSessionKey', code)).data.openid,
+  web: async (api, code) => (await asked(api, 'getAccessToken', code)).data.openid,
   crowd: (_, many) => Promise.all(Array.from({ length: many }, built).map((api) => told(call, api))),
   upload: async (api, path) => (await asked(api, 'uploadMedia', path, 'image')).media_id,
   download: async (api, id) => {

@@ -28,6 +28,8 @@ def built() -> Any:
     # The page's own code, that is the point
     exec(compile(RECIPE, "recipe", "exec"), rooms)  # noqa: S102
     client = rooms["client"]
+    if "oauth" in rooms:
+        client.oauth = rooms["oauth"]
     if "Robot" in rooms:
         assert rooms["Robot"]().client is client
     return client
@@ -82,6 +84,22 @@ def ticket(client: Any) -> Any:
     return client.jsapi.get_jsapi_ticket()
 
 
+def session(client: Any, code: str) -> Any:
+    """Who logs in to a Mini Program."""
+    return client.wxa.code_to_session(code)["openid"]
+
+
+def web(client: Any, code: str) -> Any:
+    """Who logs in to a page."""
+    return client.oauth.fetch_access_token(code)["openid"]
+
+
+def profile(client: Any) -> Any:
+    """Use the user's token that `web` brought: renew it, ask whether it lives, and for a name."""
+    renewed = client.oauth.refresh_access_token(client.oauth.refresh_token)["openid"]
+    return [client.oauth.check_access_token(), renewed, client.oauth.get_user_info()["nickname"]]
+
+
 def crowd(_: Any, many: int) -> Any:
     """So many services at once, each with a client of its own."""
     clients, answers = [built() for _ in range(many)], []
@@ -109,7 +127,10 @@ def told(do: Callable[..., Any], *arguments: Any) -> Any:
 def main() -> None:
     """Do what stdin says."""
     redirect()
-    deeds = {deed.__name__: deed for deed in (call, crowd, upload, download, ticket)}
+    deeds = {
+        deed.__name__: deed
+        for deed in (call, crowd, upload, download, ticket, session, web, profile)
+    }
     client = built()
     for line in sys.stdin:
         name, *arguments = json.loads(line)

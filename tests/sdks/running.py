@@ -61,7 +61,7 @@ def running(recipe: Recipe, house: House, *, key: str = KEY) -> Iterator[Sdk]:
     """
     code = house.home / f"{recipe.sdk}-{recipe.way}.{recipe.language}"
     code.write_text(recipe.at(house.daemon, key))
-    elsewhere = [] if recipe.way == "proxy" else [house.sandbox]
+    elsewhere = [] if recipe.way in {"proxy", "login"} else [house.sandbox]
     log = house.home / "sdk.log"
     with (
         log.open("a") as stderr,

@@ -727,3 +727,31 @@ async def test_an_outcome_the_disk_does_not_take_is_served_and_stored_later_with
     restarted = await bench.restarted()
     assert (value_of(restarted), restarted.credential.suspicion) == (token(2), None)
     assert restarted.credential.called_at != NEVER
+
+
+# --- another secret -------------------------------------------------------------------------------
+
+
+async def test_another_secret_ends_the_pause_of_the_one_before_and_is_used_at_once(
+    bench: Bench,
+) -> None:
+    keeper = await bench.keeper()
+    bench.wechat.answers.append(Failure(Kind.CONFIGURATION, FailureCode.ERRCODE, 40125))
+    await looked(keeper)
+    bench.clock.pass_(60)
+    await looked(keeper)
+    assert bench.wechat.calls == 1  # the pause is ten minutes
+    await keeper.change_secret(Secret("another"))
+    assert keeper.account.secret == Secret("another")
+    await looked(keeper)
+    assert value_of(keeper) == f"{CANARY}-main-t2"
+    assert bench.wechat.secrets == [ACCOUNT.secret, Secret("another")]
+
+
+async def test_another_secret_leaves_a_good_token_and_another_pause_alone(bench: Bench) -> None:
+    keeper = await bench.keeper()
+    await looked(keeper)
+    held = value_of(keeper)
+    await keeper.change_secret(Secret("another"))
+    await looked(keeper)
+    assert (value_of(keeper), bench.wechat.calls) == (held, 1)

@@ -213,13 +213,6 @@ async def test_what_there_is_none_of_is_not_found(daemon: Daemon, path: str, cod
     assert (answer.status, (await answer.json())["code"]) == (404, code)
 
 
-async def test_wecom_has_none(bench: Bench) -> None:
-    daemon = Daemon(bench)
-    await daemon.start(Gate({}, []), [replace(ACCOUNT, appid="ww01", endpoint=Endpoint.WECOM)])
-    assert (await daemon.get("/v1/tickets/main/jsapi")).status == 404
-    await daemon.http.close()
-
-
 async def test_a_page_is_signed(daemon: Daemon, bench: Bench) -> None:
     answer = await daemon.post(
         "/v1/tickets/main/jsapi/signature", {"url": "https://shop.example/?a=1#top"}

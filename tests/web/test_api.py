@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from aiohttp import ClientResponse
 
 from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.web.gate import Client, Gate
 from broker.web.params import iso
-from tests.harness.api import ME, Daemon
+from tests.harness.api import ME, Daemon, problem
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, DOWN, LOST, Bench
 from tests.harness.places import ROOT
 
@@ -41,18 +40,6 @@ async def guarded(bench: Bench) -> AsyncIterator[Daemon]:
     await daemon.start(Gate(keys, []))
     yield daemon
     await daemon.http.close()
-
-
-async def problem(response: ClientResponse) -> tuple[int, str]:
-    """Status and code, after checking what every problem owes."""
-    body = json.loads(await response.text())
-    assert response.content_type == "application/problem+json"
-    assert response.headers["Cache-Control"] == "no-store"
-    assert body["status"] == response.status
-    assert {"type", "title", "detail", "code"} <= body.keys()
-    assert ("retry_after" in body) == ("Retry-After" in response.headers)
-    assert body.get("retry_after", 0) == int(response.headers.get("Retry-After", 0))
-    return response.status, body["code"]
 
 
 # --- GET ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from broker.core.credential import Endpoint
+from broker.core.credential import Endpoint, ticket_kinds
 from broker.core.ports import StoreError
 from broker.core.serving import Code, Served, Unavailable
 from broker.tokens.keeper import Keeper
@@ -32,7 +32,11 @@ from broker.web.words import english
 
 PATHS: Final = ("/{slashes:/*}cgi-bin/token", "/{slashes:/*}cgi-bin/stable_token")
 WECOM_PATH: Final = "/{slashes:/*}cgi-bin/gettoken"
-TICKET_PATH: Final = "/{slashes:/*}cgi-bin/ticket/getticket"
+TICKET_PATHS: Final = (
+    "/{slashes:/*}cgi-bin/ticket/getticket",
+    "/{slashes:/*}cgi-bin/ticket/get",
+    "/{slashes:/*}cgi-bin/get_jsapi_ticket",
+)
 GRANT: Final = "client_credential"
 HANDLE_LIVES_S: Final = 7200  # what SDKs expect of a token
 DOUBTS_WITHIN_S: Final = 0.5
@@ -66,7 +70,7 @@ class Compat:
         handlers = {
             **dict.fromkeys(PATHS, self.get_token),
             WECOM_PATH: self.get_wecom_token,
-            TICKET_PATH: self.get_ticket,
+            **dict.fromkeys(TICKET_PATHS, self.get_ticket),
         }
         return [
             web.route(method, path, handler)
@@ -137,14 +141,16 @@ class Compat:
         owner = held[1] if held else self._owner_of(token)
         if owner is None:
             raise ErrcodeError(40001)
-        kind, keeper = str(params.get("type") or ""), None
-        if kind in set(Endpoint):
-            try:
-                keeper = await self._tickets.keeper(owner.account, Endpoint(kind))
-            except StoreError as error:
-                raise ErrcodeError(-1, f"(token-broker: {error})") from None
+        # WeCom's own path for a company's ticket names no type.
+        is_of_company = request.path.endswith("jsapi_ticket")
+        kind = "jsapi" if is_of_company else str(params.get("type") or "")
+        try:
+            keeper = await self._tickets.keeper(owner.account, kind)
+        except StoreError as error:
+            raise ErrcodeError(-1, f"(token-broker: {error})") from None
         if keeper is None:
-            raise ErrcodeError(47001, "(token-broker: there are the types jsapi and wx_card)")
+            known = " and ".join(ticket_kinds(owner.account.endpoint))
+            raise ErrcodeError(47001, f"(token-broker: there are the types {known})")
         served = keeper.serve() or await keeper.get(0, self._patience_s)
         if isinstance(served, Unavailable):
             raise ErrcodeError(-1, f"(token-broker: {english.unavailable(served, english.TICKET)})")

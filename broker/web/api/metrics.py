@@ -48,6 +48,9 @@ class Metrics(Collector):
             "Refusals of the proxy's own, by the number the service sees.",
             "errcode",
         )
+        self._logins = self._counter(
+            "logins", "Logins: codes exchanged, or not.", "app", "kind", "outcome"
+        )
         self._crashes = self._counter("crashes", "Bugs survived; please report them.", "app")
         self.registry.register(self)
 
@@ -67,6 +70,10 @@ class Metrics(Collector):
     def proxied(self, app: str, outcome: str) -> None:
         """Count a call that came to the proxy."""
         self._proxied.labels(app, outcome).inc()
+
+    def login(self, app: str, kind: str, outcome: str) -> None:
+        """Count a login that was tried."""
+        self._logins.labels(app, kind, outcome).inc()
 
     def refused(self, errcode: int) -> None:
         """Count a refusal of the proxy's own, whoever asked."""

@@ -5,7 +5,9 @@ from typing import Any, Final
 from aiohttp import web
 
 from broker import __version__
+from broker.core.login import LoginKind
 from broker.core.serving import Code, ReportOutcome, TokenState
+from broker.web.api.status import LOGIN_ONLY
 from broker.web.gate import open_to_browsers
 
 Json = dict[str, Any]
@@ -66,7 +68,7 @@ _REFUSALS: Final[Json] = {
         "`host-not-allowed`, `browser-request`, `forwarded-request`, `missing-request-header`,"
         " `insufficient-scope`"
     ),
-    "404": _problem("`unknown-app`"),
+    "404": _problem("`unknown-app`, `no-token` (an app that only logs in)"),
 }
 _NO_TOKEN: Final = _problem("No token now: see `code` and `retry_after`.", waits=True)
 _HOST: Final[Json] = {"403": _problem("`host-not-allowed`")}
@@ -170,10 +172,14 @@ _REFRESH: Final[Json] = {
 }
 
 
+_TICKET_KIND: Final[Json] = {
+    "enum": ["jsapi", "wx_card", "agent_config"],
+    "description": "WeChat has jsapi and wx_card; WeCom jsapi (a company's) and agent_config.",
+}
 _TICKET_FIELDS: Final[dict[str, Json]] = {
     "app": _TEXT,
     "appid": _TEXT,
-    "type": {"enum": ["jsapi", "wx_card"]},
+    "type": _TICKET_KIND,
     "ticket": _TEXT,
     **{name: _TOKEN_FIELDS[name] for name in ("expires_in", "expires_at", "version", "state")},
 }
@@ -186,7 +192,7 @@ _GET_TICKET: Final[Json] = {
     ),
     "parameters": [
         _APP,
-        {"name": "type", "in": "path", "required": True, "schema": {"enum": ["jsapi", "wx_card"]}},
+        {"name": "type", "in": "path", "required": True, "schema": _TICKET_KIND},
         *_GET_TOKEN["parameters"][1:],
     ],
     "responses": {**_GET_TOKEN["responses"], **_NO_TICKET, "200": _token_answer(_ref("Ticket"))},
@@ -226,6 +232,12 @@ _SIGN_PAGE: Final = _sign(
     ),
     _object(appId=_TEXT, timestamp=_COUNT, nonceStr=_TEXT, signature=_TEXT),
 )
+_SIGN_AGENT: Final = _sign(
+    "signAgentConfig",
+    "What `wx.agentConfig` of WeCom needs besides the agentid.",
+    _SIGN_PAGE["requestBody"]["content"]["application/json"]["schema"],
+    _object(corpid=_TEXT, timestamp=_COUNT, nonceStr=_TEXT, signature=_TEXT),
+)
 _SIGN_CARD: Final = _sign(
     "signCard",
     "What a card's `cardExt` needs.",
@@ -238,6 +250,32 @@ _SIGN_CARD: Final = _sign(
         card_id=_TEXT,
     ),
 )
+
+
+_LOG_IN: Final[Json] = {
+    "operationId": "logIn",
+    "summary": "Exchange a login code with the AppSecret that only the broker has. Scope: login.",
+    "description": (
+        "WeChat's answer as it is, errcode included: `session_key`, a user's token, `unionid`."
+        " Nothing of it is kept. A code is good once: whatever the answer, and where there is none,"
+        " it counts as used, except on 429 and `stopping`."
+    ),
+    "security": [{"bearer": []}, {"header": []}],
+    "parameters": [_APP],
+    "requestBody": {"required": True, **_content("application/json", _ref("Login"))},
+    "responses": {
+        "200": {
+            "description": "WeChat's answer.",
+            **_content("application/json", {"type": "object"}),
+        },
+        **_BODY,
+        **_REFUSALS,
+        "422": _problem("`invalid-body`; `no-code-exchange` for an app of WeCom"),
+        "429": _problem("`login-throttled`: the code is still good.", waits=True),
+        "502": _problem("`upstream-unavailable`: WeChat gave no answer; the code counts as used."),
+        "503": _problem("`stopping`: the code is still good.", waits=True),
+    },
+}
 
 
 def _get(operation: str, summary: str, kind: str, schema: Json, **more: Json) -> Json:
@@ -291,6 +329,8 @@ DOCUMENT: Final[Json] = {
         "/v1/tickets/{app}/{type}": {"get": _GET_TICKET},
         "/v1/tickets/{app}/jsapi/signature": {"post": _SIGN_PAGE},
         "/v1/tickets/{app}/wx_card/signature": {"post": _SIGN_CARD},
+        "/v1/tickets/{app}/agent_config/signature": {"post": _SIGN_AGENT},
+        "/v1/logins/{app}": {"post": _LOG_IN},
         "/v1/status": _get(
             "getStatus", "Every app without its token.", "application/json", _ref("Status")
         ),
@@ -342,6 +382,13 @@ DOCUMENT: Final[Json] = {
                 "oneOf": [{"required": ["version"]}, {"required": ["access_token"]}],
                 "additionalProperties": False,
             },
+            "Login": {
+                **_object(
+                    kind={"enum": [kind.value for kind in LoginKind]},
+                    code={**_TEXT, "pattern": "^[!-~]{1,512}$"},
+                ),
+                "additionalProperties": False,
+            },
             "Refresh": {**_object([], force={"type": "boolean"}), "additionalProperties": False},
             "Problem": _object(
                 ["type", "title", "status", "detail", "code"],
@@ -383,7 +430,7 @@ DOCUMENT: Final[Json] = {
                 app=_TEXT,
                 appid=_TEXT,
                 endpoint=_TEXT,
-                state={"enum": [*(state.value for state in TokenState), "unavailable"]},
+                state={"enum": [*(state.value for state in TokenState), "unavailable", LOGIN_ONLY]},
                 version=_nullable("string"),
                 expires_in=_COUNT,
                 token_expires_in=_COUNT,
@@ -394,6 +441,15 @@ DOCUMENT: Final[Json] = {
                     suspected={"type": "boolean"}, since=_nullable("string"), count=_COUNT
                 ),
                 store_error=_nullable("string"),
+                logins=_object(
+                    outcomes={"type": "object", "additionalProperties": _COUNT},
+                    last_at=_nullable("string"),
+                    last_failure=_nullable("object"),
+                    news={
+                        **_nullable("object"),
+                        "description": "What a person must see to, as in `last_error`.",
+                    },
+                ),
                 tickets={
                     "type": "object",
                     "description": "By type, those that were asked for within a day.",

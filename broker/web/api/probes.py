@@ -4,13 +4,15 @@ None of them calls WeChat, and each answers whatever Host is asked for.
 """
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from broker.core.credential import NEVER
+from broker.core.errcodes import Failure
 from broker.http.problems import problem
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
@@ -26,7 +28,7 @@ GOOD: Final = b'{"status": "pass"}'
 
 
 class Probes:
-    """The handlers."""
+    """The handlers. `logins_news` returns, by app, why WeChat refuses its logins."""
 
     def __init__(
         self,
@@ -34,11 +36,13 @@ class Probes:
         metrics: Metrics,
         response_cache: ResponseCache,
         pages: SharedPages,
+        logins_news: Callable[[], Mapping[str, Failure]] = dict,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
         self._response_cache = response_cache
         self._pages = pages
+        self._logins_news = logins_news
 
     def routes(self) -> list[web.RouteDef]:
         """Return a route per probe."""
@@ -66,6 +70,10 @@ class Probes:
         With `?app=NAME` only that app counts, named by name or AppID.
         """
         registry, app = self._registry, request.query.get("app")
+        if app is not None and registry.is_login_only(app):
+            return self._repeatable(
+                request, lambda: ("stopping" if registry.stopping else "", math.inf)
+            )
         if app is not None and registry.find(app) is None:
             return problem(404, "unknown-app", "No app has this name or AppID.")
 
@@ -97,6 +105,7 @@ class Probes:
             checks = {
                 f"token:{keeper.account.name}": [_check(keeper)] for keeper in tuple(registry)
             }
+            checks |= {f"logins:{app}": [_news(news)] for app, news in self._logins_news().items()}
             found = {check[0]["status"] for check in checks.values()}
             if not registry.ticking or registry.stopping:
                 found.add("fail")
@@ -153,6 +162,14 @@ def _check(keeper: Keeper) -> dict[str, Any]:
         "observedValue": served.token_expires_in if served else 0,
         "observedUnit": "s",
         "output": "; ".join(filter(None, worries)),
+    }
+
+
+def _news(failure: Failure) -> dict[str, Any]:
+    return {
+        "componentType": "component",
+        "status": "warn",
+        "output": f"WeChat refuses logins: {english.FAILURES.reason(failure)}",
     }
 
 

@@ -11,8 +11,11 @@ from typing import Any, Final
 from aiohttp import web
 
 from broker import __version__
+from broker.core.credential import Account
+from broker.core.errcodes import Failure
 from broker.core.ports import Clock, Node
 from broker.core.quota import Usage
+from broker.logins.record import LoginRecord
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.web.gate import open_to_browsers
@@ -20,6 +23,7 @@ from broker.web.params import NO_STORE, iso
 from broker.web.shared_pages import SharedPage, SharedPages, shared_page
 from broker.web.words import english
 
+LOGIN_ONLY: Final = "login-only"  # the state of an app that keeps no token
 STARTED: Final = time.monotonic()
 
 
@@ -32,7 +36,8 @@ class StatusReport:
     """The state of all apps, as data, and the route that shows it.
 
     `tickets_of` returns an app's tickets by type, those that it has now; `nodes` returns the
-    brokers that share the store. All methods but the handler may run on any thread.
+    brokers that share the store; `login_record_of` returns how an app's logins go, None where
+    nobody has logged in. All methods but the handler may run on any thread.
     """
 
     def __init__(
@@ -42,12 +47,14 @@ class StatusReport:
         pages: SharedPages,
         tickets_of: Callable[[str], Mapping[str, Keeper]] = lambda _: {},
         nodes: Callable[[], Sequence[Node]] = tuple,
+        login_record_of: Callable[[str], LoginRecord | None] = lambda _: None,
     ) -> None:
         self.registry = registry
         self.clock = clock
         self.tickets_of = tickets_of
         self._pages = pages
         self._nodes = nodes
+        self._login_record_of = login_record_of
 
     def routes(self) -> list[web.RouteDef]:
         """Return the one route."""
@@ -75,7 +82,10 @@ class StatusReport:
             "version": __version__,
             "uptime": uptime(),
             "stopping": self.registry.stopping,
-            "apps": [self.app(keeper) for keeper in self.keepers()],
+            "apps": [
+                *(self.app(keeper) for keeper in self.keepers()),
+                *(self.login_only(account) for account in self.registry.login_only),
+            ],
             "nodes": self.nodes(),
         }
 
@@ -124,7 +134,61 @@ class StatusReport:
                 kind: _held(ticket, ticket.usage(), english.TICKET)
                 for kind, ticket in self.tickets_of(keeper.account.name).items()
             },
+            "logins": self.logins(keeper.account.name),
         }
+
+    def login_only(self, account: Account) -> dict[str, Any]:
+        """Return an app that keeps no token: what is said of a token is said of none."""
+        return {
+            "app": account.name,
+            "appid": account.appid,
+            "endpoint": account.endpoint.value,
+            "state": LOGIN_ONLY,
+            "version": None,
+            "expires_in": 0,
+            "token_expires_in": 0,
+            "next_refresh_in": 0,
+            "last_error": None,
+            "quota": {"limit": 0, "used_today": 0, "used_24h": 0, "remaining": 0},
+            "second_issuer": {"suspected": False, "since": None, "count": 0},
+            "store_error": None,
+            "tickets": {},
+            "logins": self.logins(account.name),
+        }
+
+    def login_record(self, app: str) -> LoginRecord:
+        """Return how an app's logins have gone since the start."""
+        return self._login_record_of(app) or LoginRecord()
+
+    def logins(self, app: str) -> dict[str, Any]:
+        """Return the same as data; `news` is what a person must see to."""
+        record = self.login_record(app)
+        failure, words = record.failure, english.FAILURES
+        return {
+            "outcomes": record.by_outcome(),
+            "last_at": None if record.last_at is None else iso(record.last_at),
+            "last_failure": failure
+            and {
+                "kind": record.failed_kind,
+                "errcode": failure.errcode,
+                "reason": words.reason(failure),
+                "at": iso(failure.wall),
+            },
+            "news": record.news and _error(record.news, words.advice(record.news)),
+        }
+
+
+def _error(failure: Failure, advice: str) -> dict[str, Any]:
+    """Return what went wrong, and what to do about it, for people."""
+    return {
+        "class": failure.kind.value,
+        "errcode": failure.errcode,
+        "reason": english.FAILURES.reason(failure),
+        "advice": advice,
+        "ip": failure.ip,
+        "rid": failure.rid,
+        "at": iso(failure.wall),
+    }
 
 
 def _held(keeper: Keeper, spent: Usage, thing: str = english.FAILURES.token) -> dict[str, Any]:
@@ -137,16 +201,5 @@ def _held(keeper: Keeper, spent: Usage, thing: str = english.FAILURES.token) -> 
         "expires_in": served.expires_in if served else 0,
         "token_expires_in": served.token_expires_in if served else 0,
         "next_refresh_in": max(0, round(keeper.next_call_in())),
-        "last_error": (
-            failure
-            and {
-                "class": failure.kind.value,
-                "errcode": failure.errcode,
-                "reason": words.reason(failure),
-                "advice": words.advice_beside(failure, spent, thing),
-                "ip": failure.ip,
-                "rid": failure.rid,
-                "at": iso(failure.wall),
-            }
-        ),
+        "last_error": failure and _error(failure, words.advice_beside(failure, spent, thing)),
     }

@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from broker.core import signature
-from broker.core.credential import Endpoint
+from broker.core.credential import ticket_kinds
 from broker.core.ports import StoreError
 from broker.core.secret import Secret
 from broker.core.serving import Code, Served, Unavailable, UnavailableReason
@@ -18,6 +18,7 @@ from broker.http.problems import ProblemError
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
+from broker.web.connection.fast_path import APP
 from broker.web.params import (
     LONGEST_TTL_S,
     LONGEST_WAIT_S,
@@ -60,6 +61,7 @@ class TicketDesk:
             web.get("/v1/tickets/{app}/{type}", self.get_ticket),
             web.post("/v1/tickets/{app}/jsapi/signature", self.sign_page),
             web.post("/v1/tickets/{app}/wx_card/signature", self.sign_card),
+            web.post("/v1/tickets/{app}/agent_config/signature", self.sign_agent),
         ]
 
     async def get_ticket(self, request: web.Request) -> web.Response:
@@ -78,14 +80,28 @@ class TicketDesk:
         served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, self._patience_s))
         if isinstance(served, Unavailable):
             return unavailable(served, english.TICKET)
-        return self._ticket(keeper, served)
+        return self._ticket(request, keeper, served)
 
     async def sign_page(self, request: web.Request) -> web.Response:
         """Answer with what `wx.config` needs for a page.
 
         `{"url": …}` gives `{appId, timestamp, nonceStr, signature}`.
         """
-        keeper, ticket = await self._to_sign_with(request, Endpoint.JSAPI)
+        keeper, signed = await self._signed_page(request, "jsapi")
+        return web.json_response({"appId": keeper.account.appid, **signed}, headers=NO_STORE)
+
+    async def sign_agent(self, request: web.Request) -> web.Response:
+        """Answer with what `wx.agentConfig` of WeCom needs for a page.
+
+        `{"url": …}` gives `{corpid, timestamp, nonceStr, signature}`. It also takes the agentid,
+        which is not signed (WECHAT.md W72).
+        """
+        keeper, signed = await self._signed_page(request, "agent_config")
+        return web.json_response({"corpid": keeper.account.appid, **signed}, headers=NO_STORE)
+
+    async def _signed_page(self, request: web.Request, kind: str) -> tuple[Keeper, dict[str, Any]]:
+        """Sign the address of a page with a ticket."""
+        keeper, ticket = await self._to_sign_with(request, kind)
         fields = await fields_of(request, {"url": str})
         url = fields.get("url", "")
         if not PAGE.fullmatch(url):
@@ -95,13 +111,8 @@ class TicketDesk:
                 "`url` is the page's address as the browser shows it, http:// or https://.",
             )
         timestamp, nonce = int(self._wall()), secrets.token_hex(8)
-        signed = {
-            "appId": keeper.account.appid,
-            "timestamp": timestamp,
-            "nonceStr": nonce,
-            "signature": signature.jsapi(ticket, nonce, timestamp, url),
-        }
-        return web.json_response(signed, headers=NO_STORE)
+        signed = signature.jsapi(ticket, nonce, timestamp, url)
+        return keeper, {"timestamp": timestamp, "nonceStr": nonce, "signature": signed}
 
     async def sign_card(self, request: web.Request) -> web.Response:
         """Answer with what a card needs.
@@ -109,7 +120,7 @@ class TicketDesk:
         `{"card_id": …}`, with `code` and `openid` if the card has them, gives the same fields,
         `timestamp`, `nonce_str`, and the `signature` over all of them.
         """
-        _, ticket = await self._to_sign_with(request, Endpoint.WX_CARD)
+        _, ticket = await self._to_sign_with(request, "wx_card")
         fields = await fields_of(request, {"card_id": str, "code": str, "openid": str})
         if "card_id" not in fields or not all(VALUE.fullmatch(value) for value in fields.values()):
             raise ProblemError(
@@ -126,7 +137,7 @@ class TicketDesk:
         signed = {**to_sign, "signature": signature.card(ticket, *to_sign.values())}
         return web.json_response(signed, headers=NO_STORE)
 
-    async def _to_sign_with(self, request: web.Request, kind: Endpoint) -> tuple[Keeper, Secret]:
+    async def _to_sign_with(self, request: web.Request, kind: str) -> tuple[Keeper, Secret]:
         """Return the ticket; raises TicketUnavailableError if there is none."""
         keeper = await self._keeper(request, kind)
         served = keeper.serve() or await keeper.get(patience_s=self._patience_s)
@@ -136,29 +147,24 @@ class TicketDesk:
 
     async def _keeper(self, request: web.Request, kind: str) -> Keeper:
         account = keeper_of(request, self._registry, "read").account
-        found = None
-        if kind in set(Endpoint):
-            try:
-                found = await self._tickets.keeper(account, Endpoint(kind))
-            except StoreError as error:
-                why = UnavailableReason.NOT_RECORDED
-                raise TicketUnavailableError(
-                    Unavailable(Code.STORE_UNAVAILABLE, why, STORE_PAUSE_S, store_error=str(error))
-                ) from None
+        try:
+            found = await self._tickets.keeper(account, kind)
+        except StoreError as error:
+            why = UnavailableReason.NOT_RECORDED
+            raise TicketUnavailableError(
+                Unavailable(Code.STORE_UNAVAILABLE, why, STORE_PAUSE_S, store_error=str(error))
+            ) from None
         if found is None:
-            raise ProblemError(
-                404,
-                "unknown-ticket",
-                "There are `jsapi` and `wx_card`, for WeChat apps; WeCom's are not kept.",
-            )
+            known = " and ".join(f"`{kind}`" for kind in ticket_kinds(account.endpoint))
+            raise ProblemError(404, "unknown-ticket", f"This app has {known}.")
         return found
 
-    def _ticket(self, keeper: Keeper, served: Served) -> web.Response:
+    def _ticket(self, request: web.Request, keeper: Keeper, served: Served) -> web.Response:
         version = served.credential.version
         body: dict[str, Any] = {
-            "app": keeper.account.name.rpartition("/")[0],
+            "app": request[APP],
             "appid": keeper.account.appid,
-            "type": keeper.account.endpoint.value,
+            "type": request.match_info["type"],
             "ticket": served.token.value.reveal(),
             "expires_in": served.expires_in,
             "expires_at": iso(self._wall() + served.expires_in),

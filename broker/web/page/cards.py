@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from broker.core.credential import Doubt, HeldToken
+from broker.core.credential import Account, Doubt, HeldToken
 from broker.http.language import span
+from broker.logins.logins import GOOD
 from broker.tokens.keeper import Keeper
 from broker.web.api.status import StatusReport
 from broker.web.page.messages import FAILURES, PAGE
@@ -15,8 +16,25 @@ WORST_FIRST: Final = ("bad", "warn", "good")
 ALMOST_SPENT: Final = 0.8
 
 
-def tone(keeper: Keeper) -> str:
+# What a card is made of: an app that keeps a token, or the account of one that only logs in.
+Shown = Keeper | Account
+
+
+def account_of(shown: Shown) -> Account:
+    """Return whose card it is."""
+    return shown if isinstance(shown, Account) else shown.account
+
+
+def tone(report: StatusReport, shown: Shown) -> str:
     """Return how an app stands in one word: `good`, `warn` (somebody should look) or `bad`."""
+    news = report.login_record(account_of(shown).name).news
+    if isinstance(shown, Account):
+        return "warn" if news else "good"
+    found = _tone(shown)
+    return "warn" if found == "good" and news else found
+
+
+def _tone(keeper: Keeper) -> str:
     served, held = keeper.serve(), keeper.credential
     found = TONES[served.state.value if served else "unavailable"]
     is_troubled = (
@@ -28,9 +46,48 @@ def tone(keeper: Keeper) -> str:
     return "warn" if found == "good" and is_troubled else found
 
 
-def card(report: StatusReport, keeper: Keeper, lang: str) -> dict[str, Any]:
+def card(report: StatusReport, shown: Shown, lang: str) -> dict[str, Any]:
     """Return what the template shows of an app: its status, and sentences about it."""
-    status, words, failures = report.app(keeper), PAGE[lang], FAILURES[lang]
+    status = report.login_only(shown) if isinstance(shown, Account) else report.app(shown)
+    more = {"spent_text": ""}
+    if not isinstance(shown, Account):
+        more = _with_token(report, shown, status, lang)
+    return {
+        **status,
+        **more,
+        **_logins(report, status, lang),
+        "tone": tone(report, shown),
+        "state_text": PAGE[lang][status["state"]],
+        "endpoint_text": PAGE[lang][f"endpoint_{status['endpoint']}"],
+    }
+
+
+def _logins(report: StatusReport, status: Mapping[str, Any], lang: str) -> dict[str, str]:
+    """Return how logins go, in sentences that are empty where there is nothing to say."""
+    words, failures = PAGE[lang], FAILURES[lang]
+    record = report.login_record(status["app"])
+    total, failure, news = record.counts.total(), record.failure, record.news
+    texts = {
+        "logins_text": "",
+        "logins_failed_text": "",
+        "news_reason": failures.reason(news) if news else "",
+        "news_advice": failures.advice(news) if news else "",
+        "news_at": stamp(iso(news.wall)) if news else "",
+    }
+    if total:
+        good = record.by_outcome().get(GOOD, 0)
+        texts["logins_text"] = words["logins_of"].format(good=good, total=total)
+    if failure:
+        texts["logins_failed_text"] = words["logins_failed"].format(
+            reason=failures.reason(failure), at=stamp(iso(failure.wall))
+        )
+    return texts
+
+
+def _with_token(
+    report: StatusReport, keeper: Keeper, status: Mapping[str, Any], lang: str
+) -> dict[str, Any]:
+    words, failures = PAGE[lang], FAILURES[lang]
     failure, spent = keeper.credential.failure, keeper.usage()
     error, second_issuer, quota = status["last_error"], status["second_issuer"], status["quota"]
     second_issuer_text = words[
@@ -40,9 +97,6 @@ def card(report: StatusReport, keeper: Keeper, lang: str) -> dict[str, Any]:
     return {
         **status,
         **_token(report, keeper, lang),
-        "tone": tone(keeper),
-        "state_text": words[status["state"]],
-        "endpoint_text": words[f"endpoint_{status['endpoint']}"],
         "due_text": _due(status["next_refresh_in"], words, lang),
         "again_text": _again(status["next_refresh_in"], report.clock.wall(), words, lang),
         "quota_text": words["quota_of"].format(used=quota["used_today"], limit=quota["limit"]),

@@ -17,7 +17,7 @@ from broker.web.api.status import StatusReport, uptime
 from broker.web.client_stats import ClientStats
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import LOCAL, SOCKET, open_to_browsers
-from broker.web.page.cards import WORST_FIRST, card, stamp, tone
+from broker.web.page.cards import WORST_FIRST, Shown, account_of, card, stamp, tone
 from broker.web.page.messages import PAGE
 from broker.web.page.plot import HEIGHT, HOURS, LANES, STEP, WIDTHS, Plot, Result
 from broker.web.page.plots import Plots
@@ -94,14 +94,12 @@ class StatusPage:
         self._response_cache.account()
         tones = await self._pages.on_thread(self._tones)
         found = [
-            keeper
-            for keeper, _ in tones
-            if chosen in {None, keeper.account.name, keeper.account.appid}
+            one for one, _ in tones if chosen in {None, account_of(one).name, account_of(one).appid}
         ]
         pages = max(1, -(-len(found) // APPS_A_PAGE))
         number = min(pages, max(1, number))
         shown = found[(number - 1) * APPS_A_PAGE : number * APPS_A_PAGE]
-        plots = [await self._plots.of(keeper) for keeper in shown]
+        plots = [await self._plots.of(one) if isinstance(one, Keeper) else None for one in shown]
 
         def render() -> SharedPage:
             facts = {
@@ -124,17 +122,18 @@ class StatusPage:
 
         return await self._pages.on_thread(render)
 
-    def _tones(self) -> list[tuple[Keeper, str]]:
+    def _tones(self) -> list[tuple[Shown, str]]:
         """Return how each app stands, the troubled ones first."""
-        tones = [(keeper, tone(keeper)) for keeper in self._report.keepers()]
+        every: list[Shown] = [*self._report.keepers(), *self._report.registry.login_only]
+        tones = [(one, tone(self._report, one)) for one in every]
         return sorted(tones, key=lambda one: WORST_FIRST.index(one[1]))
 
     def _cards(
-        self, shown: Sequence[Keeper], plots: Sequence[Plot | None], lang: str
+        self, shown: Sequence[Shown], plots: Sequence[Plot | None], lang: str
     ) -> list[dict[str, Any]]:
         return [
-            {**card(self._report, keeper, lang), "plot": plot}
-            for keeper, plot in zip(shown, plots, strict=True)
+            {**card(self._report, one, lang), "plot": plot}
+            for one, plot in zip(shown, plots, strict=True)
         ]
 
     def _headline(self, tones: Sequence[str], lang: str) -> dict[str, str]:

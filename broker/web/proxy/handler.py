@@ -8,7 +8,7 @@ on the token paths (compat.py): SDKs print URLs on anything else.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -21,7 +21,7 @@ from broker.config.schema import ProxyTable as Table
 from broker.core.credential import Account
 from broker.core.serving import Served, Unavailable
 from broker.tokens.keeper import Keeper
-from broker.web.dialect import WECHAT, WORDS, ErrcodeError
+from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import CLIENT, authenticates
 from broker.web.params import NO_STORE
 from broker.web.proxy import headers as hops
@@ -38,16 +38,12 @@ METHODS: Final = (
     "PATCH",
     "DELETE",
 )  # aiohttp answers HEAD where it answers GET
-DIALECT: Final = replace(WECHAT, words={**WORDS, 48001: "api unauthorized"})
 OTHERS: Final = (
-    "(token-broker: /sns/ takes tokens of users, not of apps, and is not proxied: call WeChat"
-    " itself)"
+    "(token-broker: under /sns/ are GET /sns/userinfo, /sns/auth and /sns/oauth2/refresh_token, and,"
+    " with [compat] enabled = true, logins)"
 )
 ITS_OWN: Final = (
     "(token-broker: a token path is never passed on; [compat] enabled = true answers it here)"
-)
-UNUSUAL: Final = (
-    "(token-broker: this path has more in it than letters, digits, - and _ between single slashes)"
 )
 PACKED: Final = (  # aiohttp would unpack it on its way
     "(token-broker: send the body as it is, without Content-Encoding)"
@@ -120,7 +116,7 @@ class Proxy:
             return await self._answer(request)
         except ErrcodeError as refusal:
             self._counters.refused(refusal.errcode)
-            return web.json_response(DIALECT.refusal(refusal), headers=NO_STORE)
+            return web.json_response(WECHAT.refusal(refusal), headers=NO_STORE)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path, query = _target(request)
@@ -232,7 +228,7 @@ def _target(request: web.Request) -> tuple[str, str]:
     raw, _, query = request.raw_path.partition("?")
     path = paths.plain(raw)
     if path is None:
-        raise ErrcodeError(48001, UNUSUAL)
+        raise ErrcodeError(48001, paths.UNUSUAL)
     if path.startswith(paths.OTHER_TOKENS):
         raise ErrcodeError(48001, OTHERS)
     if paths.is_token_path(path):

@@ -53,9 +53,11 @@ def onward(headers: Headers) -> CIMultiDict[str]:
     return passed
 
 
-def back(headers: Headers, token: str) -> CIMultiDict[str]:
+def back(headers: Headers, token: str | None) -> CIMultiDict[str]:
     """The headers of an answer, for the client; none that quotes the token, escaped or not, as a redirect may."""
     passed = _kept(headers, THEIRS)
+    if token is None:
+        return passed
     for name in [
         name for name, value in passed.items() if token in value or token in unquote(value)
     ]:

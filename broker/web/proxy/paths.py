@@ -12,8 +12,13 @@ TOKEN_PATHS: Final = (
     "/cgi-bin/stable_token",
     "/cgi-bin/gettoken",
     "/cgi-bin/ticket/getticket",
+    "/cgi-bin/ticket/get",
+    "/cgi-bin/get_jsapi_ticket",
 )
 OTHER_TOKENS: Final = "/sns/"
+UNUSUAL: Final = (
+    "(token-broker: this path has more in it than letters, digits, - and _ between single slashes)"
+)
 PARAMETER: Final = "access_token"
 # WeChat's interfaces are named so, all of them. Whatever else servers may take for the same path
 # (%74oken, ./token, x/../token, token;x, token/, Token) does not get as far as being compared.

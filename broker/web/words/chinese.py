@@ -61,6 +61,10 @@ FAILURES: Final = FailureWords(
         ),
         Advice.WECOM_CORPID: "企业微信不认识该 corpid：请更正配置中的 appid。",
         Advice.WECOM_RIGHTS: "该应用没有此接口的权限：请在企业微信后台查看接口权限。",
+        Advice.WECOM_OTHER_TICKET: (
+            "票据属于其他应用或另一种类：wx.config 用企业票据（jsapi），wx.agentConfig"
+            " 用应用自己的票据（agent_config）。"
+        ),
         Advice.WECOM_TRUSTED_IP: "请在企业微信后台把本机的公网 IP 加入该应用的可信 IP。",
     },
     seen_as="微信看到的本机 IP 是 {ip}。",

@@ -83,6 +83,10 @@ FAILURES: Final = FailureWords(
         Advice.WECOM_RIGHTS: (
             "The app may not use this interface: see its permissions in WeCom's console."
         ),
+        Advice.WECOM_OTHER_TICKET: (
+            "The ticket is another app's, or of the other kind: wx.config takes the company's"
+            " (jsapi), wx.agentConfig the app's own (agent_config)."
+        ),
         Advice.WECOM_TRUSTED_IP: (
             "Add this host's public IP to the app's trusted IPs in WeCom's console."
         ),
