@@ -89,7 +89,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
         "test_store::test_a_store_that_must_not_be_opened_is_left_untouched",
         "test_commands::test_a_socket_path_that_somebody_planted_is_refused",
     ),
-    "16": ("test_disk::test_a_store_on_a_network_file_system_is_refused",),
+    "16": ("test_place::test_a_store_on_a_network_file_system_is_refused",),
     # C. Disk and database
     "17": (
         "test_disk::test_a_full_disk_before_a_refresh_means_no_call_until_there_is_room",
@@ -225,7 +225,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
     ),
     # G. People with bad intent
     "44": (
-        "test_api::test_every_route_refuses_a_foreign_host",
+        "test_api::test_every_route_but_probes_refuses_a_foreign_host",
         "test_api::test_browsers_and_proxies_get_no_token_but_may_see_the_status",
         "test_api::test_without_clients_a_program_shows_its_intent_by_a_header",
     ),
