@@ -144,6 +144,7 @@ async def test_an_account_without_followers_is_empty_not_an_error(tmp_path: Path
         assert await there.listed() == 1
 
 
+@pytest.mark.soak
 async def test_a_hundred_thousand_followers_cost_a_call_per_ten_thousand_in_bounded_memory(
     tmp_path: Path,
 ) -> None:
@@ -244,6 +245,7 @@ async def test_the_list_is_asked_for_again_only_after_cache_ttl(there: Scene) ->
     assert there.wire.calls[USER_GET] == 2
 
 
+@pytest.mark.soak
 async def test_without_a_cache_no_day_has_more_than_400_lists_and_the_last_is_shown_meanwhile(
     tmp_path: Path,
 ) -> None:

@@ -644,6 +644,7 @@ def requests(draw: st.DrawFn) -> bytes:
     return draw(mutated(raw)) if draw(st.booleans()) else raw
 
 
+@pytest.mark.soak
 @settings(BOUNDED, max_examples=1000)
 @given(requests())
 @example(b"GET /v1/tokens/main HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -654,6 +655,7 @@ def test_a_broken_request_gets_no_token_and_no_server_error(intruder: Intruder, 
     assert all(code < 500 for code in statuses(answer)), answer
 
 
+@pytest.mark.soak
 @settings(BOUNDED, max_examples=200)
 @given(st.binary(max_size=200) | mutated(HONEST[:-30]) | st.binary(max_size=50).map(HONEST.__add__))
 @example(b"\x80\x2e\x01\x03\x01")
@@ -665,6 +667,7 @@ def test_any_bytes_are_4xx_or_the_end_unless_they_are_an_honest_request(
     assert PROOF.lower() in raw.lower() or b"access_token" not in answer
 
 
+@pytest.mark.soak
 def test_a_request_in_a_request_of_doubtful_length_is_not_answered(intruder: Intruder) -> None:
     """Two readers who disagree on the length would see two requests or one.
 

@@ -28,6 +28,8 @@ from tests.harness.fuzzing import BOUNDED, connected, mostly, statuses, tell
 from tests.harness.processes import until
 from tests.harness.proxy_harness import Hostile, Seen, says
 
+pytestmark = pytest.mark.soak
+
 KEY = f"{CANARY}-key-of-the-service"
 TOKEN = f"{CANARY}-real/+=&%-token"  # opaque: it may have in it what URLs are made of
 MARK = "X-Fuzzed"

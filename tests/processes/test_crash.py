@@ -14,6 +14,8 @@ from tests.harness import invariants
 from tests.harness.doubles import APPID
 from tests.harness.processes import House, until
 
+pytestmark = pytest.mark.soak
+
 # Fast enough for a test; the refresh itself is the real one.
 QUICK = "min_gap = 0.5\nmax_backoff = 1\nverify_gap = 0.2\nmin_serve = 1\noverlap = 5\n"
 

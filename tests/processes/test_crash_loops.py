@@ -51,6 +51,7 @@ def die() -> None:
     raise asyncio.CancelledError
 
 
+@pytest.mark.soak
 async def test_a_day_of_crashes_while_wechat_is_down_follows_the_persisted_backoff(
     bench: Bench,
 ) -> None:

@@ -280,7 +280,8 @@ class Checker:
         if before <= NEEDLESS < lasted:
             self._note(
                 account,
-                f"no token for {lasted:.0f} s, and nobody else's fault: {english.unavailable(served)}",
+                f"no token for {lasted:.0f} s, and nobody else's fault:"
+                f" {english.unavailable(served)}",
                 now,
             )
 

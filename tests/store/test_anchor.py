@@ -1,4 +1,7 @@
-"""Where instants of another boot are put: the wall at both ends, clock steps, reboots, another host."""
+"""Where instants of another boot are put, by the wall at both ends.
+
+Clocks are stepped, hosts reboot, and the store moves to another host.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +17,7 @@ DAY = 86_400.0
 
 @dataclass(frozen=True)
 class Case:
-    """A row is written at `wrote` by the wall; then a host that has been `up` looks at wall `looks`."""
+    """A row is written at wall time `wrote`; a host that is `up` so long reads it at `looks`."""
 
     up: float
     looks: float
@@ -63,7 +66,7 @@ async def test_calls_of_another_boot_are_placed_by_a_sane_wall_and_else_taken_fo
 async def test_a_volume_that_moves_to_a_running_host_brings_its_gap_and_its_quota(
     bench: Bench,
 ) -> None:
-    """Seen: seven seconds after the last call the next one was made, and the day's calls were gone."""
+    """The next call used to be made after seven seconds, and the day's calls were forgotten."""
     keeper = await bench.keeper()
     for _ in range(10):
         await looked(keeper)

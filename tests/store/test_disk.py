@@ -293,7 +293,7 @@ async def test_a_start_serves_what_is_stored_and_writes_when_it_can(
     assert restarted.credential.epoch == served.credential.epoch
 
 
-async def test_in_its_last_minutes_a_token_that_was_found_on_a_full_disk_costs_the_emergency_budget_only(
+async def test_in_its_last_minutes_a_token_on_a_full_disk_costs_the_emergency_budget_only(
     tight: Bench, small_disk: Path, tmp_path: Path
 ) -> None:
     await in_need(tight, tmp_path)

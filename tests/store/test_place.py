@@ -1,4 +1,7 @@
-"""Where a store may lie and what may be in it: whose file it is, in which directory, on which disk, with which tables."""
+"""Where a store may lie and what may be in it.
+
+It depends on the file's owner, its directory, its disk and its tables.
+"""
 
 import os
 import sqlite3
@@ -192,7 +195,10 @@ async def test_another_programs_database_is_refused_and_left_as_it_is(
         assert db.execute("pragma journal_mode").fetchone() == ("delete",)
 
 
-LOOSE = "create table accounts_ as select * from accounts; drop table accounts; alter table accounts_ rename to accounts"
+LOOSE = (
+    "create table accounts_ as select * from accounts; drop table accounts;"
+    " alter table accounts_ rename to accounts"
+)
 LOOSE_CALLS = (
     "create table calls_ as select * from calls; drop table calls;"
     " alter table calls_ rename to calls"

@@ -209,6 +209,7 @@ async def test_a_suspend_of_three_hours_ends_with_a_fresh_token_or_none(bench: B
     assert value_of(keeper) is not None
 
 
+@pytest.mark.soak
 async def test_old_calls_are_dropped_so_that_a_year_stays_small(bench: Bench) -> None:
     keeper = await bench.keeper()
     for _ in range(24 * 30):
