@@ -8,6 +8,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
 from broker.core.serving import Code, Unavailable
 from broker.http.problems import ProblemError, problem
@@ -111,15 +113,7 @@ async def _json(request: web.Request) -> Any:
             415, "unsupported-media-type", "Send the body as `Content-Type: application/json`."
         )
     try:
-        body = await read_body(request)
-    except TimeoutError:
-        raise ProblemError(
-            408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s."
-        ) from None
-    except ConnectionError:
-        raise ProblemError(400, "invalid-json", "The body ended early.") from None
-    try:
-        return json.loads(body)
+        return json.loads(await body_of(request))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ProblemError(400, "invalid-json", f"The body is not JSON at {where}.") from None
@@ -127,6 +121,25 @@ async def _json(request: web.Request) -> Any:
         raise ProblemError(400, "invalid-json", "The body is not JSON.") from None
     except RecursionError:
         raise ProblemError(400, "invalid-json", "The body is nested too deeply.") from None
+
+
+async def body_of(request: web.Request) -> bytes:
+    """Return the body, unpacked.
+
+    Raises ProblemError if it does not come, and if it is not packed as its headers say. Raises
+    HTTPRequestEntityTooLarge.
+    """
+    try:
+        return await read_body(request)
+    except TimeoutError:
+        raise ProblemError(
+            408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s."
+        ) from None
+    except ConnectionError:
+        raise ProblemError(400, "invalid-json", "The body ended early.") from None
+    except (HttpProcessingError, RequestPayloadError):
+        detail = "The body is not packed as its Content-Encoding says."
+        raise ProblemError(400, "invalid-json", detail) from None
 
 
 def unavailable(answer: Unavailable, thing: str = english.FAILURES.token) -> web.Response:
