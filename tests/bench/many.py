@@ -1,4 +1,4 @@
-"""A thousand apps: a look at all of them, the pages that list them, and token GETs beside their readers."""
+"""A thousand apps: a look at all, the pages that list them, token GETs beside their readers."""
 
 import asyncio
 import http.client
@@ -33,7 +33,8 @@ async def read(first):
     while True:
         writer.write(ask)
         head = await reader.readuntil(b"\\r\\n\\r\\n")
-        length = next(line for line in head.lower().split(b"\\r\\n") if line.startswith(b"content-length:"))
+        lines = head.lower().split(b"\\r\\n")
+        length = next(line for line in lines if line.startswith(b"content-length:"))
         await reader.readexactly(int(length[15:]))
         first.set()
 async def main():

@@ -1,4 +1,4 @@
-"""Codes and facts as sentences: every code has one in each language, and old codes are still read."""
+"""Codes and facts as sentences: each code has one in each language; old codes are still read."""
 
 import json
 import re
