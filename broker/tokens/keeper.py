@@ -80,9 +80,8 @@ class Keeper:
 
         A pause that was about the secret before ends.
         """
-        self._live.account = replace(self.account, secret=secret)
+        self.account = self._live.account = replace(self.account, secret=secret)
         await self._sync.after_secret_change()
-        self._refresher.replan()
         self._on_plan_changed()
 
     def stop(self) -> None:

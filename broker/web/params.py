@@ -8,6 +8,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
 from broker.core.serving import Code, Unavailable
 from broker.http.problems import ProblemError, problem
@@ -115,15 +117,7 @@ async def _json(request: web.Request) -> Any:
             415, "unsupported-media-type", "Send the body as `Content-Type: application/json`."
         )
     try:
-        body = await read_body(request)
-    except TimeoutError:
-        raise ProblemError(
-            408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s."
-        ) from None
-    except ConnectionError:
-        raise ProblemError(400, "invalid-json", "The body ended early.") from None
-    try:
-        return json.loads(body, object_pairs_hook=_each_once)
+        return json.loads(await body_of(request), object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ProblemError(400, "invalid-json", f"The body is not JSON at {where}.") from None
@@ -138,6 +132,25 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ProblemError(422, "invalid-body", "A field stands twice.")
     return found
+
+
+async def body_of(request: web.Request) -> bytes:
+    """Return the body, unpacked.
+
+    Raises ProblemError if it does not come, and if it is not packed as its headers say. Raises
+    HTTPRequestEntityTooLarge.
+    """
+    try:
+        return await read_body(request)
+    except TimeoutError:
+        raise ProblemError(
+            408, "request-timeout", f"The body did not come within {BODY_DEADLINE_S:g} s."
+        ) from None
+    except ConnectionError:
+        raise ProblemError(400, "invalid-json", "The body ended early.") from None
+    except (HttpProcessingError, RequestPayloadError):
+        detail = "The body is not packed as its Content-Encoding says."
+        raise ProblemError(400, "invalid-json", detail) from None
 
 
 def unavailable(answer: Unavailable, thing: str = english.FAILURES.token) -> web.Response:

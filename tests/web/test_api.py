@@ -592,3 +592,29 @@ async def test_a_report_of_what_is_no_unicode_is_of_no_token_of_ours(daemon: Dae
     )
     assert (answer.status, (await answer.json())["outcome"]) == (200, "superseded")
     assert daemon.crashes == []
+
+
+# --- bodies that are not what their headers say ---------------------------------------------------
+
+LYING = [
+    {"Content-Encoding": "gzip"},
+    {"Content-Encoding": "deflate"},
+]
+
+
+@pytest.mark.parametrize("headers", LYING, ids=str)
+@pytest.mark.parametrize("body", [b'{"version": "x"}', b"\x1f\x8b\x08broken", b"x" * 5000])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/tokens/main/report", "/v1/tokens/main/refresh", "/v1/tickets/main/jsapi/signature"],
+)
+async def test_a_body_that_is_not_what_its_headers_say_is_the_clients_fault(
+    daemon: Daemon, path: str, body: bytes, headers: dict[str, str]
+) -> None:
+    await daemon.look()
+    answer = await daemon.http.post(
+        path, data=body, headers={**ME, "Content-Type": "application/json", **headers}
+    )
+    status, _ = await problem(answer)
+    assert 400 <= status < 500
+    assert daemon.crashes == []

@@ -311,3 +311,23 @@ async def test_a_word_that_is_no_unicode_is_a_wrong_one_and_no_bug(
     answer = await daemon.http.post(path, data=body)
     assert (answer.status, (await answer.json())["errcode"]) in {(200, 40125), (200, 40001)}
     assert daemon.crashes == []
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Content-Encoding": "gzip"}, {"Content-Encoding": "deflate"}], ids=str
+)
+@pytest.mark.parametrize("path", ["token", "stable_token", "gettoken", "ticket/getticket"])
+async def test_a_body_that_is_not_packed_as_it_says_is_malformed(
+    daemon: Daemon, path: str, headers: dict[str, str]
+) -> None:
+    answer = await daemon.http.post(f"/cgi-bin/{path}", data=b'{"a": 1}' * 9, headers=headers)
+    assert (answer.status, (await answer.json())["errcode"]) == (200, 47001)
+    assert daemon.crashes == []
+
+
+@pytest.mark.parametrize("path", ["token", "ticket/getticket"])
+async def test_a_body_that_is_too_large_is_refused_in_wechats_manner(
+    daemon: Daemon, path: str
+) -> None:
+    answer = await daemon.http.post(f"/cgi-bin/{path}", data=b"{" + b" " * 70_000 + b"}")
+    assert (answer.status, (await answer.json())["errcode"]) == (200, 47001)

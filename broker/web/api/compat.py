@@ -18,16 +18,16 @@ from aiohttp import web
 from broker.core.credential import Endpoint, ticket_kinds
 from broker.core.ports import StoreError
 from broker.core.serving import Code, Served, Unavailable
+from broker.http.problems import ProblemError
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.askers import Askers
-from broker.web.connection.connections import read_body
 from broker.web.connection.fast_path import AGAIN, APP, Again
 from broker.web.dialect import FOR_PEOPLE, WECHAT, WECOM, Dialect, ErrcodeError
 from broker.web.gate import CLIENT, Client, Gate, authenticates
 from broker.web.handles import Handles
-from broker.web.params import NO_STORE
+from broker.web.params import NO_STORE, body_of
 from broker.web.words import english
 
 PATHS: Final = ("/{slashes:/*}cgi-bin/token", "/{slashes:/*}cgi-bin/stable_token")
@@ -225,9 +225,9 @@ async def _parameters(request: web.Request) -> dict[str, Any]:
     params: dict[str, Any] = dict(request.query)
     if request.method == "POST" and request.can_read_body:
         try:
-            body = await read_body(request)
+            body = await body_of(request)
             more = json.loads(body) if body.lstrip()[:1] == b"{" else dict(parse_qsl(body.decode()))
-        except (TimeoutError, ValueError, RecursionError, ConnectionError):
+        except (ProblemError, web.HTTPRequestEntityTooLarge, ValueError, RecursionError):
             raise ErrcodeError(47001) from None
         params |= more if isinstance(more, dict) else {}
     return params
