@@ -252,7 +252,7 @@ def test_five_thousand_watchers_hear_of_a_rotation_once_each_and_leave_nothing_b
             f" {figures}"
         )
         assert figures[0][0] - before < count * MOST_KB, (
-            "who waits in the lane costs aiohttp nothing"
+            "who waits in a group costs aiohttp nothing"
         )
         assert all(after < figures[0][0] * 1.1 for _, after in figures), (
             "what the first crowd took is enough for the next"

@@ -37,6 +37,11 @@ from tests.harness.peers import (
     without_date,
 )
 
+def without_times(answer: bytes) -> bytes:
+    """An answer without what another second changes in it."""
+    return re.sub(rb'(expires_(?:in|at)": )[^,}]*', rb"\1-", without_date(answer))
+
+
 # --- what is repeated -----------------------------------------------------------------------------
 
 
@@ -69,7 +74,7 @@ async def test_a_cached_response_is_what_aiohttp_would_write(bench: Bench, daemo
     async with daemon_on(bench, enabled=False) as plain:
         written = [[await (await plain.peer()).ask(chunk) for _ in range(2)][1] for chunk in chunks]
         assert plain.repeated == 0
-    assert [without_date(one) for one in repeated] == [without_date(one) for one in written]
+    assert [without_times(one) for one in repeated] == [without_times(one) for one in written]
     assert [status(one) for one in written] == [200, 200, 200, 304]
 
 

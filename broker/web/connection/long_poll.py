@@ -27,7 +27,9 @@ from broker.web.gate import Client
 
 MOST_GROUPS: Final = 1024
 AT_ONCE: Final = 50  # answers that are written before the loop looks at what else there is to do
-HOLD_S: Final = 0.1  # how long others wait for the first one's handler to say that it waits
+HOLD_S: Final = (
+    1.0  # how long others wait to hear how the first waits; longer than a busy machine starves us
+)
 # Requests that may turn out to wait. Those that come while the first is still being read are held
 # until it is known: a crowd comes at once. The group is atomic (?>), so the target is read once
 # however often `wait` occurs in it: a stranger's request is matched too, before any key is checked.
