@@ -79,6 +79,10 @@ _NEVER_NULL: Final = {
     "boot_id",
     "boot_at",
     "wall_at",
+    "epoch",
+    "calls",
+    "prior_calls",
+    "changes",
 }
 _INSTANTS: Final = (
     "requested_at",
