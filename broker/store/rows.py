@@ -217,7 +217,7 @@ def _wrong_row(row: Row) -> str | None:
     for name, others in _WHOLE.items():
         if row.get(name) is not None:
             for other in others:
-                if row[other] is None:
+                if row.get(other, "") is None:
                     return f"a {name} without {other}"
     return None
 
