@@ -79,6 +79,10 @@ _NEVER_NULL: Final = {
     "boot_id",
     "boot_at",
     "wall_at",
+    "epoch",
+    "calls",
+    "prior_calls",
+    "changes",
 }
 _INSTANTS: Final = (
     "requested_at",
@@ -213,7 +217,7 @@ def _wrong_row(row: Row) -> str | None:
     for name, others in _WHOLE.items():
         if name in row and row[name] is not None:
             for other in others:
-                if other in row and row[other] is None:
+                if row.get(other, "") is None:
                     return f"a {name} without {other}"
     return None
 

@@ -86,8 +86,19 @@ class StoreSync:
     # --- reading ----------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Take up what the store holds. Raises StoreError."""
-        held = await self._dependencies.store.load(self._live.account)
+        """Take up what the store holds.
+
+        Where a shared store cannot be reached, that is done when it is back. Raises StoreError
+        where a store that is ours alone cannot be read.
+        """
+        try:
+            held = await self._dependencies.store.load(self._live.account)
+        except StoreError as error:
+            if not self.is_shared:
+                raise
+            self.failed(error)
+            self.reload_pending = True
+            return
         self._take(held.credential, held.entries)
         self.found(self._dependencies.store.last_error)  # a start on a full disk: write later
 
@@ -116,6 +127,7 @@ class StoreSync:
         self.note_check(held.credential, memory)
         self._take(held.credential, held.entries)
         await self.read_repair(held.credential, memory)
+        await self.after_secret_change()  # which a start without the store could not see to
 
     async def _write_again(self) -> None:
         """Write what is held, to see whether the store works.

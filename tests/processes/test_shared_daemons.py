@@ -3,6 +3,7 @@
 They have one token, one ledger and one budget.
 """
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -214,17 +215,21 @@ def test_a_database_that_is_not_there_is_said_in_a_sentence_without_its_address(
     tmp_path: Path,
 ) -> None:
     house = House(tmp_path)
-    house.configure()
-    done = run(
-        "serve",
-        "--config",
-        str(house.config),
-        TOKEN_BROKER_STORE__URL="postgresql://somebody@127.0.0.1:9/broker",
-    )
-    assert done.returncode == 1
-    assert "refuses the connection" in done.stderr
-    assert "127.0.0.1" not in done.stderr
-    assert "somebody" not in done.stderr
+    where = "postgresql://somebody@127.0.0.1:9/broker"
+    with house.sandboxed():
+        house.configure()
+        done = run("check", "--config", str(house.config), TOKEN_BROKER_STORE__URL=where)
+        with house.serving(TOKEN_BROKER_STORE__URL=where):  # it is up, and says what is missing
+            assert house.get("/livez")[0] == 200
+            assert house.get("/readyz")[0] == 503
+            health = json.dumps(house.get("/health")[1])
+            assert house.get("/v1/tokens/main")[0] == 503
+        assert house.calls() == []
+    assert done.returncode == 78
+    for said in (done.stderr, health):
+        assert "refuses the connection" in said
+        assert "127.0.0.1:9" not in said
+        assert "somebody" not in said
 
 
 @pytest.mark.needs("initdb")

@@ -226,10 +226,10 @@ async def test_a_database_that_may_lose_commits_is_not_let(cluster: Cluster, dat
 async def test_a_standby_is_not_written_to_and_among_several_hosts_the_primary_is_found() -> None:
     with cluster() as primary, standby_of(primary) as standby:
         name = primary.database()
-        with pytest.raises(StoreError, match="takes no writes"):
-            await PostgresStore.open(
-                f"postgresql://token_broker@127.0.0.1:{standby.port}/{OWNER}", ManualClock()
-            )
+        where = f"postgresql://token_broker@127.0.0.1:{standby.port}/{OWNER}"
+        async with opened(where) as store:
+            with pytest.raises(StoreError, match="takes no writes"):
+                await reserved(store)
         both = f"postgresql://token_broker@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/{name}"
         async with opened(both) as store:
             assert (await reserved(store)).call == 1

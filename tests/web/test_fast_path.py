@@ -37,6 +37,7 @@ from tests.harness.peers import (
     without_date,
 )
 
+
 def without_times(answer: bytes) -> bytes:
     """An answer without what another second changes in it."""
     return re.sub(rb'(expires_(?:in|at)": )[^,}]*', rb"\1-", without_date(answer))

@@ -11,7 +11,17 @@ from typing import Any, Final
 
 from broker.core import epoch
 from broker.core.credential import Account, Credential
-from broker.core.ports import Change, Claim, Clock, Decide, Denial, Denied, Grant, Held
+from broker.core.ports import (
+    Change,
+    Claim,
+    Clock,
+    Decide,
+    Denial,
+    Denied,
+    Grant,
+    Held,
+    StoreRefused,
+)
 from broker.core.quota import DAY, Entry, Lane
 from broker.core.transitions import reserved
 from broker.store.encryption import Seal
@@ -19,6 +29,7 @@ from broker.store.postgres.clock_sample import ClockSample
 from broker.store.postgres.lost_commits import Loss, LostCommits
 from broker.store.postgres.notifications import CHANNEL
 from broker.store.postgres.pool import Session
+from broker.store.postgres.schema import OWN_COLUMNS
 from broker.store.rows import (
     ASSUMED,
     KEPT_DAYS,
@@ -28,6 +39,7 @@ from broker.store.rows import (
     credential_of,
     entries_of,
     key_of,
+    oddity,
     with_call,
 )
 
@@ -85,7 +97,7 @@ class AccountRows:
 
     async def load(self) -> Held:
         """What is held, without a lock, since nothing is decided upon it."""
-        found = await self._session.run(_FIND, self._key)
+        found = await self._find(_FIND)
         await (
             self._open_read(found[0]) if found and self._loss(found[0]) is None else self._open()
         )
@@ -151,16 +163,24 @@ class AccountRows:
 
     async def _open(self) -> None:
         """Lock the row, make it where there is none, and see whether the database lost something."""
-        rows = await self._session.run(f"{_FIND} for update", self._key)
+        rows = await self._find(f"{_FIND} for update")
         if not rows:
             await self._session.run(_CREATE, {**self._key, "epoch": epoch.drawn()})
-            rows = await self._session.run(f"{_FIND} for update", self._key)
+            rows = await self._find(f"{_FIND} for update")
         await self._open_read(rows[0])
         if loss := self._loss(self._row):
             await self._enter(loss)
         elif self._row["timeline"] is None:  # moved here from another store
             await self._write({"timeline": self._row["timeline_now"]})
         self._lost_commits.remember(self._row)
+
+    async def _find(self, statement: str) -> list[dict[str, Any]]:
+        """Return the account's row, or none. Raises StoreRefused where no broker wrote it."""
+        rows = await self._session.run(statement, self._key)
+        for row in rows:
+            if why := oddity(row, OWN_COLUMNS):
+                raise StoreRefused(why)
+        return rows
 
     def _loss(self, row: dict[str, Any]) -> Loss | None:
         """What was lost as far as we know; and after a promotion there may be more, which only others know of.

@@ -14,6 +14,7 @@ _BY_STATE: Final = {
     "28P01": "the database does not accept the password",
     "3D000": "the database named in store.url does not exist",
     "42501": "the role lacks a right: `token-broker check` says which",
+    "42703": "the tables lack a column: `token-broker check` says which",
     "42P01": "the tables are missing: `token-broker check` says more",
     "53100": "the database's disk is full",
     "53300": "the database has no connection left: raise max_connections",
@@ -23,7 +24,11 @@ _BY_STATE: Final = {
     "57P02": "the database has crashed and restarts",
     "57P03": "the database is starting up or shutting down",
 }
-# Of a connection that was not made, libpq tells no code. What it says is looked for in this order.
+# Of a connection that was not made, libpq tells no code. What it says is looked for in this order:
+# a sentence that holds another's words stands before that one.
+_CONNECT: Final = (
+    "this role may not connect to the database: as its owner, grant connect on database to it"
+)
 _BY_WORDS: Final = (
     (
         "no password supplied",
@@ -31,9 +36,22 @@ _BY_WORDS: Final = (
     ),
     ("password authentication failed", _BY_STATE["28P01"]),
     ("no pg_hba.conf entry", _BY_STATE["28000"]),
-    ("role ", "the role named in store.url does not exist, or may not log in"),
+    ("authentication failed", _BY_STATE["28000"]),
+    (
+        "too many connections for role",
+        "this role has as many connections as it may: raise its connection limit (alter role)",
+    ),
+    (
+        "too many connections for database",
+        "the database has as many connections as it may: raise its limit (alter database)",
+    ),
+    ("connection slots are reserved", _BY_STATE["53300"]),
     ("too many clients", _BY_STATE["53300"]),
     ("no more connections allowed", _BY_STATE["53300"]),
+    ("permission denied for database", _CONNECT),
+    ("not currently accepting connections", "the database takes no connections at present"),
+    ("not permitted to log in", "the role named in store.url may not log in: alter role … login"),
+    ("role ", "the role named in store.url does not exist"),
     ("starting up", _BY_STATE["57P03"]),
     ("shutting down", _BY_STATE["57P03"]),
     ("does not exist", _BY_STATE["3D000"]),

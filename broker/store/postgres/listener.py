@@ -6,6 +6,7 @@ heartbeat, so that what was missed is found. After a new connection everything m
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -138,15 +139,17 @@ class Listener:
             if any(row["pid"] != session.pid for row in rows):
                 raise StoreError(NO_SESSION)
             self._was_notified = False
-            self.nodes = [_node(row) for row in rows]
+            self.nodes = [node for node in map(_node, rows) if node is not None]
             if rows and rows[0]["changes"] != sum(self._known.values()):
                 await self._find_missed(session)
 
     async def _find_missed(self, session: Session) -> None:
+        """Tell of each account whose counter is not the one we know, and know those from now on."""
+        known, self._known = self._known, {}
         for row in await session.run(_COUNTERS):
             key = row["appid"], row["endpoint"]
-            if self._known.get(key) != row["changes"]:
-                self._known[key] = row["changes"]
+            self._known[key] = row["changes"]
+            if known.get(key) != row["changes"]:
                 self._on_store_changed(row["appid"])
 
     async def _listen(self, session: Session) -> None:
@@ -163,5 +166,15 @@ class Listener:
         self._on_store_changed(notification.appid)
 
 
-def _node(row: dict[str, Any]) -> Node:
-    return Node(row["name"], row["seen_at"], row["notified_at"], json.loads(row["versions"]))
+def _node(row: dict[str, Any]) -> Node | None:
+    """Return a broker as its row tells, None where that is no row a broker writes."""
+    try:
+        versions = json.loads(row["versions"])
+    except (ValueError, RecursionError):
+        return None
+    instants = (row["seen_at"], row["notified_at"] or 0.0)
+    if not isinstance(versions, dict) or not all(map(math.isfinite, instants)):
+        return None
+    if not all(version is None or isinstance(version, str) for version in versions.values()):
+        return None
+    return Node(row["name"], row["seen_at"], row["notified_at"], versions)

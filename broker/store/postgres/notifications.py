@@ -1,9 +1,11 @@
 """What brokers tell each other through NOTIFY: who changed which account, and how often it was changed by then."""
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
 CHANNEL: Final = "token_broker"
+_COUNTER: Final = re.compile(r"[0-9]{1,19}")  # a bigint
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +19,11 @@ class Notification:
 
     @staticmethod
     def read(payload: str) -> "Notification | None":
-        """Return what was said; None where it is not from a broker."""
+        """Return what was said; None where it is not from a broker.
+
+        Whoever may connect to the database may notify, and say anything.
+        """
         match payload.split(" ", 3):
-            case [sender, changes, endpoint, appid] if changes.isdecimal():
+            case [sender, changes, endpoint, appid] if _COUNTER.fullmatch(changes):
                 return Notification(sender, int(changes), endpoint, appid)
         return None

@@ -1,5 +1,6 @@
 """The tables: made and migrated under an advisory lock, recognised, and what a role must be allowed."""
 
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import Final
 
@@ -14,6 +15,7 @@ from broker.store.postgres.pool import (
     ConnectionPool,
     Session,
 )
+from broker.store.rows import ACCOUNT_COLUMNS, CALL_COLUMNS
 
 # Files beside this one. `SCHEMA_FILE` makes the tables as they are now; each of `UPGRADES` raises
 # the version of tables that an earlier token-broker made by one, and is never changed after a
@@ -27,7 +29,27 @@ RIGHTS: Final = {
     "calls": ("select", "insert", "update", "delete"),
     "nodes": ("select", "insert", "update", "delete"),
 }
+OWN_COLUMNS: Final[dict[str, type]] = {
+    "epoch": str,
+    "calls": int,
+    "prior_epoch": str,
+    "prior_calls": int,
+    "timeline": str,
+    "changes": int,
+}
+COLUMNS: Final[dict[str, Iterable[str]]] = {
+    "meta": ("key", "value"),
+    "accounts": {**ACCOUNT_COLUMNS, **OWN_COLUMNS},
+    "calls": {**CALL_COLUMNS, "epoch": str, "at": float, "node": str},
+    "nodes": ("name", "seen_at", "notified_at", "versions"),
+}
+_THERE: Final = """select c.relname as in_table, a.attname as name from pg_class c
+ join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+ where c.relnamespace = 'token_broker'::regnamespace and c.relkind in ('r', 'p')"""
 _VERSION: Final = "select value from token_broker.meta where key = 'schema'"
+_NOT_OURS: Final = (
+    "the schema token_broker in this database is not ours: name another database in store.url"
+)
 _ALLOWED: Final = "select has_table_privilege(%s, %s) as is_allowed"
 
 
@@ -43,8 +65,8 @@ async def ensure(pool: ConnectionPool, name: str) -> None:
                 "select pg_advisory_xact_lock(%s, %s)", (LOCKS, SCHEMA)
             )  # another broker may be at it
             await _migrate(session, await version(session))
-        if lacking := await missing_rights(session):
-            raise StoreRefused(lacking)
+        if why := await missing_columns(session) or await missing_rights(session):
+            raise StoreRefused(why)
 
     await pool.transaction(name, work)
 
@@ -80,12 +102,28 @@ async def version(session: Session) -> int:
         raise StoreRefused(
             "the role may not use the schema token_broker: grant what schema.sql grants"
         ) from None
-    except psycopg.errors.UndefinedTable:
-        raise StoreRefused(
-            "the schema token_broker in this database is not ours: name another database in"
-            " store.url"
-        ) from None
-    return int(rows[0]["value"]) if rows else 0
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+        raise StoreRefused(_NOT_OURS) from None
+    if not rows or not str(rows[0]["value"]).isdecimal():
+        raise StoreRefused(_NOT_OURS)
+    return int(rows[0]["value"])
+
+
+async def missing_columns(session: Session) -> str:
+    """Return which tables and columns of this version are not there, as a sentence; or nothing."""
+    there = {(row["in_table"], row["name"]) for row in await session.run(_THERE)}
+    missing = [
+        f"{table}.{name}"
+        for table, names in COLUMNS.items()
+        for name in names
+        if (table, name) not in there
+    ]
+    if not missing:
+        return ""
+    return (
+        f"the tables of the schema token_broker lack {', '.join(missing)}: restore a backup, or"
+        " name another database in store.url"
+    )
 
 
 async def missing_rights(session: Session) -> str:

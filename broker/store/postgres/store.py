@@ -24,6 +24,7 @@ from broker.core.ports import (
     OnStoreChanged,
     StoreBusy,
     StoreError,
+    StoreRefused,
     Versions,
 )
 from broker.store.encryption import Plain, Seal
@@ -37,6 +38,8 @@ from broker.store.rows import account_of
 from broker.store.transfer import AccountExport
 
 T = TypeVar("T")
+
+TRIES_AGAIN_S = 1.0  # after the database could not be reached: a thousand apps may ask
 
 
 class PostgresStore:
@@ -60,6 +63,10 @@ class PostgresStore:
         self._lost_commits = LostCommits()
         self._listener = Listener(self._pool, node, self._sender)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._readying = asyncio.Lock()
+        self._is_ready = False
+        self._unready = ""  # why it is not ready, as was found last
+        self._tries_at = 0.0  # when the loop's clock shows that, it is tried again
 
     @classmethod
     async def open(
@@ -71,26 +78,54 @@ class PostgresStore:
         *,
         alone: bool = False,
     ) -> "PostgresStore":
-        """Reach the database, create or migrate the tables; `alone`: have it for us, while no broker runs.
+        """Reach the database, create or migrate the tables.
 
-        Raises StoreRefused, StoreBusy, StoreError.
+        Where it cannot be reached, the store is open all the same: each method tries again, and
+        `last_error` says why it could not. With `alone` the database is ours while no broker runs,
+        and then StoreError is raised. Raises StoreRefused and StoreBusy.
         """
         store = cls(url, clock, seal or Plain(), node, alone=alone)
         try:
-            await schema.refuse_pooling(store._pool, node)
-            store._pool.keep(await store._pool.connect(node))  # StoreBusy is said here
-            await schema.ensure(store._pool, node)
-        except BaseException as error:
-            await store._pool.close()
-            if isinstance(error, psycopg.Error | OSError):
-                raise store_error(error) from None
+            await store._make_ready()
+        except StoreError:
+            if alone:
+                await store.close()
+                raise
+        except BaseException:
+            await store.close()
             raise
         return store
+
+    async def _make_ready(self) -> None:
+        """Look at the database and its tables, once; again where that failed, at most each second.
+
+        Raises StoreRefused, StoreBusy, StoreError.
+        """
+        async with self._readying:
+            now = asyncio.get_running_loop().time()
+            if self._is_ready:
+                return
+            if now < self._tries_at:
+                raise StoreError(self._unready)
+            name = self._listener.name
+            try:
+                await schema.refuse_pooling(self._pool, name)
+                self._pool.keep(await self._pool.connect(name))  # StoreBusy is said here
+                await schema.ensure(self._pool, name)
+            except (psycopg.Error, OSError) as error:
+                failure = store_error(error)
+            except StoreError as error:
+                failure = error
+            else:
+                self._is_ready, self._unready = True, ""
+                return
+            self._unready, self._tries_at = str(failure), now + TRIES_AGAIN_S
+            raise failure from None
 
     @property
     def last_error(self) -> str | None:
         """See :class:`broker.core.ports.Store`."""
-        return self._listener.last_error
+        return self._listener.last_error or self._unready or None
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -204,8 +239,9 @@ class PostgresStore:
             return done
 
         try:
+            await self._make_ready()
             done = await self._pool.transaction(self._listener.name, kept)
-        except StoreBusy as error:
+        except (StoreBusy, StoreRefused) as error:
             raise StoreError(str(error)) from None
         if changes:
             self._listener.did(account.id, account.endpoint.value, changes)
