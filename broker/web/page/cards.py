@@ -17,15 +17,15 @@ ALMOST_SPENT: Final = 0.8
 
 
 # What a card is made of: an app that keeps a token, or the account of one that only logs in.
-Shown = Keeper | Account
+CardSubject = Keeper | Account
 
 
-def account_of(shown: Shown) -> Account:
+def account_of(shown: CardSubject) -> Account:
     """Return whose card it is."""
     return shown if isinstance(shown, Account) else shown.account
 
 
-def tone(report: StatusReport, shown: Shown) -> str:
+def tone(report: StatusReport, shown: CardSubject) -> str:
     """Return how an app stands in one word: `good`, `warn` (somebody should look) or `bad`."""
     news = report.login_record(account_of(shown).name).news
     if isinstance(shown, Account):
@@ -46,7 +46,7 @@ def _tone(keeper: Keeper) -> str:
     return "warn" if found == "good" and is_troubled else found
 
 
-def card(report: StatusReport, shown: Shown, lang: str) -> dict[str, Any]:
+def card(report: StatusReport, shown: CardSubject, lang: str) -> dict[str, Any]:
     """Return what the template shows of an app: its status, and sentences about it."""
     status = report.login_only(shown) if isinstance(shown, Account) else report.app(shown)
     more = {"spent_text": ""}

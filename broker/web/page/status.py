@@ -17,7 +17,7 @@ from broker.web.api.status import StatusReport, uptime
 from broker.web.client_stats import ClientStats
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import LOCAL, SOCKET, open_to_browsers
-from broker.web.page.cards import WORST_FIRST, Shown, account_of, card, stamp, tone
+from broker.web.page.cards import WORST_FIRST, CardSubject, account_of, card, stamp, tone
 from broker.web.page.messages import PAGE
 from broker.web.page.plot import HEIGHT, HOURS, LANES, STEP, WIDTHS, Plot, Result
 from broker.web.page.plots import Plots
@@ -122,14 +122,14 @@ class StatusPage:
 
         return await self._pages.on_thread(render)
 
-    def _tones(self) -> list[tuple[Shown, str]]:
+    def _tones(self) -> list[tuple[CardSubject, str]]:
         """Return how each app stands, the troubled ones first."""
-        every: list[Shown] = [*self._report.keepers(), *self._report.registry.login_only]
+        every: list[CardSubject] = [*self._report.keepers(), *self._report.registry.login_only]
         tones = [(one, tone(self._report, one)) for one in every]
         return sorted(tones, key=lambda one: WORST_FIRST.index(one[1]))
 
     def _cards(
-        self, shown: Sequence[Shown], plots: Sequence[Plot | None], lang: str
+        self, shown: Sequence[CardSubject], plots: Sequence[Plot | None], lang: str
     ) -> list[dict[str, Any]]:
         return [
             {**card(self._report, one, lang), "plot": plot}
