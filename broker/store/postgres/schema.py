@@ -19,13 +19,15 @@ from broker.store.postgres.pool import (
 # the version of tables that an earlier token-broker made by one, and is never changed after a
 # release.
 SCHEMA_FILE: Final = "schema.sql"
-UPGRADES: Final = ("upgrade-2.sql", "upgrade-3.sql")
+UPGRADES: Final = ("upgrade-2.sql", "upgrade-3.sql", "upgrade-4.sql")
 VERSION: Final = 1 + len(UPGRADES)
 RIGHTS: Final = {
     "meta": ("select",),
     "accounts": ("select", "insert", "update"),
     "calls": ("select", "insert", "update", "delete"),
     "nodes": ("select", "insert", "update", "delete"),
+    "handouts": ("select", "insert", "update", "delete"),
+    "documents": ("select", "insert", "update"),
 }
 _VERSION: Final = "select value from token_broker.meta where key = 'schema'"
 _ALLOWED: Final = "select has_table_privilege(%s, %s) as is_allowed"
