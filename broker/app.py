@@ -31,6 +31,7 @@ from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api import openapi
 from broker.web.api.compat import Compat
+from broker.web.api.handouts import HandoutDesk
 from broker.web.api.metrics import Metrics
 from broker.web.api.probes import Probes
 from broker.web.api.status import StatusReport
@@ -42,7 +43,9 @@ from broker.web.connection.connections import Connections, most_connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering, answers
 from broker.web.gate import Client, Gate
+from broker.web.handed import Handed
 from broker.web.handles import Handles
+from broker.web.handouts import Handouts
 from broker.web.page.plots import Plots
 from broker.web.page.status import StatusPage
 from broker.web.proxy.callers import Callers
@@ -108,11 +111,11 @@ async def daemon(
         upstream = await stack.enter_async_context(
             WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base)
         )
-        client_stats = ClientStats(clock.now)
+        client_stats, handouts = ClientStats(clock.now), Handouts(store, clock.now, clock.wall)
         most = most_connections(MOST_CONNECTIONS if settings.proxy.enabled else 0)
         response_cache = ResponseCache(
             Connections(most, clock.now),
-            _count(metrics, client_stats),
+            _count(metrics, client_stats, handouts),
             enabled=settings.server.express_lane,
         )
         dependencies = Dependencies(
@@ -139,6 +142,7 @@ async def daemon(
             *TokenDesk(registry, response_cache, patience_s, clock.wall).routes(),
             *TicketDesk(registry, tickets, patience_s, clock.wall).routes(),
             *report.routes(),
+            *HandoutDesk(registry, handouts, response_cache).routes(),
             *Probes(registry, metrics, response_cache, pages).routes(),
             *StatusPage(
                 report, Plots(store.history, clock), client_stats, response_cache, pages
@@ -163,7 +167,8 @@ async def daemon(
                 metrics,
                 patience_s,
             ).routes()
-        front = Front(gate, registry, response_cache, client_stats, metrics, log.crash)
+        await stack.enter_async_context(handouts.kept(response_cache.account))
+        front = Front(gate, registry, response_cache, client_stats, handouts, metrics, log.crash)
         runner = await stack.enter_async_context(answering(application(front, routes)))
         for kept in (
             registry,
@@ -264,12 +269,13 @@ def _runtime_directory() -> Path | None:
     return Path(named) if named else None
 
 
-def _count(metrics: Metrics, client_stats: ClientStats) -> OnAnswered:
+def _count(metrics: Metrics, client_stats: ClientStats, handouts: Handouts) -> OnAnswered:
     """Who counts the answers that the response cache gave."""
 
     def count(
         resource: web.AbstractResource | None,
         client: Client | None,
+        handed: Handed | None,
         status: int,
         number: int,
         last: float,
@@ -277,6 +283,8 @@ def _count(metrics: Metrics, client_stats: ClientStats) -> OnAnswered:
         metrics.request(resource, status, number)
         if client is not None:
             client_stats.record(client.name, number, last)
+            if handed is not None:
+                handouts.record(client.name, handed, status, number, last)
 
     return count
 

@@ -13,6 +13,7 @@ from broker.web.api.compat import Compat
 from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import Gate
+from broker.web.handouts import Handouts
 from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.wiring import PATIENCE_S, Wired
 
@@ -46,6 +47,7 @@ class Daemon:
             self.tickets,
             store.history,
             crashes=self.crashes,
+            handouts=Handouts(store, clock.now, clock.wall),
         )
         compat = Compat(gate, self.registry, self.tickets, PATIENCE_S, clock.now)
         app = self.wired.application(compat.routes() if drop_in else [])

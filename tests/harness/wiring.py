@@ -1,16 +1,18 @@
 """The web application as `broker/app.py` wires it, over a test's registry, clock and gate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 from broker.core.credential import Account
+from broker.core.handouts import Handout
 from broker.core.ports import Clock, Node
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api import openapi
+from broker.web.api.handouts import HandoutDesk
 from broker.web.api.metrics import Metrics
 from broker.web.api.probes import Probes
 from broker.web.api.status import StatusReport
@@ -19,6 +21,7 @@ from broker.web.api.tokens import TokenDesk
 from broker.web.client_stats import ClientStats
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import Gate
+from broker.web.handouts import Handouts
 from broker.web.page.plots import History, Plots
 from broker.web.page.status import StatusPage
 from broker.web.server import Front, application
@@ -29,6 +32,19 @@ PATIENCE_S = 5.0
 
 async def _no_calls(_since: float, _account: Account) -> list[dict[str, Any]]:
     return []
+
+
+class NoHandouts:
+    """A store for tests that do not look at hand-outs."""
+
+    async def add_handouts(self, _handouts: Sequence[Handout]) -> None:
+        return
+
+    async def drop_handouts(self, before: float, most: int) -> None:
+        assert (before, most)
+
+    async def handouts(self, _account: str, _most: int) -> list[Handout]:
+        return []
 
 
 @dataclass
@@ -44,6 +60,7 @@ class Wired:
     metrics: Metrics = field(default_factory=Metrics)
     nodes: tuple[Node, ...] = ()
     crashes: list[tuple[str, Exception]] = field(default_factory=list)
+    handouts: Handouts | None = None
 
     def __post_init__(self) -> None:
         self.client_stats = ClientStats(self.clock.now)
@@ -61,6 +78,7 @@ class Wired:
     def application(self, more: Iterable[web.RouteDef] = ()) -> web.Application:
         """Everything but compat and proxy, which are `more`."""
         registry, wall = self.registry, self.clock.wall
+        handouts = self.handouts or Handouts(NoHandouts(), self.clock.now, wall)
         page = StatusPage(
             self.report,
             Plots(self._calls, self.clock),
@@ -71,6 +89,7 @@ class Wired:
         routes = [
             *TokenDesk(registry, self.response_cache, PATIENCE_S, wall).routes(),
             *self.report.routes(),
+            *HandoutDesk(registry, handouts, self.response_cache).routes(),
             *Probes(registry, self.metrics, self.response_cache, self.pages).routes(),
             *page.routes(),
             *openapi.routes(),
@@ -82,6 +101,7 @@ class Wired:
             registry,
             self.response_cache,
             self.client_stats,
+            handouts,
             self.metrics,
             lambda where, error: self.crashes.append((where, error)),
         )

@@ -240,6 +240,23 @@ _SIGN_CARD: Final = _sign(
 )
 
 
+_GET_HANDOUTS: Final[Json] = {
+    "operationId": "getHandouts",
+    "summary": "Which client was first and last handed which version. Scope: admin.",
+    "security": [{"bearer": []}, {"header": []}],
+    "parameters": [_APP],
+    "responses": {
+        "200": {
+            "description": "The row seen last first, at most 1000.",
+            **_content("application/json", _ref("Handouts")),
+        },
+        "400": _problem("`invalid-parameter`"),
+        **_REFUSALS,
+        "503": _problem("`store-unavailable`", waits=True),
+    },
+}
+
+
 def _get(operation: str, summary: str, kind: str, schema: Json, **more: Json) -> Json:
     good = {"description": "Good.", **_content(kind, schema)}
     return {
@@ -291,6 +308,7 @@ DOCUMENT: Final[Json] = {
         "/v1/tickets/{app}/{type}": {"get": _GET_TICKET},
         "/v1/tickets/{app}/jsapi/signature": {"post": _SIGN_PAGE},
         "/v1/tickets/{app}/wx_card/signature": {"post": _SIGN_CARD},
+        "/v1/handouts/{app}": {"get": _GET_HANDOUTS},
         "/v1/status": _get(
             "getStatus", "Every app without its token.", "application/json", _ref("Status")
         ),
@@ -357,6 +375,26 @@ DOCUMENT: Final[Json] = {
                 status={"enum": ["pass", "warn", "fail"]},
                 output=_TEXT,
                 checks={"type": "object"},
+            ),
+            "Handouts": _object(
+                app=_TEXT,
+                appid=_TEXT,
+                version={**_nullable("string"), "description": "The one in force."},
+                kept_days=_COUNT,
+                handouts={"type": "array", "items": _ref("Handout")},
+            ),
+            "Handout": _object(
+                client={
+                    **_TEXT,
+                    "description": "Its name; without [clients], `local` or `socket`.",
+                },
+                version=_TEXT,
+                current={"type": "boolean", "description": "Whether it is the one in force."},
+                count={**_COUNT, "description": "How often it was handed out."},
+                first={**_nullable("string"), "format": "date-time"},
+                last={**_nullable("string"), "format": "date-time"},
+                held={**_COUNT, "description": "How often the client said that it holds it."},
+                last_held={**_nullable("string"), "format": "date-time"},
             ),
             "Status": _object(
                 version=_TEXT,
