@@ -18,6 +18,9 @@ from broker.config.settings import Settings
 from broker.core.credential import Endpoint
 from broker.core.decision import RENEWED_AFTER
 from broker.core.ports import EventSink
+from broker.notify.notifier import Notifier
+from broker.notify.receivers import receivers
+from broker.notify.states import states
 from broker.store import open as stores
 from broker.system import log
 from broker.system.address import is_loopback
@@ -132,6 +135,15 @@ async def daemon(
         registry = Registry(list(settings.apps.values()), dependencies)
         await registry.start()
         tickets = Tickets(registry, dependencies, upstream)
+        notifier = Notifier(
+            store,
+            lambda: states(registry, store.nodes, store.last_error, _name_of(store)),
+            clock.wall,
+            clock.now,
+            lambda: None if store.sole_owner else _name_of(store),
+        )
+        notifier.apply(settings.notify, receivers(settings.notify))
+        await stack.enter_async_context(notifier.running())
         store.watch(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
@@ -183,7 +195,9 @@ async def daemon(
         )
 
         async def apply(read: Settings) -> None:
+            told = receivers(read.notify)
             admit(gate, read, bound)
+            notifier.apply(read.notify, told)
             pace = dependencies.policy.tick
             response_cache.admit_anew()
             together(registry.apply_policy, tickets.apply_policy)(read.policy)
@@ -201,6 +215,11 @@ async def daemon(
         )
         stack.callback(together(registry.stop, tickets.stop))
         yield [address for address, _ in bound]
+
+
+def _name_of(store: stores.FullStore) -> str:
+    """This broker's name among those that share the store; empty where it has a sole owner."""
+    return "" if store.sole_owner else store.node
 
 
 def together(*each: Callable[P, object]) -> Callable[P, None]:

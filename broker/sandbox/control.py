@@ -32,6 +32,8 @@ _ROUTES = {
     "POST /sandbox/followers": (
         '{"appid", "followers", "withhold"}: how many, and whether all withhold their avatars'
     ),
+    "GET /sandbox/robots": "what the robots of 企业微信, 钉钉 and 飞书 were sent",
+    "POST /sandbox/robots": '{"errcode"}: every robot refuses with it from now on; 0: none',
     "POST /sandbox/hold": '{"appid"}: token calls wait from now on',
     "POST /sandbox/release": '{"appid"}: … until now',
 }

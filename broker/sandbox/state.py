@@ -1,5 +1,6 @@
 """Everything that one sandbox remembers."""
 
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from aiohttp import web
@@ -11,6 +12,23 @@ from .options import SandboxOptions
 from .world import World
 
 
+class RobotMemory:
+    """The last messages that robots took, when each key was used last, and what all of them refuse with."""
+
+    def __init__(self) -> None:
+        self.said: deque[dict[str, str]] = deque(maxlen=1000)
+        self.refusing = 0
+        self._used: OrderedDict[str, list[float]] = OrderedDict()
+
+    def recent(self, key: str, now: float) -> list[float]:
+        """When a key was used within a minute; of more than a hundred keys, the oldest is forgotten."""
+        used = [at for at in self._used.pop(key, []) if now - 60 < at <= now]
+        self._used[key] = used
+        if len(self._used) > 100:  # noqa: PLR2004 -- enough
+            self._used.popitem(last=False)
+        return used
+
+
 class SandboxState:
     """The platform, what was asked of it, and what was ordered to go wrong."""
 
@@ -20,6 +38,7 @@ class SandboxState:
         self.gate = CallGate()
         self.faults = Faults()
         self.media = Media()
+        self.robots = RobotMemory()
 
 
 STATE = web.AppKey("state", SandboxState)

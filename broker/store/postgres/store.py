@@ -95,6 +95,11 @@ class PostgresStore:
         return self._listener.last_error
 
     @property
+    def node(self) -> str:
+        """See :class:`broker.core.ports.Store`; another name than configured where that is taken."""
+        return self._listener.name
+
+    @property
     def nodes(self) -> tuple[Node, ...]:
         """See :class:`broker.core.ports.Store`."""
         return tuple(self._listener.nodes)

@@ -90,6 +90,7 @@ class SqliteStore:
     """A :class:`broker.core.ports.Store` in one file. Open it with :meth:`open`."""
 
     sole_owner = True
+    node = ""
     nodes = ()
 
     def __init__(self, path: Path, clock: BootClock, seal: Seal) -> None:
