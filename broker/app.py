@@ -20,7 +20,8 @@ from broker.core.decision import RENEWED_AFTER
 from broker.core.ports import EventSink
 from broker.notify.notifier import Notifier
 from broker.notify.receivers import receivers
-from broker.notify.states import states
+from broker.notify.states import State, states
+from broker.sinks.sinks import Sinks
 from broker.store import open as stores
 from broker.system import log
 from broker.system.address import is_loopback
@@ -51,6 +52,7 @@ from broker.web.handles import Handles
 from broker.web.handouts import Handouts
 from broker.web.page.plots import Plots
 from broker.web.page.status import StatusPage
+from broker.web.params import iso
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
@@ -135,15 +137,9 @@ async def daemon(
         registry = Registry(list(settings.apps.values()), dependencies)
         await registry.start()
         tickets = Tickets(registry, dependencies, upstream)
-        notifier = Notifier(
-            store,
-            lambda: states(registry, store.nodes, store.last_error, _name_of(store)),
-            clock.wall,
-            clock.now,
-            lambda: None if store.sole_owner else _name_of(store),
+        sinks, notifier = await stack.enter_async_context(
+            reaching(settings, store, registry, clock)
         )
-        notifier.apply(settings.notify, receivers(settings.notify))
-        await stack.enter_async_context(notifier.running())
         store.watch(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
@@ -198,6 +194,7 @@ async def daemon(
             told = receivers(read.notify)
             admit(gate, read, bound)
             notifier.apply(read.notify, told)
+            await sinks.apply(read.sinks)
             pace = dependencies.policy.tick
             response_cache.admit_anew()
             together(registry.apply_policy, tickets.apply_policy)(read.policy)
@@ -217,9 +214,25 @@ async def daemon(
         yield [address for address, _ in bound]
 
 
-def _name_of(store: stores.FullStore) -> str:
-    """This broker's name among those that share the store; empty where it has a sole owner."""
-    return "" if store.sole_owner else store.node
+@asynccontextmanager
+async def reaching(
+    settings: Settings, store: stores.FullStore, registry: Registry, clock: SystemClock
+) -> AsyncIterator[tuple[Sinks, Notifier]]:
+    """Write tokens where programs look, and tell people when they are needed. Raises ConfigError."""
+    sinks = Sinks(registry.find, clock.wall, clock.now, iso)
+
+    def look() -> set[State]:
+        return states(registry, store.nodes, store.last_error, sinks.behind, node=store.node)
+
+    notifier = Notifier(
+        store, look, clock.wall, clock.now, lambda: None if store.sole_owner else store.node
+    )
+    told = receivers(settings.notify)
+    async with sinks.running():
+        await sinks.apply(settings.sinks)
+        notifier.apply(settings.notify, told)
+        async with notifier.running():
+            yield sinks, notifier
 
 
 def together(*each: Callable[P, object]) -> Callable[P, None]:

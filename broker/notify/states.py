@@ -64,11 +64,16 @@ KINDS: Final[Mapping[Kind, StateKind]] = {
 
 
 def states(
-    keepers: Iterable[Keeper], nodes: Sequence[Node], store_error: str | None, node: str = ""
+    keepers: Iterable[Keeper],
+    nodes: Sequence[Node],
+    store_error: str | None,
+    sinks_behind: Iterable[tuple[str, str]] = (),
+    *,
+    node: str = "",
 ) -> set[State]:
     """Return everything that needs a person now.
 
-    `node` names this broker where the store is shared: what the store refuses it is its own
+    `sinks_behind` are the apps and labels of sinks that do not hold the token in force. `node` names this broker where the store is shared: what the store refuses it is its own
     trouble, everything else is seen alike by all of them.
     """
     keepers = list(keepers)
@@ -80,6 +85,7 @@ def states(
     for one in nodes:
         if now - one.seen_at >= SILENT_S:
             found.add(State(StateKind.BROKER_SILENT, about=one.name))
+    found |= {State(StateKind.SINK_BEHIND, app, label) for app, label in sinks_behind}
     return found
 
 
