@@ -51,7 +51,6 @@ class RedisSink:
                 retry=Retry(NoBackoff(), 1),  # once: the connection may have broken while idle
                 client_name="token-broker",
                 protocol=2,  # servers before 6 know no other
-                max_connections=2,
             ),
         )
         self._keys = settings.key, f"{settings.key}:version"

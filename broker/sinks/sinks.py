@@ -43,6 +43,7 @@ class Place:
     failures: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     task: "asyncio.Task[None] | None" = None
+    is_stopping: bool = False
 
 
 class Sinks:
@@ -84,6 +85,8 @@ class Sinks:
         while True:
             keeper = self._find(place.app)
             await self.look(place, keeper)
+            if place.is_stopping:  # redis-py may take being cancelled for a broken connection
+                return
             pause = LOOK_S
             if place.failures:
                 pause = AGAIN_AFTER_S[min(place.failures, len(AGAIN_AFTER_S)) - 1]
@@ -184,8 +187,10 @@ def _state(place: Place) -> str:
 
 async def _stop(places: Iterable[Place]) -> None:
     tasks = [place.task for place in places if place.task is not None]
-    for task in tasks:
-        task.cancel()
+    for place in places:
+        place.is_stopping = True
+        if place.task is not None:
+            place.task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for place in places:
         await place.sink.close()
