@@ -114,18 +114,17 @@ class Notifier:
 
     def _has_something(self, seen: Mapping[str, State], rules: Rules) -> bool:
         """Whether the store needs to be asked: not while nothing is wrong, nor at each look while something is."""
-        if self._is_behind or seen.keys() != self._memory.states.keys():
-            return True
-        if self._now() - self._asked_at >= ASKED_EVERY_S:
-            return True
         now = self._wall()
+        for key, known in self._memory.states.items():
+            if key in seen:
+                known.seen = now
+        # What we see is renewed there, or another broker would take it for over.
+        patience = max(self.pause_s, rules.hold / 4) if seen else ASKED_EVERY_S
+        is_recent = self._now() - self._asked_at < min(patience, ASKED_EVERY_S)
+        if self._is_behind or not is_recent or seen.keys() != self._memory.states.keys():
+            return True
         trial = Memory.read(self._memory.written(), now)
-        is_renewed = all(
-            now - one.seen < max(self.pause_s, rules.hold / 4) for one in trial.states.values()
-        )
-        return not is_renewed or bool(
-            plan(trial, seen.values(), now, rules, looked_for=self._looked_for)
-        )
+        return bool(plan(trial, seen.values(), now, rules, looked_for=self._looked_for))
 
     @property
     def _looked_for(self) -> float:
@@ -145,6 +144,7 @@ class Notifier:
                 after.merge(behind)
             elif behind is not None:  # nobody else writes: ours is the later one
                 after = Memory.read(behind.written(), now)
+            after.renew(self._memory)
             told = plan(after, seen, now, rules, looked_for=self._looked_for)
             new = after.written()
             return None if new == text else new

@@ -79,6 +79,12 @@ class Memory:
         ]
         return json.dumps({"states": rows, "sent": self.sent, "is_held_back": self.is_held_back})
 
+    def renew(self, other: "Memory") -> None:
+        """Take over when another memory saw the same states last."""
+        for key, one in self.states.items():
+            if key in other.states:
+                one.seen = max(one.seen, other.states[key].seen)
+
     def merge(self, other: "Memory") -> None:
         """Take over what another memory knows: what was told there is not told again."""
         for key, theirs in other.states.items():
