@@ -57,6 +57,7 @@ from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import MOST_CONNECTIONS, outgoing
+from broker.web.reach import Reach
 from broker.web.server import Front, application
 from broker.web.shared_pages import SharedPages
 from broker.web.words import english
@@ -144,7 +145,15 @@ async def daemon(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
         patience_s, pages = patience(settings), SharedPages()
-        report = StatusReport(registry, clock, pages, tickets.of, lambda: store.nodes)
+        handles = Handles(gate, registry) if settings.proxy.enabled else None
+        report = StatusReport(
+            registry,
+            clock,
+            pages,
+            tickets.of,
+            lambda: store.nodes,
+            Reach(notifier.status, sinks.status),
+        )
         metrics.show(report)
         routes = [
             *TokenDesk(registry, response_cache, patience_s, clock.wall).routes(),
@@ -153,23 +162,21 @@ async def daemon(
             *HandoutDesk(registry, handouts, response_cache).routes(),
             *Probes(registry, metrics, response_cache, pages).routes(),
             *StatusPage(
-                report, Plots(store.history, clock), client_stats, response_cache, pages
+                report, Plots(store.history, clock), client_stats, response_cache, pages, handouts
             ).routes(),
             *openapi.routes(),
+            *(
+                Compat(gate, registry, tickets, patience_s, clock.now, handles).routes()
+                if settings.compat
+                else ()
+            ),
         ]
-        handles = Handles(gate, registry) if settings.proxy.enabled else None
-        if settings.compat:
-            routes += Compat(gate, registry, tickets, patience_s, clock.now, handles).routes()
         if handles is not None:  # after the routes of Compat, whose paths the proxy never passes on
             out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
-            callers, limits = (
-                Callers(gate, registry, handles),
-                ProxyLimits(settings.proxy, clock.now),
-            )
             routes += Proxy(
                 settings.proxy,
-                callers,
-                limits,
+                Callers(gate, registry, handles),
+                ProxyLimits(settings.proxy, clock.now),
                 out,
                 upstream.base,
                 metrics,

@@ -32,6 +32,7 @@ from broker.config.sources import Names, read_document
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.decision import JITTER, LIFETIME
 from broker.core.quota import calls_per_day
+from broker.core.secret import Secret
 from broker.system.address import Address
 
 SHORTEST_KEY: Final = 16  # characters of store.encryption_key_file
@@ -195,7 +196,7 @@ def _store(table: StoreTable, environ: Mapping[str, str], reader: SecretReader) 
     return StoreSettings(url, None, key, node, previous)
 
 
-def _encryption_key(name: str, file: str | None, reader: _Reader) -> Secret | None:
+def _encryption_key(name: str, file: str | None, reader: SecretReader) -> Secret | None:
     if file is None:
         return None
     key = reader.file(("store", name), file)

@@ -24,6 +24,7 @@ from broker.web.gate import Gate
 from broker.web.handouts import Handouts
 from broker.web.page.plots import History, Plots
 from broker.web.page.status import StatusPage
+from broker.web.reach import Reach
 from broker.web.server import Front, application
 from broker.web.shared_pages import SharedPages
 
@@ -41,7 +42,7 @@ class NoHandouts:
         return
 
     async def drop_handouts(self, before: float, most: int) -> None:
-        assert (before, most)
+        assert most > 0 <= before
 
     async def handouts(self, _account: str, _most: int) -> list[Handout]:
         return []
@@ -61,14 +62,15 @@ class Wired:
     nodes: tuple[Node, ...] = ()
     crashes: list[tuple[str, Exception]] = field(default_factory=list)
     handouts: Handouts | None = None
+    reach: Reach = field(default_factory=Reach)
 
     def __post_init__(self) -> None:
         self.client_stats = ClientStats(self.clock.now)
         # Nothing is kept: tests change something and look again at once.
         self.pages = SharedPages(longest_s=0.0)
-        tickets = {} if self.tickets is None else {"tickets_of": self.tickets.of}
+        tickets_of = self.tickets.of if self.tickets else lambda _: {}
         self.report = StatusReport(
-            self.registry, self.clock, self.pages, nodes=lambda: self.nodes, **tickets
+            self.registry, self.clock, self.pages, tickets_of, lambda: self.nodes, self.reach
         )
         self.metrics.show(self.report)
 
@@ -85,6 +87,7 @@ class Wired:
             self.client_stats,
             self.response_cache,
             self.pages,
+            handouts,
         )
         routes = [
             *TokenDesk(registry, self.response_cache, PATIENCE_S, wall).routes(),

@@ -406,6 +406,30 @@ DOCUMENT: Final[Json] = {
                     "items": _ref("Node"),
                     "description": "Who shares the store; nobody shares a file.",
                 },
+                notifications=_object(
+                    receivers={"type": "array", "items": _ref("Receiver")},
+                    told={
+                        "type": "array",
+                        "items": _object(event=_TEXT, app=_TEXT, about=_TEXT, since=_TEXT),
+                        "description": "What was told and is not over.",
+                    },
+                    held_back={"type": "boolean"},
+                ),
+            ),
+            "Receiver": _object(
+                receiver={**_TEXT, "description": "Its kind and host; never its URL."},
+                sent=_COUNT,
+                lost=_COUNT,
+                waiting=_COUNT,
+                last_sent=_nullable("string"),
+                trouble=_nullable("object"),
+            ),
+            "Sink": _object(
+                sink={**_TEXT, "description": "The place; never a password."},
+                state={"enum": ["current", "behind", "waiting", "empty"]},
+                version=_nullable("string"),
+                written=_nullable("string"),
+                trouble=_nullable("object"),
             ),
             "Node": _object(
                 node=_TEXT,
@@ -432,6 +456,7 @@ DOCUMENT: Final[Json] = {
                     suspected={"type": "boolean"}, since=_nullable("string"), count=_COUNT
                 ),
                 store_error=_nullable("string"),
+                sinks={"type": "array", "items": _ref("Sink")},
                 tickets={
                     "type": "object",
                     "description": "By type, those that were asked for within a day.",
