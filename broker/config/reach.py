@@ -48,7 +48,10 @@ def notify_settings(table: NotifyTable, reader: SecretReader) -> NotifySettings:
 
 
 def why_not_run(program: Path) -> str:
-    """Say why a program must not be run, or nothing: whoever may write it would act with our rights."""
+    """Say why a program must not be run, or nothing.
+
+    Whoever may write to it would act with our rights.
+    """
     try:
         info, directory = program.stat(), program.parent.stat()
     except OSError as error:
@@ -117,7 +120,10 @@ def _file(table: SinkTable, key: ConfigKey, reader: SecretReader) -> FileSinkSet
 
 
 def why_not_here(directory: Path) -> str:
-    """Say why a token must not be written into a directory, or nothing: who may write there may put another file in its place."""
+    """Say why a token must not be written into a directory, or nothing.
+
+    Whoever may write there may put another file in its place.
+    """
     try:
         info = directory.stat()
     except OSError as error:

@@ -1,4 +1,7 @@
-"""Reads the secrets that a configuration names; what is wrong with one becomes a complaint about its key."""
+"""Reads the secrets that a configuration names.
+
+What is wrong with one becomes a complaint about its key.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

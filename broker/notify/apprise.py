@@ -1,4 +1,4 @@
-"""Everything that Apprise knows how to reach (mail, Bark, Server酱, PushPlus, Slack …): the extra [notify]."""
+"""Whatever Apprise reaches (mail, Bark, Server酱, PushPlus, Slack …): the extra [notify]."""
 
 import asyncio
 import logging

@@ -1,4 +1,7 @@
-"""What is told: one change of one state, as JSON for programs and as sentences for people. Never a token or a secret."""
+"""What is told: one change of one state, as JSON for programs and as sentences for people.
+
+Never a token or a secret.
+"""
 
 import time
 from dataclasses import dataclass
@@ -39,7 +42,10 @@ URGENT: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change at a moment; `at` and `since` are unix time, `broker` is who tells it where several share a store."""
+    """A change at a moment: `at` and `since` are unix time.
+
+    `broker` is who tells it, where several share a store.
+    """
 
     change: Change
     at: float
@@ -60,7 +66,10 @@ class Event:
 
     @property
     def severity(self) -> str:
-        """`critical` where services get no token, or soon will not; else `warning`, and `info` where nothing is wrong."""
+        """`critical` where services get no token, or soon will not; else `warning`.
+
+        `info` where nothing is wrong.
+        """
         if self.state is None or self.change is Change.LEFT:
             return "info"
         return "critical" if self.state.kind in URGENT else "warning"

@@ -113,7 +113,10 @@ class Notifier:
             self._send(telling, broker or "")
 
     def _has_something(self, seen: Mapping[str, State], rules: Rules) -> bool:
-        """Whether the store needs to be asked: not while nothing is wrong, nor at each look while something is."""
+        """Return True if the store needs to be asked.
+
+        It is not asked while nothing is wrong, nor at each look while something is.
+        """
         now = self._wall()
         for key, known in self._memory.states.items():
             if key in seen:
@@ -131,7 +134,10 @@ class Notifier:
         return self._now() - self._began_at
 
     async def _told(self, seen: Iterable[State], rules: Rules) -> list[Telling]:
-        """Decide in the store, so that one broker of several tells it; in memory where the store fails."""
+        """Decide in the store, so that one broker of several tells it.
+
+        Where the store fails, decide in memory.
+        """
         told: list[Telling] = []
         after = self._memory
         behind = self._memory if self._is_behind else None
@@ -239,7 +245,7 @@ class Notifier:
     # --- for people -------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """How it stands, without a URL: what was told and holds still, and each receiver's last result."""
+        """Return what was told and holds still, and how each receiver took it. Holds no URL."""
         told = [one for one in self._memory.states.values() if one.told is not None]
         return {
             "receivers": [_described(line) for line in self._lines],

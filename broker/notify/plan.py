@@ -1,4 +1,4 @@
-"""The decision whom to tell what and when: a pure function over what is remembered and what is seen.
+"""The decision what to tell and when: a pure function over what is remembered and what is seen.
 
 What is remembered is a document that all brokers of a shared store rewrite in turn, so that a state
 is told by one of them, once, and not again after a restart.
@@ -20,9 +20,9 @@ MOST_REMEMBERED: Final = 10_000  # states
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Seconds: a state must have lasted `hold` before it is told, and is told again after `remind` (0: never).
+    """Seconds. A state must have lasted `hold` before it is told.
 
-    A state that nobody has seen for `grace` is over; where several brokers look, each at its own
+    It is told again after `remind` (0: never). A state that nobody has seen for `grace` is over; where several brokers look, each at its own
     time, that is longer than they take to look. `broker` is this one's name among them.
     """
 
@@ -52,7 +52,10 @@ class Memory:
 
     @classmethod
     def read(cls, text: str | None, now: float) -> "Memory":
-        """Read what :meth:`written` wrote; anything else is nothing. Times in the future are taken for now."""
+        """Read what :meth:`written` wrote; anything else is nothing.
+
+        Times in the future are taken for now.
+        """
         try:
             raw: dict[str, Any] = json.loads(text or "{}")
             states = [_remembered(row, now) for row in raw.get("states", [])]
@@ -159,7 +162,10 @@ def _over(memory: Memory, key: str) -> Telling | None:
 
 
 def _within_budget(memory: Memory, due: Sequence[Telling], now: float) -> list[Telling]:
-    """Choose what may be told this hour, and note that it was; the rest is due again at the next look."""
+    """Choose what may be told this hour, and note that it was.
+
+    The rest is due again at the next look.
+    """
     told = []
     memory.sent = [at for at in memory.sent if at > now - HOUR]
     if len(memory.sent) < MOST_AN_HOUR:

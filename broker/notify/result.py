@@ -1,4 +1,7 @@
-"""What came of sending an event: nothing wrong, or a code with a number beside it, which pages and commands put into words."""
+"""What came of sending an event: nothing wrong, or a code with a number beside it.
+
+Pages and commands put the code into words.
+"""
 
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -21,7 +24,10 @@ class Trouble(StrEnum):
 
 
 class Result(NamedTuple):
-    """`trouble` is None where the event was taken; `number` is a status, an errcode or an exit code."""
+    """`trouble` is None where the event was taken.
+
+    `number` is an HTTP status, an errcode or an exit code.
+    """
 
     trouble: Trouble | None = None
     number: int | None = None

@@ -1,4 +1,4 @@
-"""The group robots of 企业微信, 钉钉 and 飞书: what they are sent, how it is signed, and the errcode in their answers.
+"""The group robots of 企业微信, 钉钉 and 飞书: what they are sent, how signed, and what they answer.
 
 All three answer HTTP 200 even where they refuse. A robot that wants signatures has its secret
 beside the URL, as `&secret=…` or `?secret=…`, which is taken off before it is asked.

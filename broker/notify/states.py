@@ -36,7 +36,7 @@ class StateKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Something that is wrong: with which app (none where it is not about one), and about what in particular.
+    """Something that is wrong. `app` is empty where it is not about one.
 
     `facts` are what its sentences name, and hold neither a token nor a secret.
     """
@@ -73,8 +73,9 @@ def states(
 ) -> set[State]:
     """Return everything that needs a person now.
 
-    `sinks_behind` are the apps and labels of sinks that do not hold the token in force. `node` names this broker where the store is shared: what the store refuses it is its own
-    trouble, everything else is seen alike by all of them.
+    `sinks_behind` are the apps and labels of sinks that do not hold the token in force. `node`
+    names this broker where the store is shared: what the store refuses it is its own trouble,
+    everything else is seen alike by all of them.
     """
     keepers = list(keepers)
     found = {state for keeper in keepers for state in _of_app(keeper)}

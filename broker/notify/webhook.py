@@ -58,7 +58,7 @@ def _errcode(robot: Robot, answer: bytes) -> int | None:
 
 
 async def _post(request: Request) -> tuple[int, bytes]:
-    """Post once: nothing is repeated and no redirect is followed, which would carry the URL's secret elsewhere."""
+    """Post once. Nothing is repeated, and no redirect is followed: it would carry the secret on."""
     timeout = aiohttp.ClientTimeout(total=DEADLINE_S)
     async with (
         aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session,
@@ -75,7 +75,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def alert(event: Event) -> dict[str, Any]:
-    """An event as Alertmanager's webhook has an alert (version 4), with the event itself beside it."""
+    """Return an event as Alertmanager's webhook has an alert (version 4), the event beside it."""
     is_over = event.change is Change.LEFT
     named = {
         "alertname": event.name,

@@ -13,7 +13,7 @@ from .world import World
 
 
 class RobotMemory:
-    """The last messages that robots took, when each key was used last, and what all of them refuse with."""
+    """The last messages that robots took, when keys were used, and what all refuse with."""
 
     def __init__(self) -> None:
         self.said: deque[dict[str, str]] = deque(maxlen=1000)
@@ -21,7 +21,7 @@ class RobotMemory:
         self._used: OrderedDict[str, list[float]] = OrderedDict()
 
     def recent(self, key: str, now: float) -> list[float]:
-        """When a key was used within a minute; of more than a hundred keys, the oldest is forgotten."""
+        """When a key was used within a minute; a hundred keys are remembered."""
         used = [at for at in self._used.pop(key, []) if now - 60 < at <= now]
         self._used[key] = used
         if len(self._used) > 100:  # noqa: PLR2004 -- enough

@@ -15,10 +15,10 @@ from broker.config.schema import SinkFormat
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """What is written: a token that is good for `expires_in` seconds, and the order of its version among others.
+    """What is written: a token that is good for `expires_in` seconds, and its version.
 
-    `epoch` and `call` are the version's parts. `minted_at` and `ends_at` are unix time; by the first,
-    tokens of different epochs are told apart.
+    `epoch` and `call` are the version's parts. `minted_at` and `ends_at` are unix time; the first
+    tells tokens of different epochs apart.
     """
 
     app: str
@@ -32,14 +32,17 @@ class Writing:
     ends_at: float
 
     def order(self) -> str:
-        """What is kept beside the token, so that a later writer can tell which is newer. No part of the token."""
+        """Return what is kept beside the token, so that a later writer can tell which is newer.
+
+        It holds no part of the token.
+        """
         return f"{self.epoch} {self.call} {self.minted_at:.0f}"
 
 
 def is_older(order: str, than: str) -> bool:
-    """Return True if a token of that order is older than another: by number within an epoch, else by time.
+    """Return True if a token of that order is older than another.
 
-    What is no order is older than everything.
+    Within an epoch the number decides, else the time. What is no order is older than everything.
     """
     mine, theirs = _parts(order), _parts(than)
     if mine is None or theirs is None:
@@ -79,7 +82,7 @@ def _quoted(writing: Writing) -> str:
 
 
 def _serialized(writing: Writing) -> str:
-    """A string as PHP's serialize() writes it, which Symfony's cache adapters read for EasyWeChat."""
+    """A string as PHP's serialize() writes it: Symfony's cache reads that for EasyWeChat."""
     return f's:{len(writing.token.encode())}:"{writing.token}";'
 
 

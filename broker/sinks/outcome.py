@@ -33,10 +33,10 @@ class Sink(Protocol):
     label: str
 
     async def write(self, writing: Writing) -> None:
-        """Write a token, unless there is a newer one, or this very one, good for as long. Raises SinkError."""
+        """Write a token, unless there is a newer one. Raises SinkError."""
 
     async def clear(self) -> None:
-        """Take away the token that is there, unless it is one that another broker wrote later. Raises SinkError."""
+        """Take away the token that we wrote, unless another broker wrote later. Raises SinkError."""
 
     async def close(self) -> None:
         """Let go of connections; the token stays."""

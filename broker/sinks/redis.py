@@ -1,4 +1,4 @@
-"""A token in Redis: under the key and in the encoding of its reader, for as long as it is surely good.
+"""A token in Redis, under the key and in the encoding of its reader, while it is surely good.
 
 Beside the key stands `KEY:version`, which holds the order of the token and no part of it. A script
 compares and sets both at once, so that of several brokers none puts an older token over a newer.

@@ -1,4 +1,7 @@
-"""Keeps every sink at the token in force: written at the start, at each change, and again when a sink comes back."""
+"""Keeps every sink at the token in force.
+
+It is written at the start, at each change, and again when a sink comes back.
+"""
 
 import asyncio
 from collections import Counter

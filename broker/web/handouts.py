@@ -1,4 +1,4 @@
-"""Who was handed which token version: counted in memory as answers go out, written to the store behind them."""
+"""Who was handed which token version: counted in memory, and written to the store behind answers."""
 
 import asyncio
 import contextlib
@@ -67,7 +67,7 @@ class Handouts:
         self.last_error = None
 
     async def of(self, account: str, most: int = MOST_SHOWN) -> list[Handout]:
-        """Return an account's rows, the one seen last first, with what is pending. Raises StoreError."""
+        """Return an account's rows with what is pending, the last seen first. Raises StoreError."""
         await self.flush()
         return await self._store.handouts(account, most)
 

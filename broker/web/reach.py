@@ -1,4 +1,4 @@
-"""What the daemon does outside of HTTP, as data: who is told of what, and where tokens are written."""
+"""What the daemon does outside of HTTP: who is told of what, and where tokens are written."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

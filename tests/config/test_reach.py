@@ -1,4 +1,4 @@
-"""[notify] and [[apps.NAME.sinks]]: what is taken, and what is refused because somebody else could act with our rights."""
+"""[notify] and [[apps.NAME.sinks]]: what is taken, and what lets others act with our rights."""
 
 import os
 from collections.abc import Callable

@@ -14,6 +14,7 @@ from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import Gate
 from broker.web.handouts import Handouts
+from broker.web.reach import Reach
 from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.wiring import PATIENCE_S, Wired
 
@@ -31,7 +32,12 @@ class Daemon:
         self.http: TestClient[Any, Any]
 
     async def start(
-        self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False
+        self,
+        gate: Gate,
+        accounts: Sequence[Account] = (ACCOUNT,),
+        *,
+        drop_in: bool = False,
+        reach: Reach | None = None,
     ) -> None:
         tools = await self.bench.dependencies()
         self.registry = Registry(list(accounts), tools)
@@ -48,6 +54,7 @@ class Daemon:
             store.history,
             crashes=self.crashes,
             handouts=Handouts(store, clock.now, clock.wall),
+            reach=reach or Reach(),
         )
         compat = Compat(gate, self.registry, self.tickets, PATIENCE_S, clock.now)
         app = self.wired.application(compat.routes() if drop_in else [])

@@ -1,4 +1,4 @@
-"""Notifications from keepers to receivers: what is read off them, told once over restarts and brokers, and harmless."""
+"""Notifications from keepers to receivers: told once over restarts and brokers, and harmless."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable

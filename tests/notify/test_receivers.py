@@ -1,4 +1,4 @@
-"""Receivers: the sandbox's three robots, plain webhooks, a hook, and what Apprise reaches; told over real sockets."""
+"""Receivers over real sockets: the sandbox's robots, webhooks, a hook, what Apprise reaches."""
 
 import asyncio
 import io

@@ -31,7 +31,7 @@ class HandoutDesk:
         return [web.get("/v1/handouts/{app}", self.get_handouts)]
 
     async def get_handouts(self, request: web.Request) -> web.Response:
-        """Which client was first and last handed which version, how often, and who still holds an old one."""
+        """Answer which client was handed which version, when, and who still holds an old one."""
         keeper = keeper_of(request, self._registry, "admin")
         if request.query_string:
             raise ProblemError(400, "invalid-parameter", "There are no query parameters here.")

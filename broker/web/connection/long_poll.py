@@ -98,7 +98,7 @@ class PollGroup:
         client: Client | None,
         handed: Handed | None = None,
     ) -> None:
-        """Have the members wait in this way. Route, client and what it holds are those of all of them."""
+        """Have the members wait in this way. All have the same route, client and held version."""
         self._hold.cancel()
         self.wait, self._resource, self._client = wait, resource, client
         self._handed = handed

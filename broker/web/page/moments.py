@@ -1,4 +1,4 @@
-"""Times on the page: in UTC as they come, in the reader's zone with UTC beside once the script has run."""
+"""Times on the page: in UTC, which the script puts beside the time in the reader's zone."""
 
 from typing import TYPE_CHECKING
 
