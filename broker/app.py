@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, ParamSpec
 
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from broker import __version__
 from broker.config.load import ConfigError, load
@@ -21,6 +21,10 @@ from broker.core.ports import EventSink
 from broker.logins import limits as login_limits
 from broker.logins.limits import LoginLimits
 from broker.logins.logins import Logins
+from broker.notify.notifier import Notifier
+from broker.notify.receivers import receivers
+from broker.notify.states import State, states
+from broker.sinks.sinks import Sinks
 from broker.store import open as stores
 from broker.system import log
 from broker.system.address import is_loopback
@@ -34,6 +38,7 @@ from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api import openapi
 from broker.web.api.compat import Compat
+from broker.web.api.handouts import HandoutDesk
 from broker.web.api.logins import LoginDesk
 from broker.web.api.metrics import Metrics
 from broker.web.api.probes import Probes
@@ -46,14 +51,18 @@ from broker.web.connection.connections import Connections, most_connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering, answers
 from broker.web.gate import Client, Gate
+from broker.web.handed import Handed
 from broker.web.handles import Handles
+from broker.web.handouts import Handouts
 from broker.web.page.plots import Plots
 from broker.web.page.status import StatusPage
+from broker.web.params import iso
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.handler import Proxy
 from broker.web.proxy.limits import ProxyLimits
 from broker.web.proxy.session import MOST_CONNECTIONS, outgoing
 from broker.web.proxy.users import UserCalls
+from broker.web.reach import Reach
 from broker.web.server import Front, application
 from broker.web.shared_pages import SharedPages
 from broker.web.words import english
@@ -114,13 +123,13 @@ async def daemon(
                 settings.wechat.api_base, settings.wechat.timeout, settings.wechat.wecom_base
             )
         )
-        client_stats = ClientStats(clock.now)
+        client_stats, handouts = ClientStats(clock.now), Handouts(store, clock.now, clock.wall)
         most = most_connections(
             login_limits.MOST_AT_ONCE + (MOST_CONNECTIONS if settings.proxy.enabled else 0)
         )
         response_cache = ResponseCache(
             Connections(most, clock.now),
-            _count(metrics, client_stats),
+            _count(metrics, client_stats, handouts),
             enabled=settings.server.express_lane,
         )
         dependencies = Dependencies(
@@ -138,45 +147,46 @@ async def daemon(
         await registry.start()
         tickets = Tickets(registry, dependencies, upstream)
         logins = logins_over(upstream, settings, dependencies, metrics, registry)
+        sinks, notifier = await stack.enter_async_context(
+            reaching(settings, store, registry, clock)
+        )
         store.watch(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
         patience_s, pages = patience(settings), SharedPages()
+        handles = Handles(gate, registry) if settings.proxy.enabled else None
         report = StatusReport(
-            registry, clock, pages, tickets.of, lambda: store.nodes, logins.record
+            registry,
+            clock,
+            pages,
+            tickets.of,
+            lambda: store.nodes,
+            logins.record,
+            Reach(notifier.status, sinks.status),
         )
         metrics.show(report)
         routes = [
             *TokenDesk(registry, response_cache, patience_s, clock.wall).routes(),
             *TicketDesk(registry, tickets, patience_s, clock.wall).routes(),
             *report.routes(),
+            *HandoutDesk(registry, handouts, response_cache).routes(),
             *Probes(registry, metrics, response_cache, pages, logins.news).routes(),
             *StatusPage(
-                report, Plots(store.history, clock), client_stats, response_cache, pages
+                report, Plots(store.history, clock), client_stats, response_cache, pages, handouts
             ).routes(),
             *LoginDesk(logins, gate, compat=settings.compat).routes(),
             *openapi.routes(),
+            *(
+                Compat(gate, registry, tickets, patience_s, clock.now, handles).routes()
+                if settings.compat
+                else ()
+            ),
         ]
-        handles = Handles(gate, registry) if settings.proxy.enabled else None
-        if settings.compat:
-            routes += Compat(gate, registry, tickets, patience_s, clock.now, handles).routes()
         if handles is not None:  # after the routes of Compat, whose paths the proxy never passes on
             out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
-            callers, limits = (
-                Callers(gate, registry, handles),
-                ProxyLimits(settings.proxy, clock.now),
-            )
-            routes += UserCalls(gate, limits, out, upstream.wechat_base, metrics).routes()
-            routes += Proxy(
-                settings.proxy,
-                callers,
-                limits,
-                out,
-                upstream.base,
-                metrics,
-                patience_s,
-            ).routes()
-        front = Front(gate, registry, response_cache, client_stats, metrics, log.crash)
+            routes += proxied(settings, gate, registry, handles, out, upstream, metrics, clock)
+        await stack.enter_async_context(handouts.kept(response_cache.account))
+        front = Front(gate, registry, response_cache, client_stats, handouts, metrics, log.crash)
         runner = await stack.enter_async_context(answering(application(front, routes)))
         for kept in (
             registry,
@@ -191,8 +201,11 @@ async def daemon(
         )
 
         async def apply(read: Settings) -> None:
+            told = receivers(read.notify)
             admit(gate, read, bound)
             logins.admit(read.apps.values())
+            notifier.apply(read.notify, told)
+            await sinks.apply(read.sinks)
             pace = dependencies.policy.tick
             response_cache.admit_anew()
             together(registry.apply_policy, tickets.apply_policy)(read.policy)
@@ -262,6 +275,45 @@ def secret_rereader(path: Path, use: Callable[[Account], Awaitable[None]]) -> Ca
     return begin
 
 
+@asynccontextmanager
+async def reaching(
+    settings: Settings, store: stores.FullStore, registry: Registry, clock: SystemClock
+) -> AsyncIterator[tuple[Sinks, Notifier]]:
+    """Write tokens where programs look, and tell people when they are needed. Raises ConfigError."""
+    sinks = Sinks(registry.find, clock.wall, clock.now, iso)
+
+    def look() -> set[State]:
+        return states(registry, store.nodes, store.last_error, sinks.behind, node=store.node)
+
+    notifier = Notifier(
+        store, look, clock.wall, clock.now, lambda: None if store.sole_owner else store.node
+    )
+    told = receivers(settings.notify)
+    async with sinks.running():
+        await sinks.apply(settings.sinks)
+        notifier.apply(settings.notify, told)
+        async with notifier.running():
+            yield sinks, notifier
+
+
+def proxied(  # noqa: PLR0913, PLR0917 -- the wiring knows everybody
+    settings: Settings,
+    gate: Gate,
+    registry: Registry,
+    handles: Handles,
+    out: ClientSession,
+    upstream: WeChat,
+    metrics: Metrics,
+    clock: SystemClock,
+) -> list[web.RouteDef]:
+    """Return the proxy's routes, which come after all others."""
+    callers = Callers(gate, registry, handles)
+    limits = ProxyLimits(settings.proxy, clock.now)
+    proxy = Proxy(settings.proxy, callers, limits, out, upstream.base, metrics, patience(settings))
+    users = UserCalls(gate, limits, out, upstream.wechat_base, metrics)
+    return [*users.routes(), *proxy.routes()]
+
+
 def together(*each: Callable[P, object]) -> Callable[P, None]:
     """What calls each of them in turn."""
 
@@ -328,12 +380,13 @@ def _runtime_directory() -> Path | None:
     return Path(named) if named else None
 
 
-def _count(metrics: Metrics, client_stats: ClientStats) -> OnAnswered:
+def _count(metrics: Metrics, client_stats: ClientStats, handouts: Handouts) -> OnAnswered:
     """Who counts the answers that the response cache gave."""
 
     def count(
         resource: web.AbstractResource | None,
         client: Client | None,
+        handed: Handed | None,
         status: int,
         number: int,
         last: float,
@@ -341,6 +394,8 @@ def _count(metrics: Metrics, client_stats: ClientStats) -> OnAnswered:
         metrics.request(resource, status, number)
         if client is not None:
             client_stats.record(client.name, number, last)
+            if handed is not None:
+                handouts.record(client.name, handed, status, number, last)
 
     return count
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"system", "http"},
     {"config", "wechat"},
     {"store", "tokens", "logins"},
-    {"web", "avatars"},
+    {"web", "avatars", "notify", "sinks"},
     {"app"},
     {"cli"},
     {"__main__"},

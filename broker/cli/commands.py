@@ -79,10 +79,12 @@ def serve(config: Path | None) -> None:
 def check(config: Path | None) -> None:
     """Read configuration, secrets, permissions and store; call nobody; say all that is wrong."""
     from broker.config.load import ConfigError, load
+    from broker.notify.receivers import receivers
     from broker.store.open import inspect, warnings
 
     try:
         settings = load(config)
+        receivers(settings.notify)
         found = asyncio.run(inspect(settings.store))
     except ConfigError as error:
         stop(MISCONFIGURED, *error.errors)
@@ -146,6 +148,26 @@ def status(config: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click
 
     answer = _asked(config, "/v1/status", None)
     click.echo(json.dumps(answer, indent=2, ensure_ascii=False) if as_json else query.table(answer))
+
+
+@main.command()
+@CONFIG
+@click.option("--test", is_flag=True, required=True, help="Send one notification that says so.")
+def notify(config: Path | None, test: bool) -> None:  # noqa: ARG001, FBT001 -- click's way
+    """Try whether notifications arrive: tell everyone whom [notify] names, and print what came back."""
+    from broker.cli import notify as trying
+    from broker.config.load import ConfigError
+    from broker.system import log
+
+    settings = _configured(config).notify
+    log.configure(os.environ.get("TOKEN_BROKER_LOG_LEVEL", ""))
+    try:
+        lines, is_good = asyncio.run(trying.told(settings))
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    for line in lines:
+        click.echo(line)
+    sys.exit(0 if is_good else FAILED)
 
 
 @main.command()

@@ -77,7 +77,15 @@ def table(status: dict[str, Any]) -> str:
         for row in rows
     ]
     notes = [line for app in status["apps"] for line in _notes(app)]
+    told = status.get("notifications", {}).get("receivers", [])
+    notes += [f"{one['receiver']}: not told: {_code(one)}" for one in told if one["trouble"]]
     return "\n".join([*lines, *notes, *map(_node, status.get("nodes", []))])
+
+
+def _code(one: dict[str, Any]) -> str:
+    """What is wrong with a receiver or a sink."""
+    number = one["trouble"].get("number")
+    return str(one["trouble"]["code"]) + ("" if number is None else f" {number}")
 
 
 def _node(node: dict[str, Any]) -> str:
@@ -113,6 +121,8 @@ def _notes(app: dict[str, Any]) -> list[str]:
         notes.append(f"{app['app']}: the store: {app['store_error']}")
     if (news := app.get("logins", {}).get("news")) is not None:
         notes.append(f"{app['app']}: WeChat refuses logins: {news['reason']}. {news['advice']}")
+    behind = [sink for sink in app.get("sinks", []) if sink["trouble"]]
+    notes += [f"{app['app']}: {sink['sink']} is behind: {_code(sink)}" for sink in behind]
     for kind, ticket in app.get("tickets", {}).items():
         if (error := ticket["last_error"]) is not None:
             notes.append(f"{app['app']}: {kind} ticket: {error['reason']}. {error['advice']}")

@@ -8,9 +8,7 @@ sources.py, where secrets are in secret_files.py.
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +16,10 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from broker.config.complaints import ConfigError, ConfigKey, Problems, suggestion
-from broker.config.schema import AppTable, AvatarsTable, ClientTable, ConfigDocument, StoreTable
-from broker.config.secret_files import FileRefused, find_secret, read_secret
+from broker.config.complaints import ConfigError, Problems, suggestion
+from broker.config.reach import notify_settings, sink_settings
+from broker.config.schema import AvatarsTable, ClientTable, ConfigDocument, StoreTable
+from broker.config.secret_reader import SecretReader
 from broker.config.settings import (
     AvatarsSettings,
     ClientSettings,
@@ -29,7 +28,7 @@ from broker.config.settings import (
     StoreSettings,
     WeChatSettings,
 )
-from broker.config.sources import SECRET_PREFIX, Names, env_name, read_document
+from broker.config.sources import Names, read_document
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.decision import JITTER, LIFETIME
 from broker.core.quota import calls_per_day
@@ -65,7 +64,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     problems = Problems()
     document, names = read_document(path, environ, problems)
     policy = _policy(document, problems)
-    reader = _Reader(path.parent, environ, problems)
+    reader = SecretReader(path.parent, environ, problems)
     settings = Settings(
         path=path,
         server=_server(document, names, problems),
@@ -78,6 +77,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         compat=document.compat.enabled,
         proxy=document.proxy,
         logins=document.logins,
+        notify=notify_settings(document.notify, reader),
+        sinks=MappingProxyType(sink_settings(document, reader)),
     )
     problems.raise_any()
     return settings
@@ -118,7 +119,7 @@ def load_stores(
     for name, url in zip(("--from", "--to"), urls, strict=True):
         try:
             table = StoreTable.model_validate({**document.store.model_dump(), "url": url})
-            found.append(_store(table, environ, _Reader(path.parent, environ, problems)))
+            found.append(_store(table, environ, SecretReader(path.parent, environ, problems)))
         except ValidationError as error:
             problems.add((name,), error.errors()[0]["msg"].removeprefix("Value error, "))
     if len(found) == len(urls):
@@ -142,53 +143,10 @@ def load_avatars(
     problems = Problems()
     for section in ("server", "wechat", "avatars"):
         document, names = read_document(path, environ, problems, only=section)
-    reader = _Reader(path.parent, environ, problems)
+    reader = SecretReader(path.parent, environ, problems)
     settings = _avatars(document.avatars or AvatarsTable(), document, names, reader, with_key=True)
     problems.raise_any()
     return settings
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads secrets; what goes wrong becomes a complaint about their key.
-
-    Relative paths begin beside the configuration.
-    """
-
-    home: Path
-    environ: Mapping[str, str]
-    problems: Problems
-
-    def file(self, key: ConfigKey, path: str | Path) -> Secret | None:
-        """Return the secret in a file, or None after a complaint."""
-        return self._attempt(key, partial(read_secret, self.home / path, self.environ))
-
-    def app_secret(self, name: str, app: AppTable) -> Secret | None:
-        """Return an app's secret, or None after a complaint."""
-        if self.problems.about("apps", name, "secret_file") or self.problems.about(
-            "apps", name, "secret"
-        ):
-            return None
-        if app.secret_file is not None and app.secret is not None:
-            self.problems.add(
-                ("apps", name, "secret_file"), "there is `secret` as well: keep one of them"
-            )
-            return None
-        key = ("apps", name, "secret_file" if app.secret is None else "secret")
-        file = None if app.secret_file is None else self.home / app.secret_file
-        return self._attempt(
-            key,
-            partial(
-                find_secret, name, file, SECRET_PREFIX + env_name(name), app.secret, self.environ
-            ),
-        )
-
-    def _attempt(self, key: ConfigKey, read: Callable[[], Secret]) -> Secret | None:
-        try:
-            return read()
-        except FileRefused as why:
-            self.problems.add(key, str(why))
-            return None
 
 
 def _server(document: ConfigDocument, names: Names, problems: Problems) -> ServerSettings:
@@ -218,7 +176,7 @@ def _policy(document: ConfigDocument, problems: Problems) -> Policy:
     return policy
 
 
-def _store(table: StoreTable, environ: Mapping[str, str], reader: _Reader) -> StoreSettings:
+def _store(table: StoreTable, environ: Mapping[str, str], reader: SecretReader) -> StoreSettings:
     url = table.url
     if url is None:  # systemd may name several directories, the first is ours
         url = f"sqlite://{Path(environ.get('STATE_DIRECTORY', '').partition(':')[0], 'broker.db').absolute()}"
@@ -239,7 +197,7 @@ def _store(table: StoreTable, environ: Mapping[str, str], reader: _Reader) -> St
     return StoreSettings(url, None, key, node, previous)
 
 
-def _encryption_key(name: str, file: str | None, reader: _Reader) -> Secret | None:
+def _encryption_key(name: str, file: str | None, reader: SecretReader) -> Secret | None:
     if file is None:
         return None
     key = reader.file(("store", name), file)
@@ -253,7 +211,7 @@ def _encryption_key(name: str, file: str | None, reader: _Reader) -> Secret | No
 
 
 def _apps(
-    document: ConfigDocument, names: Names, policy: Policy, reader: _Reader
+    document: ConfigDocument, names: Names, policy: Policy, reader: SecretReader
 ) -> dict[str, Account]:
     problems, accounts = reader.problems, {}
     owners: dict[str, str] = {}
@@ -297,7 +255,9 @@ def _apps(
     return accounts
 
 
-def _clients(document: ConfigDocument, names: Names, reader: _Reader) -> dict[str, ClientSettings]:
+def _clients(
+    document: ConfigDocument, names: Names, reader: SecretReader
+) -> dict[str, ClientSettings]:
     problems, clients = reader.problems, {}
     owners: dict[str, str] = {}
     for name, client in document.clients.items():
@@ -318,7 +278,7 @@ def _clients(document: ConfigDocument, names: Names, reader: _Reader) -> dict[st
     return clients
 
 
-def _key_digest(name: str, client: ClientTable, reader: _Reader) -> str | None:
+def _key_digest(name: str, client: ClientTable, reader: SecretReader) -> str | None:
     """Return the SHA-256 of a client's key, or None after a complaint."""
     key = ("clients", name, "key_sha256")
     if reader.problems.about(*key) or reader.problems.about("clients", name, "key_file"):
@@ -335,7 +295,7 @@ def _avatars(
     table: AvatarsTable,
     document: ConfigDocument,
     names: Names,
-    reader: _Reader,
+    reader: SecretReader,
     *,
     with_key: bool = False,
 ) -> AvatarsSettings:

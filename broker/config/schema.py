@@ -251,6 +251,47 @@ class PolicyTable(Table):
     report_quota: Annotated[WholeNumber, Field(ge=0)] = DEFAULT.report_quota
 
 
+class NotifyTable(Table):
+    """[notify]: who is told when a person is needed."""
+
+    hook: FilePath | None = None
+    urls_file: FilePath | None = None
+    hold: Annotated[Number, Field(ge=0, le=86400)] = 300
+    remind: Annotated[Number, Field(ge=0, le=7 * 86400)] = 86400
+    language: Literal["en", "zh-CN"] = "en"
+
+
+class SinkFormat(StrEnum):
+    """How a token is written where a program reads it; the last five are of Redis, `json` and `token` of files."""
+
+    JSON = "json"
+    TOKEN = "token"  # noqa: S105 -- the format's name
+    TEXT = "text"
+    WECHATPY = "wechatpy"
+    WXJAVA = "wxjava"
+    SILENCEPER = "silenceper"
+    EASYWECHAT = "easywechat"
+
+
+class SinkTable(Table):
+    """[[apps.NAME.sinks]]: a file or a key of Redis."""
+
+    kind: Literal["file", "redis"]
+    path: FilePath | None = None
+    mode: Annotated[
+        str, _named(r"0[0-7]{3}", 'must be four octal digits in quotes, such as "0640"')
+    ] = "0640"
+    group: (
+        Annotated[str, _named(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", "must be a group's name")] | None
+    ) = None
+    url: str | None = None
+    url_file: FilePath | None = None
+    key: (
+        Annotated[str, _named(r"[!-~]{1,256}", "must be 1 to 256 visible ASCII characters")] | None
+    ) = None
+    format: SinkFormat | None = None
+
+
 class AppEndpoint(StrEnum):
     """Those endpoints of the core's that an app may have."""
 
@@ -268,6 +309,7 @@ class AppTable(Table):
     secret: str | None = None
     endpoint: AppEndpoint = AppEndpoint.TOKEN
     daily_quota: Annotated[WholeNumber, Field(ge=1, le=10_000_000)] = 2000
+    sinks: tuple[SinkTable, ...] = ()
 
 
 class ClientTable(Table):
@@ -307,6 +349,7 @@ class ConfigDocument(Table):
     apps: dict[Name, AppTable] = {}
     clients: dict[Name, ClientTable] = {}
     avatars: AvatarsTable | None = None
+    notify: NotifyTable = NotifyTable()
 
 
 TABLES: Final[Mapping[str, type[Table]]] = {
@@ -321,4 +364,5 @@ TABLES: Final[Mapping[str, type[Table]]] = {
     "apps": AppTable,
     "clients": ClientTable,
     "avatars": AvatarsTable,
+    "notify": NotifyTable,
 }

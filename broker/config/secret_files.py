@@ -20,6 +20,7 @@ from typing import Final
 from broker.core.secret import Secret
 
 LONGEST_SECRET: Final = 4096
+LONGEST_LIST: Final = 64 * 1024
 OTHERS: Final = 0o077
 _MOST_LINKS: Final = 40  # as many as the kernel follows
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
@@ -81,13 +82,31 @@ def check_not_writable(path: Path, info: os.stat_result) -> None:
 
 def read_secret(path: Path, environ: Mapping[str, str]) -> Secret:
     """Return the one word in a guarded file, without the white space around it. Raises Refused."""
+    return as_secret(_read_guarded(path, environ, LONGEST_SECRET), str(path))
+
+
+def _read_guarded(path: Path, environ: Mapping[str, str], most: int) -> str:
     _check_links(path)
-    data, info = read(path, LONGEST_SECRET)
+    data, info = read(path, most)
     if _under_credentials(path, environ):
         _check_owner(path, info)
     else:
         check_closed(path, info)
-    return as_secret(data.decode("ascii", "replace"), str(path))
+    return data.decode("ascii", "replace")
+
+
+def read_secret_lines(path: Path, environ: Mapping[str, str]) -> tuple[tuple[int, Secret], ...]:
+    """Return the lines of a guarded file with their numbers, each a secret of one word.
+
+    Empty lines and lines that begin with `#` are left out. Raises Refused.
+    """
+    text = _read_guarded(path, environ, LONGEST_LIST)
+    lines = enumerate(text.splitlines(), start=1)
+    return tuple(
+        (number, as_secret(line, f"{path}, line {number}"))
+        for number, line in lines
+        if line.strip() and not line.strip().startswith("#")
+    )
 
 
 def as_secret(text: str, place: str) -> Secret:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.config.schema import LoginsTable, ProxyTable
+from broker.config.schema import LoginsTable, ProxyTable, SinkFormat
 from broker.core.credential import Account, Policy
 from broker.core.secret import Secret
 from broker.system.address import Address
@@ -76,6 +76,43 @@ class AvatarsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NotifySettings:
+    """Who is told when a person is needed.
+
+    `urls` has the number of its line beside each URL; a URL is a secret. `hold` and `remind` are
+    seconds.
+    """
+
+    hook: Path | None = None
+    urls: tuple[tuple[int, Secret], ...] = ()
+    hold: float = 300
+    remind: float = 86400
+    language: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSinkSettings:
+    """A file that holds an app's token; `group` is a number, None for the daemon's own."""
+
+    path: Path
+    format: SinkFormat
+    mode: int
+    group: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSinkSettings:
+    """A key of Redis that holds an app's token; the URL may hold a password."""
+
+    url: Secret
+    key: str
+    format: SinkFormat
+
+
+SinkSettings = FileSinkSettings | RedisSinkSettings
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of it, checked, with secrets in hand. Nothing in it can be changed."""
 
@@ -90,3 +127,5 @@ class Settings:
     compat: bool = False  # whether WeChat's own token paths are answered
     proxy: ProxyTable = field(default_factory=ProxyTable)
     logins: LoginsTable = field(default_factory=LoginsTable)
+    notify: NotifySettings = field(default_factory=NotifySettings)
+    sinks: Mapping[str, tuple[SinkSettings, ...]] = field(default_factory=dict)  # by app

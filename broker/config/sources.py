@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from broker.config.complaints import ConfigError, ConfigKey, Problems, suggestion
-from broker.config.schema import TABLES, ConfigDocument, EnvText, number
+from broker.config.schema import TABLES, ConfigDocument, EnvText, SinkTable, number
 from broker.config.secret_files import FileRefused, check_closed, check_not_writable, read
 
 PREFIX: Final = "TOKEN_BROKER_"
@@ -194,6 +194,8 @@ def _complaint(error: ErrorDetails) -> str:
     """A sentence about one wrong value, quoting nothing but numbers that stand where numbers belong."""
     kind, key, value = error["type"], _key(error), number(error["input"])
     table = TABLES.get(str(key[0])) if len(key) > 1 else ConfigDocument
+    if "sinks" in key[2:-1]:
+        table = SinkTable
     if kind == "extra_forbidden" and table:
         return f"unknown key{suggestion(str(key[-1]), table.model_fields)}"
     if kind in ("model_type", "dict_type"):
@@ -229,7 +231,8 @@ def _origin(key: ConfigKey, environ: Mapping[str, str]) -> str:
 def _drop(tree: Any, key: ConfigKey) -> None:
     """Take a wrong value out of the tree, so that the rest can be checked without it."""
     for part in key[:-1]:
-        tree = tree.get(part, {})  # missing where all around it was wrong and went first
+        # Missing in a table where all around it was wrong and went first.
+        tree = tree[int(part)] if isinstance(tree, list) else tree.get(part, {})
     if isinstance(tree, dict):
         tree.pop(key[-1], None)
     else:

@@ -186,6 +186,10 @@ class Store(Protocol):
         """What keeps it from working, as far as it knows without being asked; None where nothing does."""
 
     @property
+    def node(self) -> str:
+        """This process's name among those that share it; empty where it has a sole owner."""
+
+    @property
     def nodes(self) -> Sequence[Node]:
         """Who shares it, this process among them, as last read; nobody where it has a sole owner."""
 

@@ -39,6 +39,8 @@ _ROUTES = {
         '{"appid", "kind": "miniprogram" or "web", "openid", "unionid", "scope", "snapshot",'
         ' "blocked"}: a login code for that user, as their phone would get it'
     ),
+    "GET /sandbox/robots": "what the robots of 企业微信, 钉钉 and 飞书 were sent",
+    "POST /sandbox/robots": '{"errcode"}: every robot refuses with it from now on; 0: none',
     "POST /sandbox/hold": '{"appid"}: token calls wait from now on',
     "POST /sandbox/release": '{"appid"}: … until now',
 }

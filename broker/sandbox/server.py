@@ -10,7 +10,7 @@ from collections.abc import Callable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from . import control, data, issuing, logins
+from . import control, data, issuing, logins, robots
 from .faults import TOKEN_PATHS
 from .options import SandboxOptions
 from .pictures import SIZES, draw
@@ -28,6 +28,7 @@ def create_app(
     """
     app = web.Application()
     app[STATE] = SandboxState(options, now)
+    robots.add_routes(app)
     control.add_routes(app)
     app.router.add_get("/mmopen/{name}/{size}", _picture)
     app.router.add_route("*", "/{path:.*}", _wechat)

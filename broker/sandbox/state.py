@@ -1,6 +1,6 @@
 """Everything that one sandbox remembers."""
 
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 
 from aiohttp import web
@@ -11,6 +11,23 @@ from .media import Media
 from .options import SandboxOptions
 from .users import Users
 from .world import World
+
+
+class RobotMemory:
+    """The last messages that robots took, when keys were used, and what all refuse with."""
+
+    def __init__(self) -> None:
+        self.said: deque[dict[str, str]] = deque(maxlen=1000)
+        self.refusing = 0
+        self._used: OrderedDict[str, list[float]] = OrderedDict()
+
+    def recent(self, key: str, now: float) -> list[float]:
+        """When a key was used within a minute; a hundred keys are remembered."""
+        used = [at for at in self._used.pop(key, []) if now - 60 < at <= now]
+        self._used[key] = used
+        if len(self._used) > 100:  # noqa: PLR2004 -- enough
+            self._used.popitem(last=False)
+        return used
 
 
 class SandboxState:
@@ -24,6 +41,7 @@ class SandboxState:
         self.media = Media()
         self.users = Users(self.world.now)
         self.login_calls: Counter[str] = Counter()  # by path
+        self.robots = RobotMemory()
 
 
 STATE = web.AppKey("state", SandboxState)

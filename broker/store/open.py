@@ -9,6 +9,8 @@ from typing import Protocol
 
 from broker.config.load import ConfigError
 from broker.config.settings import StoreSettings
+from broker.core.documents import DocumentStore
+from broker.core.handouts import HandoutStore
 from broker.core.ports import Store
 from broker.store import transfer
 from broker.store.encryption import Plain, Seal, Sealed
@@ -19,12 +21,12 @@ from broker.store.transfer import Movable
 from broker.system import log
 
 
-class FullStore(Store, Movable, Protocol):
+class FullStore(Store, Movable, HandoutStore, DocumentStore, Protocol):
     """A store with all it can do."""
 
 
 @asynccontextmanager
-async def store(settings: StoreSettings, clock: BootClock) -> AsyncIterator[Store]:
+async def store(settings: StoreSettings, clock: BootClock) -> AsyncIterator[FullStore]:
     """The store, open. Raises StoreBusy, StoreRefused, StoreError, ConfigError."""
     opened = await _opened(settings, clock)
     try:

@@ -16,7 +16,10 @@ PEERS_FAULTS: Final = (HttpProcessingError, ConnectionError, RequestPayloadError
 # What a person must see to, and what is merely worth knowing; everything else is a healthy day's
 # line.
 ERRORS = {"crashed", "store-failed", "reload-refused", "not-well"}
+DEBUGS = {"hook-output"}
 WARNINGS = {
+    "notification-failed",
+    "sink-behind",
     "refresh-failed",
     "logins-refused",
     "suspect",
@@ -98,9 +101,8 @@ def tell(event: str, **facts: object) -> None:
 
 
 def _level(event: str) -> int:
-    return (
-        logging.ERROR if event in ERRORS else logging.WARNING if event in WARNINGS else logging.INFO
-    )
+    named = {logging.ERROR: ERRORS, logging.WARNING: WARNINGS, logging.DEBUG: DEBUGS}
+    return next((level for level, events in named.items() if event in events), logging.INFO)
 
 
 def crash(where: str, error: Exception) -> None:

@@ -118,6 +118,10 @@ class Keeper:
             served = self.serve(min_ttl)
         return served or self._unavailable()
 
+    async def changed(self, patience_s: float) -> bool:
+        """Wait for a change, at most `patience_s`; return True if there was one. Starts no call."""
+        return await _until(self._live.change(), _deadline(patience_s))
+
     async def watch(self, version: str, patience_s: float) -> Served | Unavailable | None:
         """Answer as soon as the token is another than `version`.
 

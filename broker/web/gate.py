@@ -38,6 +38,8 @@ class Client:
 
 # Every program on this machine, where no [clients] are configured.
 LOCAL: Final = Client("local", SCOPES)
+# The same by the Unix socket, told apart in who was handed which token.
+LOCAL_SOCKET: Final = Client("socket", SCOPES)
 # Whoever came by the Unix socket without a key, where [clients] are configured.
 SOCKET: Final = Client("socket", SCOPES - {"admin"})
 CLIENT: Final = web.RequestKey("client", Client)
@@ -145,7 +147,10 @@ class Gate:
                 "missing-request-header",
                 f"Send the header `{REQUEST_HEADER}: 1`; a web page could not.",
             )
-        request[CLIENT] = SOCKET if self.keys else LOCAL
+        if by_unix_socket(request):
+            request[CLIENT] = SOCKET if self.keys else LOCAL_SOCKET
+        else:
+            request[CLIENT] = LOCAL
         return None
 
 

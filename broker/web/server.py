@@ -14,6 +14,8 @@ from broker.web.client_stats import ClientStats
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import CLIENT, Gate, Handler
+from broker.web.handed import HANDED
+from broker.web.handouts import Handouts
 from broker.web.params import NO_STORE
 
 LARGEST_BODY: Final = 64 * 1024
@@ -32,6 +34,7 @@ class Front:
     registry: Registry
     response_cache: ResponseCache
     client_stats: ClientStats
+    handouts: Handouts
     metrics: Metrics
     on_crash: OnCrash
 
@@ -47,7 +50,10 @@ class Front:
             response.force_close()  # the client's next request is for the process that follows
         self.metrics.request(request.match_info.route.resource, response.status)
         if (client := request.get(CLIENT)) is not None:
-            self.client_stats.record(client.name, 1, self.response_cache.now())
+            now = self.response_cache.now()
+            self.client_stats.record(client.name, 1, now)
+            if (handed := request.get(HANDED)) is not None:
+                self.handouts.record(client.name, handed, response.status, 1, now)
         return response
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from broker.config.load import ConfigError, default_path, load, load_avatars, load_server
-from broker.config.schema import TABLES, PolicyTable
-from broker.config.settings import Settings
+from broker.config.schema import TABLES, PolicyTable, SinkTable
+from broker.config.settings import FileSinkSettings, RedisSinkSettings, Settings
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.secret import Secret
 from broker.system.address import Address
@@ -104,18 +104,28 @@ def test_the_example_is_valid_as_it_stands_once_the_secret_exists(
 def test_the_example_shows_every_key_with_its_default(
     write: Callable[..., Path], read: Check
 ) -> None:
-    text = EXAMPLE.read_text().replace("/etc/token-broker/", "./")
+    text = (
+        EXAMPLE.read_text().replace("/etc/token-broker/", "./").replace("/run/token-brokerd/", "./")
+    )
     bare = load(write(text), {"STATE_DIRECTORY": "/var/lib/token-broker"})
     shown_text = re.sub(r"^#(?=[a-z\[])", "", text, flags=re.MULTILINE)
     shown = tomllib.loads(shown_text)
     for name in ("orders", "avatars", "store", "store.old"):
         write(f"{name}-0123456789abcdef", name=f"{name}.key")
+    write("redis://127.0.0.1", name="redis.url")
+    write("https://example.org/hook", name="notify.urls")
+    write("#!/bin/sh", name="notify").chmod(0o700)
     full = load(write(shown_text), {})
     for section in ("server", "wechat", "policy", "proxy", "apps"):
         assert getattr(full, section) == getattr(bare, section)
     assert (full.store.url, full.store.path) == (bare.store.url, bare.store.path)
     assert full.avatars == read(f'{APP}[avatars]\nkey_file = "./avatars.key"').avatars
     assert full.clients["orders"].scopes == {"read", "report"}
+    assert (full.notify.hold, full.notify.remind) == (bare.notify.hold, bare.notify.remind)
+    assert full.notify.language == bare.notify.language
+    assert [type(sink) for sink in full.sinks["main"]] == [FileSinkSettings, RedisSinkSettings]
+    sink_keys = set().union(*shown["apps"]["main"]["sinks"])
+    assert sink_keys | {"url"} == set(SinkTable.model_fields)
     for section, table in TABLES.items():
         keys = (
             set().union(*shown[section].values())

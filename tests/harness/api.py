@@ -18,6 +18,8 @@ from broker.web.api.metrics import Metrics
 from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import Gate
+from broker.web.handouts import Handouts
+from broker.web.reach import Reach
 from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.wiring import PATIENCE_S, Wired
 
@@ -39,7 +41,12 @@ class Daemon:
         self.http: TestClient[Any, Any]
 
     async def start(
-        self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False
+        self,
+        gate: Gate,
+        accounts: Sequence[Account] = (ACCOUNT,),
+        *,
+        drop_in: bool = False,
+        reach: Reach | None = None,
     ) -> None:
         tools = await self.bench.dependencies()
         self.registry = Registry(list(accounts), tools)
@@ -63,6 +70,8 @@ class Daemon:
             crashes=self.crashes,
             logins=self.logins,
             compat=drop_in,
+            handouts=Handouts(store, clock.now, clock.wall),
+            reach=reach or Reach(),
         )
         compat = Compat(gate, self.registry, self.tickets, PATIENCE_S, clock.now)
         app = self.wired.application(compat.routes() if drop_in else [])

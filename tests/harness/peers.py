@@ -19,8 +19,10 @@ from broker.web.connection.connection import Connection
 from broker.web.connection.connections import Connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering
-from broker.web.connection.long_poll import PollGroups
+from broker.web.connection.long_poll import PollGroup, PollGroups
 from broker.web.gate import Client, Gate
+from broker.web.handed import Handed
+from broker.web.handouts import Handouts
 from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.wiring import PATIENCE_S, Wired
 
@@ -31,6 +33,9 @@ KEY, OTHER = "a key of some length", "another key of some length"
 def request(path: str = "/v1/tokens/main", *headers: str) -> bytes:
     lines = [f"GET {path} HTTP/1.1", "Host: localhost", "X-Token-Broker: 1", *headers, "", ""]
     return "\r\n".join(lines).encode()
+
+
+LONG = 60  # seconds; no test waits so long
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Daemon:
     metrics: Metrics
     port: int
     path: Path
+    handouts: Handouts
     sockets: Sequence[socket.socket] = ()
     peers: list[Peer] = field(default_factory=list)
 
@@ -113,14 +119,18 @@ async def daemon_on(
 
     def on_answered(
         resource: web.AbstractResource | None,
-        _client: Client | None,
+        client: Client | None,
+        handed: Handed | None,
         status: int,
         number: int,
-        _last: float,
+        last: float,
     ) -> None:
         counted.append(number)
         metrics.request(resource, status, number)
+        if client is not None and handed is not None:
+            handouts.record(client.name, handed, status, number, last)
 
+    handouts = Handouts(await bench.open(), bench.clock.now, bench.clock.wall)
     connections = connections or Connections(100, bench.clock.now)
     cache = ResponseCache(connections, on_answered, enabled=enabled)
     dependencies = await bench.dependencies()
@@ -133,7 +143,8 @@ async def daemon_on(
     gate = Gate(keys or {}, [])
     tickets = Tickets(registry, dependencies, bench.wechat)
     compat = Compat(gate, registry, tickets, PATIENCE_S, bench.clock.now)
-    app = Wired(registry, bench.clock, cache, gate, metrics=metrics).application(compat.routes())
+    wired = Wired(registry, bench.clock, cache, gate, metrics=metrics, handouts=handouts)
+    app = wired.application(compat.routes())
     path = bench.path.parent / f"broker-{enabled}.sock"
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", 0))
@@ -146,6 +157,7 @@ async def daemon_on(
                 metrics,
                 tcp.getsockname()[1],
                 path,
+                handouts,
                 [tcp, unix],
                 counted=counted,
             )
@@ -179,3 +191,52 @@ def two_keys() -> dict[str, Client]:
     scopes = frozenset({"read"})
     named = {KEY: Client("one", scopes), OTHER: Client("two", scopes, frozenset({"shop"}))}
     return {hashlib.sha256(key.encode()).hexdigest(): client for key, client in named.items()}
+
+
+# --- who waits for the next version ---------------------------------------------------------------
+
+
+def held(daemon: Daemon) -> str:
+    keeper = daemon.registry.find("main")
+    assert keeper is not None
+    assert keeper.credential.version is not None
+    return keeper.credential.version
+
+
+def watch(daemon: Daemon, wait: float = LONG, *more: str) -> bytes:
+    return request(f"/v1/tokens/main?wait={wait}", f'If-None-Match: "{held(daemon)}"', *more)
+
+
+async def rotate(bench: Bench, daemon: Daemon) -> str:
+    """Another version; it."""
+    bench.clock.pass_(40)
+    keeper = daemon.registry.find("main")
+    assert keeper is not None
+    await keeper.refresh(5)
+    return held(daemon)
+
+
+async def first(daemon: Daemon, chunk: bytes, *, unix: bool = False) -> Peer:
+    """Somebody who waits with aiohttp, and has opened a group for others."""
+    peer = await daemon.peer(unix=unix)
+    peer.writer.write(chunk)
+    async with asyncio.timeout(10):
+        while not is_open(daemon.cache._paths[unix].groups.find(chunk)):
+            await asyncio.sleep(0)
+    return peer
+
+
+def is_open(group: PollGroup | None) -> bool:
+    return group is not None and group.wait is not None
+
+
+async def joined(daemon: Daemon, chunk: bytes) -> Peer:
+    """Somebody who waits in the group of that request."""
+    group = daemon.groups.find(chunk)
+    assert group is not None
+    before, peer = len(group.members), await daemon.peer()
+    peer.writer.write(chunk)
+    async with asyncio.timeout(10):
+        while len(group.members) == before:
+            await asyncio.sleep(0)
+    return peer

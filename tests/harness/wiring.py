@@ -1,17 +1,19 @@
 """The web application as `broker/app.py` wires it, over a test's registry, clock and gate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 from broker.core.credential import Account
+from broker.core.handouts import Handout
 from broker.core.ports import Clock, Node
 from broker.logins.logins import Logins
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.api import openapi
+from broker.web.api.handouts import HandoutDesk
 from broker.web.api.logins import LoginDesk
 from broker.web.api.metrics import Metrics
 from broker.web.api.probes import Probes
@@ -21,8 +23,10 @@ from broker.web.api.tokens import TokenDesk
 from broker.web.client_stats import ClientStats
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import Gate
+from broker.web.handouts import Handouts
 from broker.web.page.plots import History, Plots
 from broker.web.page.status import StatusPage
+from broker.web.reach import Reach
 from broker.web.server import Front, application
 from broker.web.shared_pages import SharedPages
 
@@ -31,6 +35,19 @@ PATIENCE_S = 5.0
 
 async def _no_calls(_since: float, _account: Account) -> list[dict[str, Any]]:
     return []
+
+
+class NoHandouts:
+    """A store for tests that do not look at hand-outs."""
+
+    async def add_handouts(self, _handouts: Sequence[Handout]) -> None:
+        return
+
+    async def drop_handouts(self, before: float, most: int) -> None:
+        assert most > 0 <= before
+
+    async def handouts(self, _account: str, _most: int) -> list[Handout]:
+        return []
 
 
 @dataclass
@@ -48,18 +65,23 @@ class Wired:
     crashes: list[tuple[str, Exception]] = field(default_factory=list)
     logins: Logins | None = None
     compat: bool = False
+    handouts: Handouts | None = None
+    reach: Reach = field(default_factory=Reach)
 
     def __post_init__(self) -> None:
         self.client_stats = ClientStats(self.clock.now)
         # Nothing is kept: tests change something and look again at once.
         self.pages = SharedPages(longest_s=0.0)
+        tickets_of = self.tickets.of if self.tickets else lambda _: {}
+        login_record = self.logins.record if self.logins else lambda _: None
         self.report = StatusReport(
             self.registry,
             self.clock,
             self.pages,
-            self.tickets.of if self.tickets else lambda _: {},
+            tickets_of,
             lambda: self.nodes,
-            self.logins.record if self.logins else lambda _: None,
+            login_record,
+            self.reach,
         )
         self.metrics.show(self.report)
 
@@ -69,17 +91,20 @@ class Wired:
     def application(self, more: Iterable[web.RouteDef] = ()) -> web.Application:
         """Everything but compat and proxy, which are `more`."""
         registry, wall = self.registry, self.clock.wall
+        handouts = self.handouts or Handouts(NoHandouts(), self.clock.now, wall)
         page = StatusPage(
             self.report,
             Plots(self._calls, self.clock),
             self.client_stats,
             self.response_cache,
             self.pages,
+            handouts,
         )
         news = () if self.logins is None else (self.logins.news,)
         routes = [
             *TokenDesk(registry, self.response_cache, PATIENCE_S, wall).routes(),
             *self.report.routes(),
+            *HandoutDesk(registry, handouts, self.response_cache).routes(),
             *Probes(registry, self.metrics, self.response_cache, self.pages, *news).routes(),
             *page.routes(),
             *openapi.routes(),
@@ -93,6 +118,7 @@ class Wired:
             registry,
             self.response_cache,
             self.client_stats,
+            handouts,
             self.metrics,
             lambda where, error: self.crashes.append((where, error)),
         )

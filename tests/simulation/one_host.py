@@ -131,6 +131,7 @@ class MortalStore:
     fate: Fate
     sole_owner: bool = True
     last_error: str | None = None
+    node: str = ""
     nodes: Sequence[Node] = ()
 
     def watch(self, on_store_changed: OnStoreChanged, versions: Versions) -> None:

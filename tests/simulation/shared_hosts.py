@@ -148,6 +148,10 @@ class Link:
     sole_owner: bool = False
 
     @property
+    def node(self) -> str:
+        return self.inner.node
+
+    @property
     def last_error(self) -> str | None:
         return "cut" if self.is_cut else self.inner.last_error
 

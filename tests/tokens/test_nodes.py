@@ -54,6 +54,7 @@ class Shared:
     everyone: list["Shared"]
     sole_owner: bool = False
     last_error: str | None = None
+    node: str = ""
     nodes: Sequence[Node] = ()
     listeners: list[OnStoreChanged] = field(default_factory=list)
     is_away: bool = False

@@ -20,7 +20,6 @@ from broker.web.connection.long_poll import (
     AT_ONCE,
     MOST_GROUPS,
     WATCH,
-    PollGroup,
     PollGroups,
     Wait,
 )
@@ -28,18 +27,23 @@ from broker.web.gate import Client
 from tests.harness.doubles import LOST, Bench
 from tests.harness.peers import (
     KEY,
+    LONG,
     OTHER,
     Daemon,
-    Peer,
     connection_of,
     daemon_on,
+    first,
+    held,
+    is_open,
+    joined,
     request,
+    rotate,
     status,
     two_keys,
+    watch,
     without_date,
 )
 
-LONG = 60
 # What two daemons on one clock write differently: which token, and how old it is.
 OF_THIS_DAEMON = re.compile(
     rb"main-t\d+|[-0-9]+T[0-9:]+Z|(?<=expires_in\": )\d+|(?<=retry_after\": )\d+|(?<=Retry-After:"
@@ -47,57 +51,11 @@ OF_THIS_DAEMON = re.compile(
 )
 
 
-def held(daemon: Daemon) -> str:
-    keeper = daemon.registry.find("main")
-    assert keeper is not None
-    assert keeper.credential.version is not None
-    return keeper.credential.version
-
-
-def watch(daemon: Daemon, wait: float = LONG, *more: str) -> bytes:
-    return request(f"/v1/tokens/main?wait={wait}", f'If-None-Match: "{held(daemon)}"', *more)
-
-
-async def rotate(bench: Bench, daemon: Daemon) -> str:
-    """Another version; it."""
-    bench.clock.pass_(40)
-    keeper = daemon.registry.find("main")
-    assert keeper is not None
-    await keeper.refresh(5)
-    return held(daemon)
-
-
 async def at_aiohttp(*waiters: Connection) -> None:
     """Until aiohttp is at the requests of all of them."""
     async with asyncio.timeout(10):
         while not all(one.group is None and one.is_answering for one in waiters):
             await asyncio.sleep(0)
-
-
-async def first(daemon: Daemon, chunk: bytes, *, unix: bool = False) -> Peer:
-    """Somebody who waits with aiohttp, and has opened a group for others."""
-    peer = await daemon.peer(unix=unix)
-    peer.writer.write(chunk)
-    async with asyncio.timeout(10):
-        while not is_open(daemon.cache._paths[unix].groups.find(chunk)):
-            await asyncio.sleep(0)
-    return peer
-
-
-def is_open(group: PollGroup | None) -> bool:
-    return group is not None and group.wait is not None
-
-
-async def joined(daemon: Daemon, chunk: bytes) -> Peer:
-    """Somebody who waits in the group of that request."""
-    group = daemon.groups.find(chunk)
-    assert group is not None
-    before, peer = len(group.members), await daemon.peer()
-    peer.writer.write(chunk)
-    async with asyncio.timeout(10):
-        while len(group.members) == before:
-            await asyncio.sleep(0)
-    return peer
 
 
 # --- how they are answered ------------------------------------------------------------------------

@@ -21,13 +21,15 @@ from broker.store.rows import ACCOUNT_COLUMNS, CALL_COLUMNS
 # the version of tables that an earlier token-broker made by one, and is never changed after a
 # release.
 SCHEMA_FILE: Final = "schema.sql"
-UPGRADES: Final = ("upgrade-2.sql", "upgrade-3.sql")
+UPGRADES: Final = ("upgrade-2.sql", "upgrade-3.sql", "upgrade-4.sql")
 VERSION: Final = 1 + len(UPGRADES)
 RIGHTS: Final = {
     "meta": ("select",),
     "accounts": ("select", "insert", "update"),
     "calls": ("select", "insert", "update", "delete"),
     "nodes": ("select", "insert", "update", "delete"),
+    "handouts": ("select", "insert", "update", "delete"),
+    "documents": ("select", "insert", "update"),
 }
 OWN_COLUMNS: Final[dict[str, type]] = {
     "epoch": str,

@@ -1,4 +1,4 @@
--- The tables of token-broker in PostgreSQL, version 3. Every instant is unix time on the database's clock, in seconds.
+-- The tables of token-broker in PostgreSQL, version 4. Every instant is unix time on the database's clock, in seconds.
 -- A broker that may create a schema in its database runs this by itself. Where it may not, the database's owner does
 -- (where tables of version 1 are there already: upgrade-2.sql and what follows it instead):
 --   psql -d DATABASE -v ON_ERROR_STOP=1 --single-transaction -f schema.sql
@@ -10,7 +10,7 @@ create table token_broker.meta (
   key text primary key,
   value text not null
 );
-insert into token_broker.meta values ('schema', '3');
+insert into token_broker.meta values ('schema', '4');
 
 -- One row per account: the token in force, and who may call. Locked by whoever changes anything about the account.
 create table token_broker.accounts (
@@ -72,6 +72,27 @@ create table token_broker.nodes (
   versions text not null
 );
 
+-- Which client was handed which version of an account's token, and named it; every broker adds to the same rows.
+create table token_broker.handouts (
+  client text not null,
+  account text not null,
+  version text not null,
+  count bigint not null,
+  first_at double precision,
+  last_at double precision,
+  held bigint not null,
+  held_at double precision,
+  seen_at double precision not null,
+  primary key (client, account, version)
+);
+create index handouts_seen on token_broker.handouts (account, seen_at);
+
+-- Small texts that all brokers agree on, such as what was notified.
+create table token_broker.documents (
+  name text primary key,
+  value text not null
+);
+
 do $$
 begin
   if exists (select from pg_roles where rolname = 'token_broker') then
@@ -79,5 +100,7 @@ begin
     grant select on token_broker.meta to token_broker;
     grant select, insert, update on token_broker.accounts to token_broker;
     grant select, insert, update, delete on token_broker.calls, token_broker.nodes to token_broker;
+    grant select, insert, update, delete on token_broker.handouts to token_broker;
+    grant select, insert, update on token_broker.documents to token_broker;
   end if;
 end $$;

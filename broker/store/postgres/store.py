@@ -6,13 +6,15 @@ COMMIT). Each method says why that is safe.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
 
 from broker.core.credential import Account, Credential
+from broker.core.documents import Rewrite
+from broker.core.handouts import Handout
 from broker.core.ports import (
     Change,
     Clock,
@@ -28,7 +30,7 @@ from broker.core.ports import (
     Versions,
 )
 from broker.store.encryption import Plain, Seal
-from broker.store.postgres import schema, transfer
+from broker.store.postgres import schema, side_tables, transfer
 from broker.store.postgres.account_rows import AccountRows
 from broker.store.postgres.errors import store_error
 from broker.store.postgres.listener import Listener
@@ -128,6 +130,11 @@ class PostgresStore:
         return self._listener.last_error or self._unready or None
 
     @property
+    def node(self) -> str:
+        """See :class:`broker.core.ports.Store`; another name than configured where that is taken."""
+        return self._listener.name
+
+    @property
     def nodes(self) -> tuple[Node, ...]:
         """See :class:`broker.core.ports.Store`."""
         return tuple(self._listener.nodes)
@@ -192,6 +199,28 @@ class PostgresStore:
         """See :class:`broker.core.ports.Store`. It only reads."""
         return await self._run(account, lambda rows: rows.history(since))
 
+    async def add_handouts(self, handouts: Sequence[Handout]) -> None:
+        """See :class:`broker.core.handouts.HandoutStore`.
+
+        Where nobody knows, the caller adds them again: numbers may then be too high, times not.
+        """
+        await self._beside(partial(side_tables.add_handouts, handouts))
+
+    async def drop_handouts(self, before: float, most: int) -> None:
+        """See :class:`broker.core.handouts.HandoutStore`. Done again, it does nothing."""
+        await self._beside(partial(side_tables.drop_handouts, before, most))
+
+    async def handouts(self, account: str, most: int) -> list[Handout]:
+        """See :class:`broker.core.handouts.HandoutStore`. It only reads."""
+        return await self._beside(partial(side_tables.handouts, account, most))
+
+    async def rewrite(self, name: str, rewrite: Rewrite) -> None:
+        """See :class:`broker.core.documents.DocumentStore`.
+
+        Where nobody knows, `rewrite` is given what came of it the next time.
+        """
+        await self._beside(partial(side_tables.rewrite, name, rewrite))
+
     async def accounts(self) -> list[tuple[Account, bool]]:
         """See :class:`broker.store.transfer.Movable`."""
         rows = await self._pool.transaction(self._listener.name, transfer.accounts)
@@ -211,12 +240,20 @@ class PostgresStore:
             await asyncio.wait(self._tasks)
         await self._pool.close()
 
-    async def _run(self, account: Account, work: Callable[[AccountRows], Awaitable[T]]) -> T:
-        """Work in a transaction; whoever stops waiting for it does not stop it half-way."""
-        task = asyncio.create_task(self._transaction(account, work))
+    async def _beside(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Work in a transaction on what is kept beside the accounts."""
+        return await self._kept(self._pool.transaction(self._listener.name, work))
+
+    async def _kept(self, work: Coroutine[Any, Any, T]) -> T:
+        """Work to the end: whoever stops waiting for it does not stop it half-way."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
+
+    async def _run(self, account: Account, work: Callable[[AccountRows], Awaitable[T]]) -> T:
+        """Work in a transaction under the account's lock."""
+        return await self._kept(self._transaction(account, work))
 
     async def _transaction(
         self, account: Account, work: Callable[[AccountRows], Awaitable[T]]

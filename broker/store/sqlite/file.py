@@ -20,6 +20,7 @@ from sqlite_utils import Database
 
 from broker.core import epoch
 from broker.core.ports import StoreRefused
+from broker.store.sqlite import side_tables
 from broker.store.sqlite.content import oddities
 from broker.store.sqlite.lock import UNWRITABLE, StoreLock
 from broker.store.sqlite.place import refusals
@@ -91,6 +92,7 @@ MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (
     _first_schema,
     _emergency_and_lease_lost,
     _plan_and_checks,
+    side_tables.create,
 )
 
 

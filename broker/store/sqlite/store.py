@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from broker.core.credential import NEVER, Account, Credential
+from broker.core.documents import Rewrite
+from broker.core.handouts import Handout
 from broker.core.ports import (
     Change,
     Claim,
@@ -41,6 +43,7 @@ from broker.store.rows import (
     key_of,
     with_call,
 )
+from broker.store.sqlite import side_tables
 from broker.store.sqlite.anchor import (
     ANCHOR_COLUMNS,
     BEFORE_US,
@@ -87,6 +90,7 @@ class SqliteStore:
     """A :class:`broker.core.ports.Store` in one file. Open it with :meth:`open`."""
 
     sole_owner = True
+    node = ""
     nodes = ()
 
     def __init__(self, path: Path, clock: BootClock, seal: Seal) -> None:
@@ -163,6 +167,23 @@ class SqliteStore:
         """See :class:`broker.core.ports.Store`."""
         return await self._run(lambda: self._rows(_HISTORY, {**key_of(account), "since": since}))
 
+    async def add_handouts(self, handouts: Sequence[Handout]) -> None:
+        """See :class:`broker.core.handouts.HandoutStore`."""
+        await self._run(self._in_transaction, side_tables.add_handouts, handouts)
+
+    async def drop_handouts(self, before: float, most: int) -> None:
+        """See :class:`broker.core.handouts.HandoutStore`."""
+        await self._run(self._in_transaction, side_tables.drop_handouts, before, most)
+
+    async def handouts(self, account: str, most: int) -> list[Handout]:
+        """See :class:`broker.core.handouts.HandoutStore`."""
+        return await self._run(lambda: side_tables.handouts(self._file.db, account, most))
+
+    async def rewrite(self, name: str, rewrite: Rewrite) -> None:
+        """See :class:`broker.core.documents.DocumentStore`."""
+        wall = self._clock.wall()
+        await self._run(self._in_transaction, side_tables.rewrite, name, rewrite, wall)
+
     async def accounts(self) -> list[tuple[Account, bool]]:
         """See :class:`broker.store.transfer.Movable`."""
         return await self._run(
@@ -230,6 +251,10 @@ class SqliteStore:
     def _open(self) -> None:
         self._file = StoreFile(self._path, self._carry_over)
         self._file.open()
+
+    def _in_transaction(self, work: Callable[..., None], *args: Any) -> None:
+        with self._file.transaction():
+            work(self._file.db, *args)
 
     def _load(self, account: Account) -> Held:
         with self._file.transaction():

@@ -26,6 +26,7 @@ from broker.web.askers import Askers
 from broker.web.connection.fast_path import AGAIN, APP, Again
 from broker.web.dialect import FOR_PEOPLE, WECHAT, WECOM, Dialect, ErrcodeError
 from broker.web.gate import CLIENT, Client, Gate, authenticates
+from broker.web.handed import note_handed
 from broker.web.handles import Handles
 from broker.web.params import NO_STORE, body_of
 from broker.web.words import english
@@ -111,6 +112,7 @@ class Compat:
             keeper.doubt_quietly()
         if not isinstance(served, Served):
             raise _refusal(served, keeper)
+        note_handed(request, keeper)
         self._askers.note(name, keeper, served)
         if request.method == "GET":
             request[AGAIN] = self._again(name, keeper, served, dialect)

@@ -193,6 +193,38 @@ class StateCollector(Collector):
         yield seen
         yield from self._of_apps()
         yield from self._of_tickets()
+        yield from self._of_sinks()
+        yield from self._of_receivers()
+
+    def _of_sinks(self) -> Iterable[Metric]:
+        behind = GaugeMetricFamily(
+            "token_broker_sink_behind",
+            "1 while a sink does not hold the token in force.",
+            labels=["app", "sink"],
+        )
+        for keeper in self._report.keepers():
+            for sink in self._report.reach.sinks_of(keeper.account.name):
+                labels = [keeper.account.name, sink["sink"]]
+                behind.add_metric(labels, sink["trouble"] is not None)
+        yield behind
+
+    def _of_receivers(self) -> Iterable[Metric]:
+        sent = CounterMetricFamily(
+            "token_broker_notifications",
+            "Notifications that a receiver took, or that were given up.",
+            labels=["receiver", "outcome"],
+        )
+        failing = GaugeMetricFamily(
+            "token_broker_receiver_failing",
+            "1 while a receiver of notifications did not take the last one.",
+            labels=["receiver"],
+        )
+        for one in self._report.reach.notifications()["receivers"]:
+            sent.add_metric([one["receiver"], "sent"], one["sent"])
+            sent.add_metric([one["receiver"], "lost"], one["lost"])
+            failing.add_metric([one["receiver"]], one["trouble"] is not None)
+        yield sent
+        yield failing
 
     def _of_apps(self) -> Iterable[Metric]:
         apps = [(keeper, keeper.usage()) for keeper in self._report.keepers()]

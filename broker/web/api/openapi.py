@@ -276,6 +276,21 @@ _LOG_IN: Final[Json] = {
         "503": _problem("`stopping`: the code is still good.", waits=True),
     },
 }
+_GET_HANDOUTS: Final[Json] = {
+    "operationId": "getHandouts",
+    "summary": "Which client was first and last handed which version. Scope: admin.",
+    "security": [{"bearer": []}, {"header": []}],
+    "parameters": [_APP],
+    "responses": {
+        "200": {
+            "description": "The row seen last first, at most 1000.",
+            **_content("application/json", _ref("Handouts")),
+        },
+        "400": _problem("`invalid-parameter`"),
+        **_REFUSALS,
+        "503": _problem("`store-unavailable`", waits=True),
+    },
+}
 
 
 def _get(operation: str, summary: str, kind: str, schema: Json, **more: Json) -> Json:
@@ -331,6 +346,7 @@ DOCUMENT: Final[Json] = {
         "/v1/tickets/{app}/wx_card/signature": {"post": _SIGN_CARD},
         "/v1/tickets/{app}/agent_config/signature": {"post": _SIGN_AGENT},
         "/v1/logins/{app}": {"post": _LOG_IN},
+        "/v1/handouts/{app}": {"get": _GET_HANDOUTS},
         "/v1/status": _get(
             "getStatus", "Every app without its token.", "application/json", _ref("Status")
         ),
@@ -405,6 +421,26 @@ DOCUMENT: Final[Json] = {
                 output=_TEXT,
                 checks={"type": "object"},
             ),
+            "Handouts": _object(
+                app=_TEXT,
+                appid=_TEXT,
+                version={**_nullable("string"), "description": "The one in force."},
+                kept_days=_COUNT,
+                handouts={"type": "array", "items": _ref("Handout")},
+            ),
+            "Handout": _object(
+                client={
+                    **_TEXT,
+                    "description": "Its name; without [clients], `local` or `socket`.",
+                },
+                version=_TEXT,
+                current={"type": "boolean", "description": "Whether it is the one in force."},
+                count={**_COUNT, "description": "How often it was handed out."},
+                first={**_nullable("string"), "format": "date-time"},
+                last={**_nullable("string"), "format": "date-time"},
+                held={**_COUNT, "description": "How often the client said that it holds it."},
+                last_held={**_nullable("string"), "format": "date-time"},
+            ),
             "Status": _object(
                 version=_TEXT,
                 uptime=_COUNT,
@@ -415,6 +451,30 @@ DOCUMENT: Final[Json] = {
                     "items": _ref("Node"),
                     "description": "Who shares the store; nobody shares a file.",
                 },
+                notifications=_object(
+                    receivers={"type": "array", "items": _ref("Receiver")},
+                    told={
+                        "type": "array",
+                        "items": _object(event=_TEXT, app=_TEXT, about=_TEXT, since=_TEXT),
+                        "description": "What was told and is not over.",
+                    },
+                    held_back={"type": "boolean"},
+                ),
+            ),
+            "Receiver": _object(
+                receiver={**_TEXT, "description": "Its kind and host; never its URL."},
+                sent=_COUNT,
+                lost=_COUNT,
+                waiting=_COUNT,
+                last_sent=_nullable("string"),
+                trouble=_nullable("object"),
+            ),
+            "Sink": _object(
+                sink={**_TEXT, "description": "The place; never a password."},
+                state={"enum": ["current", "behind", "waiting", "empty"]},
+                version=_nullable("string"),
+                written=_nullable("string"),
+                trouble=_nullable("object"),
             ),
             "Node": _object(
                 node=_TEXT,
@@ -450,6 +510,7 @@ DOCUMENT: Final[Json] = {
                         "description": "What a person must see to, as in `last_error`.",
                     },
                 ),
+                sinks={"type": "array", "items": _ref("Sink")},
                 tickets={
                     "type": "object",
                     "description": "By type, those that were asked for within a day.",

@@ -20,6 +20,7 @@ from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.web.gate import open_to_browsers
 from broker.web.params import NO_STORE, iso
+from broker.web.reach import Reach
 from broker.web.shared_pages import SharedPage, SharedPages, shared_page
 from broker.web.words import english
 
@@ -48,10 +49,12 @@ class StatusReport:
         tickets_of: Callable[[str], Mapping[str, Keeper]] = lambda _: {},
         nodes: Callable[[], Sequence[Node]] = tuple,
         login_record_of: Callable[[str], LoginRecord | None] = lambda _: None,
+        reach: Reach = Reach(),  # noqa: B008 -- frozen
     ) -> None:
         self.registry = registry
         self.clock = clock
         self.tickets_of = tickets_of
+        self.reach = reach
         self._pages = pages
         self._nodes = nodes
         self._login_record_of = login_record_of
@@ -87,6 +90,7 @@ class StatusReport:
                 *(self.login_only(account) for account in self.registry.login_only),
             ],
             "nodes": self.nodes(),
+            "notifications": self.reach.notifications(),
         }
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -130,6 +134,7 @@ class StatusReport:
                 "count": second_issuer.count,
             },
             "store_error": keeper.store_error,
+            "sinks": list(self.reach.sinks_of(keeper.account.name)),
             "tickets": {
                 kind: _held(ticket, ticket.usage(), english.TICKET)
                 for kind, ticket in self.tickets_of(keeper.account.name).items()

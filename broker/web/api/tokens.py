@@ -17,6 +17,7 @@ from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.web.connection.fast_path import AGAIN, Again, ResponseCache
 from broker.web.connection.long_poll import Wait
+from broker.web.handed import note_handed
 from broker.web.params import (
     LONGEST_TTL_S,
     LONGEST_WAIT_S,
@@ -63,6 +64,7 @@ class TokenDesk:
         wait, min_ttl = numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
         version = keeper.credential.version
         if hdrs.IF_NONE_MATCH in request.headers and version and matches(request, version):
+            note_handed(request, keeper)
             answer = None
             if wait or keeper.serve(min_ttl) is None:
                 answer = await self._watch(request, keeper, wait, min_ttl)
@@ -71,6 +73,7 @@ class TokenDesk:
                     request[AGAIN] = self._again(keeper, held, min_ttl, lambda _: b"")
                 return _unchanged(version)
         served = keeper.serve(min_ttl) or await self._get(request, keeper, wait, min_ttl)
+        note_handed(request, keeper)
         if not isinstance(served, Served):
             return unavailable(served)
         if not wait:
@@ -140,6 +143,7 @@ class TokenDesk:
         if isinstance(answer, Unavailable):
             return unavailable(answer)
         outcome, served = answer
+        note_handed(request, keeper, named["version"])
         return self._token(keeper, served, outcome=outcome.value)
 
     async def refresh_token(self, request: web.Request) -> web.Response:
@@ -152,6 +156,7 @@ class TokenDesk:
         answer = await keeper.refresh(self._patience_s, force=fields.get("force", False))
         if isinstance(answer, Unavailable):
             return unavailable(answer)
+        note_handed(request, keeper)
         return self._token(keeper, answer)
 
     def _token(self, keeper: Keeper, served: Served, **more: str) -> web.Response:

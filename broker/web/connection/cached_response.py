@@ -9,12 +9,15 @@ from aiohttp import web
 
 from broker.core.credential import NEVER
 from broker.web.gate import Client
+from broker.web.handed import Handed
 
 # Returns a body, and the steady time until which it is true; None where a handler has to look.
 Again = Callable[[], tuple[bytes, float] | None]
-# Hears of answers that aiohttp did not write: the route, the client, the status, how many answers,
-# and a steady time that is not before the last of them.
-OnAnswered = Callable[[web.AbstractResource | None, Client | None, int, int, float], None]
+# Hears of answers that aiohttp did not write: the route, the client, which token they handed out, the
+# status, how many answers, and a steady time that is not before the last of them.
+OnAnswered = Callable[
+    [web.AbstractResource | None, Client | None, Handed | None, int, int, float], None
+]
 
 MOST_CACHED: Final = 1024
 LONGEST_REQUEST: Final = 4096  # bytes
@@ -34,6 +37,7 @@ class CachedResponse:
     __slots__ = (
         "_again",
         "_client",
+        "_handed",
         "_head",
         "_resource",
         "_status",
@@ -50,6 +54,7 @@ class CachedResponse:
         app: str | None = None,
         resource: web.AbstractResource | None = None,
         client: Client | None = None,
+        handed: Handed | None = None,
     ) -> None:
         self._head = [
             f"HTTP/1.1 {response.status} {response.reason}",
@@ -57,6 +62,7 @@ class CachedResponse:
         ]
         self._again = again
         self._resource, self._client, self._status = resource, client, response.status
+        self._handed = handed
         self.app = app
         self.count = 0  # since the last report
         self.data = b""
@@ -77,7 +83,8 @@ class CachedResponse:
         """Report how often the response has been given since the last report, if at all."""
         if self.count:
             last = min(self.until, now)
-            on_answered(self._resource, self._client, self._status, self.count, last)
+            about = self._resource, self._client, self._handed
+            on_answered(*about, self._status, self.count, last)
             self.count = 0
 
 

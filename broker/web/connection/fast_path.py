@@ -29,6 +29,7 @@ from broker.web.connection.connections import Connections
 from broker.web.connection.long_poll import PollGroups, Wait
 from broker.web.connection.waits import HandlerWait
 from broker.web.gate import CLIENT
+from broker.web.handed import HANDED
 
 __all__ = ["AGAIN", "APP", "Again", "ResponseCache"]
 
@@ -110,8 +111,8 @@ class ResponseCache:
             or self._has_changed(request)
         ):
             return
-        resource, client = request.match_info.route.resource, request.get(CLIENT)
-        cached = CachedResponse(response, again, request.get(APP), resource, client)
+        about = request.match_info.route.resource, request.get(CLIENT), request.get(HANDED)
+        cached = CachedResponse(response, again, request.get(APP), *about)
         responses.put(connection.request, cached)
 
     def join(self, request: web.Request, wait: Wait | None) -> None:
@@ -124,7 +125,8 @@ class ResponseCache:
             return
         is_regular = request.version == HttpVersion11 and request.keep_alive
         if wait is not None and is_regular and not self._has_changed(request):
-            group.open(wait, request.match_info.route.resource, request.get(CLIENT))
+            about = request.match_info.route.resource, request.get(CLIENT), request.get(HANDED)
+            group.open(wait, *about)
         else:
             group.release_all()
 

@@ -24,6 +24,7 @@ from aiohttp import hdrs, http, web
 from broker.web.connection.cached_response import OnAnswered
 from broker.web.connection.waits import Waiter, Waits
 from broker.web.gate import Client
+from broker.web.handed import Handed
 
 MOST_GROUPS: Final = 1024
 AT_ONCE: Final = 50  # answers that are written before the loop looks at what else there is to do
@@ -76,6 +77,7 @@ class PollGroup:
         self._groups = groups
         self._resource: web.AbstractResource | None = None
         self._client: Client | None = None
+        self._handed: Handed | None = None
         self._task: asyncio.Task[None] | None = None
         self._hold = asyncio.get_running_loop().call_later(HOLD_S, self.release_all)
 
@@ -92,11 +94,16 @@ class PollGroup:
         return self.members.pop(member)
 
     def open(
-        self, wait: Wait, resource: web.AbstractResource | None, client: Client | None
+        self,
+        wait: Wait,
+        resource: web.AbstractResource | None,
+        client: Client | None,
+        handed: Handed | None = None,
     ) -> None:
-        """Have the members wait in this way. Route and client are those of all of them."""
+        """Have the members wait in this way. All have the same route, client and held version."""
         self._hold.cancel()
         self.wait, self._resource, self._client = wait, resource, client
+        self._handed = handed
         for member, since in list(self.members.items()):
             self._groups.waits.enter(self._client_name, member, since)
         self._attend()
@@ -119,7 +126,7 @@ class PollGroup:
         if close:
             response.headers[hdrs.CONNECTION] = "close"
         member.answer(as_written(response), close=close)
-        self._count(response.status, 1)
+        self._count(response, 1)
 
     def admit_anew(self) -> None:
         """Have aiohttp look at one member. What comes of it goes for all: their bytes are equal."""
@@ -180,7 +187,7 @@ class PollGroup:
                 data = as_written(response)
                 for member, _ in some:
                     member.answer(data)
-                self._count(response.status, len(some))
+                self._count(response, len(some))
             await asyncio.sleep(0)
 
     async def _hand_all_back(self) -> None:
@@ -201,8 +208,12 @@ class PollGroup:
         member = next(iter(self.members))
         return member, self.remove(member)
 
-    def _count(self, status: int, number: int) -> None:
-        self._groups.count(self._resource, self._client, status, number)
+    def _count(self, response: web.Response, number: int) -> None:
+        handed = self._handed
+        if handed is not None:  # they were noted with the version that they waited with
+            version = response.etag.value if response.etag else None
+            handed = handed._replace(version=version)
+        self._groups.count(self._resource, self._client, handed, response.status, number)
 
 
 class PollGroups:
@@ -271,10 +282,15 @@ class PollGroups:
         return task
 
     def count(
-        self, resource: web.AbstractResource | None, client: Client | None, status: int, number: int
+        self,
+        resource: web.AbstractResource | None,
+        client: Client | None,
+        handed: Handed | None,
+        status: int,
+        number: int,
     ) -> None:
         """Report that so many were answered."""
-        self._on_answered(resource, client, status, number, self._now())
+        self._on_answered(resource, client, handed, status, number, self._now())
 
 
 def as_written(response: web.Response) -> bytes:

@@ -8,7 +8,9 @@ from broker.http.language import span
 from broker.logins.logins import GOOD
 from broker.tokens.keeper import Keeper
 from broker.web.api.status import StatusReport
+from broker.web.page import reached
 from broker.web.page.messages import FAILURES, PAGE
+from broker.web.page.moments import moment, sentence
 from broker.web.params import iso
 
 TONES: Final = {"fresh": "good", "stale": "good", "suspect": "warn", "unavailable": "bad"}
@@ -72,14 +74,14 @@ def _logins(report: StatusReport, status: Mapping[str, Any], lang: str) -> dict[
         "logins_failed_text": "",
         "news_reason": failures.reason(news) if news else "",
         "news_advice": failures.advice(news) if news else "",
-        "news_at": stamp(iso(news.wall)) if news else "",
+        "news_at": moment(iso(news.wall)) if news else "",
     }
     if total:
         good = record.by_outcome().get(GOOD, 0)
         texts["logins_text"] = words["logins_of"].format(good=good, total=total)
     if failure:
         texts["logins_failed_text"] = words["logins_failed"].format(
-            reason=failures.reason(failure), at=stamp(iso(failure.wall))
+            reason=failures.reason(failure), at=moment(iso(failure.wall))
         )
     return texts
 
@@ -107,10 +109,13 @@ def _with_token(
         "spent_text": "" if spent.remaining else words["spent_text"].format(limit=quota["limit"]),
         "error_reason": failures.reason(failure) if failure else "",
         "error_advice": failures.advice_beside(failure, spent) if failure else "",
-        "error_at": stamp(error["at"]) if error else "",
-        "second_issuer_text": second_issuer_text.format(
-            count=second_issuer["count"], since=stamp(second_issuer["since"] or "")
+        "error_at": moment(error["at"]) if error else "",
+        "second_issuer_text": sentence(
+            second_issuer_text,
+            count=second_issuer["count"],
+            since=moment(second_issuer["since"] or ""),
         ),
+        "sinks": reached.sinks(report.reach.sinks_of(keeper.account.name), lang),
         "ticket_texts": [_ticket(kind, ticket, lang) for kind, ticket in tickets.items()],
         "store_text": words["store_error_text"].format(error=status["store_error"]),
     }
@@ -124,11 +129,6 @@ def _ticket(kind: str, keeper: Keeper, lang: str) -> dict[str, str]:
         "state": words["fresh_ticket" if left else "no_ticket"].format(age=span(left, lang)),
         "reason": FAILURES[lang].reason(failure) if failure else "",
     }
-
-
-def stamp(moment: str) -> str:
-    """Return an ISO time as people read it."""
-    return moment[:16].replace("T", " ") + " UTC"
 
 
 def _token(report: StatusReport, keeper: Keeper, lang: str) -> dict[str, Any]:
@@ -153,5 +153,6 @@ def _due(seconds: int, words: Mapping[str, str], lang: str) -> str:
 
 
 def _again(seconds: int, wall: float, words: Mapping[str, str], lang: str) -> str:
-    at = stamp(iso(wall + seconds))
-    return words["again"].format(age=span(seconds, lang), at=at) if seconds else words["again_now"]
+    if not seconds:
+        return words["again_now"]
+    return sentence(words["again"], age=span(seconds, lang), at=moment(iso(wall + seconds)))

@@ -10,6 +10,8 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from broker import __version__
+from broker.core.handouts import Handout
+from broker.core.ports import StoreError
 from broker.http.language import language, span
 from broker.http.pages import Pages
 from broker.tokens.keeper import Keeper
@@ -17,8 +19,11 @@ from broker.web.api.status import StatusReport, uptime
 from broker.web.client_stats import ClientStats
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.gate import LOCAL, SOCKET, open_to_browsers
-from broker.web.page.cards import WORST_FIRST, CardSubject, account_of, card, stamp, tone
+from broker.web.handouts import Handouts
+from broker.web.page import reached
+from broker.web.page.cards import WORST_FIRST, CardSubject, account_of, card, tone
 from broker.web.page.messages import PAGE
+from broker.web.page.moments import moment, stamp
 from broker.web.page.plot import HEIGHT, HOURS, LANES, STEP, WIDTHS, Plot, Result
 from broker.web.page.plots import Plots
 from broker.web.params import iso
@@ -60,12 +65,14 @@ class StatusPage:
         client_stats: ClientStats,
         response_cache: ResponseCache,
         pages: SharedPages,
+        handouts: Handouts,
     ) -> None:
         self._report = report
         self._plots = plots
         self._client_stats = client_stats
         self._response_cache = response_cache
         self._pages = pages
+        self._handouts = handouts
 
     def routes(self) -> list[web.RouteDef]:
         """Return the page's route and that of its static files."""
@@ -100,10 +107,14 @@ class StatusPage:
         number = min(pages, max(1, number))
         shown = found[(number - 1) * APPS_A_PAGE : number * APPS_A_PAGE]
         plots = [await self._plots.of(one) if isinstance(one, Keeper) else None for one in shown]
+        handouts = [
+            await self._handouts_of(one) if isinstance(one, Keeper) else None for one in shown
+        ]
+        notifications = self._report.reach.notifications()
 
         def render() -> SharedPage:
             facts = {
-                "cards": self._cards(shown, plots, lang),
+                "cards": self._cards(shown, plots, handouts, lang),
                 "headline": self._headline([tone for _, tone in tones], lang),
                 "is_one_of_many": chosen is not None and len(tones) > 1,
                 "page": number,
@@ -114,7 +125,12 @@ class StatusPage:
                 "nodes": self._nodes(lang),
                 "clients_more": max(0, len(self._client_stats) - CLIENTS_SHOWN),
                 "grid": GRID,
+                "receivers": reached.receivers(notifications, lang),
+                "told": reached.told(notifications, lang),
+                "held_back": notifications["held_back"],
                 "stamp": lambda wall: stamp(iso(wall)),
+                "moment": lambda wall: moment(iso(wall)),
+                "iso": iso,
             }
             html = FILES.render("status.html", lang, PAGE[lang], facts)
             headers = {**HEADERS, hdrs.CONTENT_LANGUAGE: lang, hdrs.VARY: "Accept-Language"}
@@ -129,12 +145,28 @@ class StatusPage:
         return sorted(tones, key=lambda one: WORST_FIRST.index(one[1]))
 
     def _cards(
-        self, shown: Sequence[CardSubject], plots: Sequence[Plot | None], lang: str
+        self,
+        shown: Sequence[CardSubject],
+        plots: Sequence[Plot | None],
+        handouts: Sequence[Sequence[Handout] | None],
+        lang: str,
     ) -> list[dict[str, Any]]:
         return [
-            {**card(self._report, one, lang), "plot": plot}
-            for one, plot in zip(shown, plots, strict=True)
+            {
+                **card(self._report, one, lang),
+                "plot": plot,
+                "handouts": reached.handouts(
+                    rows, one.credential.version if isinstance(one, Keeper) else None, lang
+                ),
+            }
+            for one, plot, rows in zip(shown, plots, handouts, strict=True)
         ]
+
+    async def _handouts_of(self, keeper: Keeper) -> Sequence[Handout] | None:
+        try:
+            return await self._handouts.of(keeper.account.id, reached.HANDOUTS_SHOWN)
+        except StoreError:
+            return None
 
     def _headline(self, tones: Sequence[str], lang: str) -> dict[str, str]:
         words, registry = PAGE[lang], self._report.registry

@@ -34,6 +34,30 @@
     });
   }
 
+  const two = (number) => String(number).padStart(2, "0");
+
+  // A time in the reader's zone, with UTC beside it; where the reader's zone is UTC, as it came.
+  function local(iso) {
+    const at = new Date(iso);
+    if (Number.isNaN(at.getTime()) || at.getTimezoneOffset() === 0) return null;
+    const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
+    const utcDay = iso.slice(0, 10);
+    const utc = `${utcDay === day ? "" : `${utcDay} `}${iso.slice(11, 16)} UTC`;
+    return `${day} ${two(at.getHours())}:${two(at.getMinutes())} (${utc})`;
+  }
+
+  function localize(root) {
+    for (const time of root.querySelectorAll("time[datetime]")) {
+      time.textContent = local(time.getAttribute("datetime")) ?? time.textContent;
+    }
+    for (const hour of root.querySelectorAll("g[data-at]")) {
+      const title = hour.querySelector("title");
+      const [, ...counts] = title.textContent.split(" · ");
+      const when = local(hour.dataset.at);
+      if (when) title.textContent = [when, ...counts].join(" · ");
+    }
+  }
+
   async function update() {
     if (document.hidden || looking) return;
     looking = true;
@@ -44,6 +68,7 @@
       // Another release of the daemon: its page goes with its own script and style.
       const [script, ours] = [fresh, document].map((page) => page.querySelector("script")?.getAttribute("src"));
       if (script && script !== ours) return location.reload();
+      localize(fresh);
       const theirs = fresh.querySelectorAll("[data-live]");
       document.querySelectorAll("[data-live]").forEach((held, n) => morph(held, theirs[n]));
       if (document.title !== fresh.title) document.title = fresh.title;
@@ -62,6 +87,7 @@
     }
   }
 
+  localize(document);
   document.addEventListener("visibilitychange", update);
   forever();
 })();

@@ -1,0 +1,65 @@
+"""Reads the secrets that a configuration names.
+
+What is wrong with one becomes a complaint about its key.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from broker.config.complaints import ConfigKey, Problems
+from broker.config.schema import AppTable
+from broker.config.secret_files import FileRefused, find_secret, read_secret, read_secret_lines
+from broker.config.sources import SECRET_PREFIX, env_name
+from broker.core.secret import Secret
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SecretReader:
+    """Reads secrets; what goes wrong becomes a complaint about their key.
+
+    Relative paths begin beside the configuration.
+    """
+
+    home: Path
+    environ: Mapping[str, str]
+    problems: Problems
+
+    def file(self, key: ConfigKey, path: str | Path) -> Secret | None:
+        """Return the secret in a file, or None after a complaint."""
+        return self._attempt(key, partial(read_secret, self.home / path, self.environ))
+
+    def app_secret(self, name: str, app: AppTable) -> Secret | None:
+        """Return an app's secret, or None after a complaint."""
+        if self.problems.about("apps", name, "secret_file") or self.problems.about(
+            "apps", name, "secret"
+        ):
+            return None
+        if app.secret_file is not None and app.secret is not None:
+            self.problems.add(
+                ("apps", name, "secret_file"), "there is `secret` as well: keep one of them"
+            )
+            return None
+        key = ("apps", name, "secret_file" if app.secret is None else "secret")
+        file = None if app.secret_file is None else self.home / app.secret_file
+        return self._attempt(
+            key,
+            partial(
+                find_secret, name, file, SECRET_PREFIX + env_name(name), app.secret, self.environ
+            ),
+        )
+
+    def lines(self, key: ConfigKey, path: str | Path) -> tuple[tuple[int, Secret], ...]:
+        """Return the lines of a file, each a secret, with their numbers; none after a complaint."""
+        return self._attempt(key, partial(read_secret_lines, self.home / path, self.environ)) or ()
+
+    def _attempt(self, key: ConfigKey, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except FileRefused as why:
+            self.problems.add(key, str(why))
+            return None

@@ -1,0 +1,1 @@
+"""Tells people when a person is needed."""

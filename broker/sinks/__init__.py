@@ -1,0 +1,1 @@
+"""Writes tokens where programs already look."""
