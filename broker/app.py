@@ -19,7 +19,7 @@ from broker.core.credential import Endpoint
 from broker.core.decision import RENEWED_AFTER
 from broker.core.ports import EventSink
 from broker.store import open as stores
-from broker.system import log
+from broker.system import early_signals, log
 from broker.system.address import is_loopback
 from broker.system.clock import SystemClock
 from broker.system.sockets import listeners
@@ -79,6 +79,8 @@ async def serve(settings: Settings) -> None:
         signal.SIGHUP: hung_up,
     }.items():
         asyncio.get_running_loop().add_signal_handler(number, event.set)
+    if early_signals.have_come():  # while the configuration was read: it may have changed since
+        hung_up.set()
     async with daemon(settings, supervisor, hung_up) as addresses:
         # The contract's line
         print(f"token-broker {__version__} serves on {', '.join(addresses)}", flush=True)  # noqa: T201
@@ -106,7 +108,7 @@ async def daemon(
         admit(gate, settings, bound)
         wechat = settings.wechat
         upstream = await stack.enter_async_context(
-            WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base)
+            WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base, wechat.way_out)
         )
         client_stats = ClientStats(clock.now)
         most = most_connections(MOST_CONNECTIONS if settings.proxy.enabled else 0)
@@ -149,7 +151,9 @@ async def daemon(
         if settings.compat:
             routes += Compat(gate, registry, tickets, patience_s, clock.now, handles).routes()
         if handles is not None:  # after the routes of Compat, whose paths the proxy never passes on
-            out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
+            out = await stack.enter_async_context(
+                outgoing(settings.proxy.connect_timeout, wechat.way_out)
+            )
             callers, limits = (
                 Callers(gate, registry, handles),
                 ProxyLimits(settings.proxy, clock.now),
@@ -238,7 +242,8 @@ def admit(gate: Gate, settings: Settings, bound: Bound) -> None:
         for client in settings.clients.values()
     }
     named = [address.host for address in settings.server.listen if address.kind == "tcp"]
-    gate.admit(keys, [*hosts, *named, *settings.server.allowed_hosts])
+    allowed = [*hosts, *named, *settings.server.allowed_hosts]
+    gate.admit(keys, allowed, settings.server.trusted_proxies)
 
 
 def wellness(registry: Registry, listener: socket.socket) -> WhyUnhealthy:

@@ -1,26 +1,40 @@
-"""The configuration: parsed once, at the edge, into something frozen; what is wrong with it is said by key, all at once.
+"""Turns the configuration into frozen settings, and tells all that is wrong with it at once, by key.
 
-:func:`load` is for the daemon and the commands beside it, :func:`load_avatars` for the companion,
-which reads no secret of an app. What may be written where is in schema.py, how it is read in
-sources.py, where secrets are in secret_files.py.
+:func:`load` is for the daemon and the commands beside it. :func:`load_avatars` is for the companion,
+which reads no secret of an app. schema.py has the keys, sources.py reads them, and secret_files.py
+reads secrets.
 """
 
 import hashlib
 import os
 import socket
+import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
 from broker.config.complaints import ConfigError, ConfigKey, Problems, suggestion
-from broker.config.schema import AppTable, AvatarsTable, ClientTable, ConfigDocument, StoreTable
-from broker.config.secret_files import FileRefused, find_secret, read_secret
+from broker.config.schema import (
+    ENVIRONMENT,
+    AppTable,
+    AvatarsTable,
+    ClientTable,
+    ConfigDocument,
+    StoreTable,
+)
+from broker.config.secret_files import (
+    FileRefused,
+    check_not_writable,
+    find_secret,
+    read,
+    read_secret,
+)
 from broker.config.settings import (
     AvatarsSettings,
     ClientSettings,
@@ -29,14 +43,27 @@ from broker.config.settings import (
     StoreSettings,
     WeChatSettings,
 )
-from broker.config.sources import SECRET_PREFIX, Names, env_name, read_document
+from broker.config.sources import (
+    DEFAULT_PATH,
+    LONGEST_FILE,
+    SECRET_PREFIX,
+    WHERE_ELSE,
+    Names,
+    env_name,
+    find_path,
+    is_in_environment,
+    read_document,
+)
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.decision import JITTER, LIFETIME
 from broker.core.quota import calls_per_day
 from broker.core.secret import Secret
-from broker.system.address import Address
+from broker.http.way_out import WayOut
+from broker.system.address import Address, is_plaintext, parse_proxy
 
+T = TypeVar("T")
 SHORTEST_KEY: Final = 16  # characters of store.encryption_key_file
+OR_ENVIRONMENT: Final = "or set keys in the environment: TOKEN_BROKER_APPS__MAIN__APPID=wx…"
 LONGEST_NODE: Final = 64
 
 __all__ = [
@@ -51,32 +78,34 @@ __all__ = [
 ]
 
 
-def default_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the configuration is when nobody says: `$TOKEN_BROKER_CONFIG`, then `/etc/token-broker/config.toml`."""
-    return Path(environ.get("TOKEN_BROKER_CONFIG") or "/etc/token-broker/config.toml")
-
-
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the whole configuration and the secrets it names.
 
-    Raises ConfigError with everything that is wrong.
+    `path` is the file; without it, :func:`broker.config.sources.find_path` tells where it is.
+    Without any file the environment has to hold the configuration. Raises ConfigError with
+    everything that is wrong.
     """
-    path = path or default_path(environ)
+    path = find_path(path, environ)
+    if path is None and not is_in_environment(environ):
+        raise ConfigError(
+            [f"configuration: {DEFAULT_PATH} does not exist{WHERE_ELSE}; {OR_ENVIRONMENT}"]
+        )
     problems = Problems()
     document, names = read_document(path, environ, problems)
     policy = _policy(document, problems)
-    reader = _Reader(path.parent, environ, problems)
+    reader = _Reader(_home(path), environ, problems)
     settings = Settings(
         path=path,
         server=_server(document, names, problems),
         store=_store(document.store, environ, reader),
-        wechat=_wechat(document),
+        wechat=_wechat(document, reader),
         policy=policy,
         apps=MappingProxyType(_apps(document, names, policy, reader)),
         clients=MappingProxyType(_clients(document, names, reader)),
         avatars=_avatars(document.avatars, document, names, reader) if document.avatars else None,
         compat=document.compat.enabled,
         proxy=document.proxy,
+        secret_files=MappingProxyType(reader.secret_files),
     )
     problems.raise_any()
     return settings
@@ -85,15 +114,14 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 def load_server(
     path: Path | None = None, environ: Mapping[str, str] = os.environ
 ) -> ServerSettings:
-    """Read where the daemon listens, for those who only ask it: no secret is looked at.
+    """Read where the daemon listens, for those who only ask it. No secret is read.
 
-    Raises ConfigError.
-
-    Wrong values outside of [server] are left out; unknown keys are refused everywhere.
+    Without any file the defaults hold. Wrong values outside of [server] are ignored, but unknown
+    keys are refused everywhere. Raises ConfigError.
     """
     problems = Problems()
     settings = _server(
-        *read_document(path or default_path(environ), environ, problems, only="server"), problems
+        *read_document(find_path(path, environ), environ, problems, only="server"), problems
     )
     problems.raise_any()
     return settings
@@ -102,22 +130,18 @@ def load_server(
 def load_stores(
     path: Path | None, urls: tuple[str, str], environ: Mapping[str, str] = os.environ
 ) -> list[StoreSettings]:
-    """Stores by their URLs, with what [store] says beside: its key, where a configuration is named or in its usual place.
+    """Return the settings of two stores that are named by their URLs.
 
-    Raises ConfigError.
+    What else [store] says (its encryption key) holds for both. Raises ConfigError.
     """
-    problems, is_named = Problems(), path is not None
-    path = path or default_path(environ)
-    document = (
-        read_document(path, environ, problems, only="store")[0]
-        if is_named or path.exists()
-        else ConfigDocument()
-    )
+    problems = Problems()
+    path = find_path(path, environ)
+    document = read_document(path, environ, problems, only="store")[0]
     found = []
     for name, url in zip(("--from", "--to"), urls, strict=True):
         try:
             table = StoreTable.model_validate({**document.store.model_dump(), "url": url})
-            found.append(_store(table, environ, _Reader(path.parent, environ, problems)))
+            found.append(_store(table, environ, _Reader(_home(path), environ, problems)))
         except ValidationError as error:
             problems.add((name,), error.errors()[0]["msg"].removeprefix("Value error, "))
     if len(found) == len(urls):
@@ -133,15 +157,16 @@ def load_stores(
 def load_avatars(
     path: Path | None = None, environ: Mapping[str, str] = os.environ
 ) -> AvatarsSettings:
-    """Read what the companion needs: [avatars] (its defaults where it is missing), [wechat], [server], and its key.
+    """Read what the companion needs: [avatars], [wechat], [server], and its key.
 
-    Nothing else is looked at, except that unknown keys are refused everywhere. Raises ConfigError.
+    Without [avatars] its defaults hold. Wrong values elsewhere are ignored, but unknown keys are
+    refused everywhere. Raises ConfigError.
     """
-    path = path or default_path(environ)
+    path = find_path(path, environ)
     problems = Problems()
     for section in ("server", "wechat", "avatars"):
         document, names = read_document(path, environ, problems, only=section)
-    reader = _Reader(path.parent, environ, problems)
+    reader = _Reader(_home(path), environ, problems)
     settings = _avatars(document.avatars or AvatarsTable(), document, names, reader, with_key=True)
     problems.raise_any()
     return settings
@@ -149,18 +174,37 @@ def load_avatars(
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads secrets; what goes wrong becomes a complaint about their key.
+    """Reads secrets and other files; what goes wrong becomes a complaint about their key.
 
-    Relative paths begin beside the configuration.
+    Relative paths are relative to `home`. `secret_files` collects the files that apps' secrets were
+    read from, by the name of the app.
     """
 
     home: Path
     environ: Mapping[str, str]
     problems: Problems
+    secret_files: dict[str, Path] = field(default_factory=dict)
 
     def file(self, key: ConfigKey, path: str | Path) -> Secret | None:
         """Return the secret in a file, or None after a complaint."""
         return self._attempt(key, partial(read_secret, self.home / path, self.environ))
+
+    def certificates(self, key: ConfigKey, path: str | Path) -> Path | None:
+        """Return the path of a file with certificates, or None after a complaint."""
+        file = self.home / path
+        try:
+            data, info = read(file, LONGEST_FILE)
+            check_not_writable(file, info)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
+                cadata=data.decode("ascii")
+            )
+        except FileRefused as why:
+            self.problems.add(key, str(why))
+        except (ssl.SSLError, ValueError):
+            self.problems.add(key, f"{file} holds no certificates in PEM form (BEGIN CERTIFICATE)")
+        else:
+            return file
+        return None
 
     def app_secret(self, name: str, app: AppTable) -> Secret | None:
         """Return an app's secret, or None after a complaint."""
@@ -175,19 +219,30 @@ class _Reader:
             return None
         key = ("apps", name, "secret_file" if app.secret is None else "secret")
         file = None if app.secret_file is None else self.home / app.secret_file
-        return self._attempt(
+        found = self._attempt(
             key,
             partial(
                 find_secret, name, file, SECRET_PREFIX + env_name(name), app.secret, self.environ
             ),
         )
+        if found is None:
+            return None
+        secret, place = found
+        if place is not None:
+            self.secret_files[name] = place
+        return secret
 
-    def _attempt(self, key: ConfigKey, read: Callable[[], Secret]) -> Secret | None:
+    def _attempt(self, key: ConfigKey, read: Callable[[], T]) -> T | None:
         try:
             return read()
         except FileRefused as why:
             self.problems.add(key, str(why))
             return None
+
+
+def _home(path: Path | None) -> Path:
+    """Return the directory that relative paths in the configuration begin at."""
+    return Path.cwd() if path is None else path.parent
 
 
 def _server(document: ConfigDocument, names: Names, problems: Problems) -> ServerSettings:
@@ -199,7 +254,12 @@ def _server(document: ConfigDocument, names: Names, problems: Problems) -> Serve
             ("server", "listen"),
             "an address beyond loopback needs [clients], or anybody who reaches it gets tokens",
         )
-    return ServerSettings(listen, document.server.allowed_hosts, document.server.express_lane)
+    return ServerSettings(
+        listen,
+        document.server.allowed_hosts,
+        document.server.express_lane,
+        document.server.trusted_proxies,
+    )
 
 
 def _policy(document: ConfigDocument, problems: Problems) -> Policy:
@@ -219,8 +279,10 @@ def _policy(document: ConfigDocument, problems: Problems) -> Policy:
 
 def _store(table: StoreTable, environ: Mapping[str, str], reader: _Reader) -> StoreSettings:
     url = table.url
-    if url is None:  # systemd may name several directories, the first is ours
-        url = f"sqlite://{Path(environ.get('STATE_DIRECTORY', '').partition(':')[0], 'broker.db').absolute()}"
+    if url is None:
+        # systemd may name several directories; the first is ours.
+        directory = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        url = f"sqlite://{Path(directory, 'broker.db').absolute()}"
     key = _encryption_key("encryption_key_file", table.encryption_key_file, reader)
     name = "previous_encryption_key_file"
     previous = _encryption_key(name, table.previous_encryption_key_file, reader)
@@ -279,7 +341,8 @@ def _apps(
             )
         first = owners.setdefault(app.appid, name)
         both = {endpoint, Endpoint(document.apps[first].endpoint)}
-        if first != name and both != {Endpoint.WECOM}:  # WeCom has a secret per app of a corpid
+        # A corpid of WeCom has several apps, each with a secret of its own.
+        if first != name and both != {Endpoint.WECOM}:
             problems.add(
                 ("apps", name, "appid"),
                 f"is the AppID of apps.{first} too; one app can serve many clients",
@@ -349,13 +412,57 @@ def _avatars(
         cache_ttl=table.cache_ttl,
         key_file=file,
         proxy_images=table.proxy_images,
-        wechat=_wechat(document),
+        wechat=_wechat(document, reader),
         allowed_hosts=document.server.allowed_hosts,
         key=key,
     )
 
 
-def _wechat(document: ConfigDocument) -> WeChatSettings:
+def _wechat(document: ConfigDocument, reader: _Reader) -> WeChatSettings:
+    table, problems = document.wechat, reader.problems
+    for section, base in (("wechat", table.api_base), ("wecom", document.wecom.api_base)):
+        if is_plaintext(base) and not table.allow_plaintext:
+            problems.add(
+                (section, "api_base"),
+                "must be https: the AppSecret goes there (http only for 127.0.0.1, [::1] and"
+                " localhost, or with wechat.allow_plaintext = true)",
+            )
     return WeChatSettings(
-        document.wechat.api_base, document.wechat.timeout, document.wecom.api_base
+        table.api_base, table.timeout, document.wecom.api_base, _way_out(document, reader)
     )
+
+
+def _way_out(document: ConfigDocument, reader: _Reader) -> WayOut:
+    table, problems = document.wechat, reader.problems
+    ca_file = (
+        None if table.ca_file is None else reader.certificates(("wechat", "ca_file"), table.ca_file)
+    )
+    if table.proxy_file is not None:
+        key = ("wechat", "proxy_file")
+        if table.proxy:
+            problems.add(key, "there is `proxy` as well: keep one of them")
+        proxy = reader.file(key, table.proxy_file)
+        try:
+            return WayOut() if proxy is None else WayOut.through(_proxy(proxy), ca_file)
+        except ValueError as why:
+            problems.add(key, f"the word in it {why}")
+    if table.proxy == ENVIRONMENT:
+        return _way_out_of_environment(reader, ca_file)
+    if table.proxy:
+        return WayOut.through(Secret(table.proxy), ca_file)
+    return WayOut(ca_file=ca_file)
+
+
+def _way_out_of_environment(reader: _Reader, ca_file: Path | None) -> WayOut:
+    way_out = WayOut.of_environment(reader.environ, ca_file)
+    for proxy in way_out.proxies.values():
+        try:
+            _proxy(proxy)
+        except ValueError as why:
+            reader.problems.add(("wechat", "proxy"), f"HTTPS_PROXY, HTTP_PROXY or ALL_PROXY {why}")
+    return way_out
+
+
+def _proxy(url: Secret) -> Secret:
+    """Check the URL of a proxy, which may hold a password. Raises ValueError, without quoting it."""
+    return Secret(parse_proxy(url.reveal(), with_password=True))

@@ -26,6 +26,7 @@ WARNINGS = {
     "store-mode-corrected",
     "store-set-aside",
     "restart-needed",
+    "dangerous-configuration",
 }
 
 

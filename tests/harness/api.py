@@ -25,6 +25,7 @@ class Daemon:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.crashes: list[tuple[str, Exception]] = []
+        self.gate: Gate
         self.registry: Registry
         self.tickets: Tickets
         self.http: TestClient[Any, Any]
@@ -32,6 +33,7 @@ class Daemon:
     async def start(
         self, gate: Gate, accounts: Sequence[Account] = (ACCOUNT,), *, drop_in: bool = False
     ) -> None:
+        self.gate = gate
         tools = await self.bench.dependencies()
         self.registry = Registry(list(accounts), tools)
         await self.registry.start()
