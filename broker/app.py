@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, ParamSpec
 
-from aiohttp import ClientSession, web
+from aiohttp import web
 
 from broker import __version__
 from broker.config.load import ConfigError, load
@@ -18,6 +18,7 @@ from broker.config.settings import Settings
 from broker.core.credential import Account, Endpoint
 from broker.core.decision import RENEWED_AFTER
 from broker.core.ports import EventSink
+from broker.http.way_out import OutgoingSession
 from broker.logins import limits as login_limits
 from broker.logins.limits import LoginLimits
 from broker.logins.logins import Logins
@@ -26,7 +27,7 @@ from broker.notify.receivers import receivers
 from broker.notify.states import State, states
 from broker.sinks.sinks import Sinks
 from broker.store import open as stores
-from broker.system import log
+from broker.system import early_signals, log
 from broker.system.address import is_loopback
 from broker.system.clock import SystemClock
 from broker.system.sockets import listeners
@@ -93,6 +94,8 @@ async def serve(settings: Settings) -> None:
         signal.SIGHUP: hung_up,
     }.items():
         asyncio.get_running_loop().add_signal_handler(number, event.set)
+    if early_signals.have_come():  # while the configuration was read: it may have changed since
+        hung_up.set()
     async with daemon(settings, supervisor, hung_up) as addresses:
         # The contract's line
         print(f"token-broker {__version__} serves on {', '.join(addresses)}", flush=True)  # noqa: T201
@@ -102,14 +105,14 @@ async def serve(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def daemon(
+async def daemon(  # noqa: PLR0915 -- start-up is one list, from top to bottom
     settings: Settings, supervisor: Supervisor = NOBODY, hung_up: asyncio.Event | None = None
 ) -> AsyncIterator[Sequence[str]]:
     """The running daemon, as its addresses.
 
     It reads its configuration again each time `hung_up` is set.
     """
-    metrics, clock = Metrics(), SystemClock(os.environ.get(BOOT_ID))
+    metrics, clock, wechat = Metrics(), SystemClock(os.environ.get(BOOT_ID)), settings.wechat
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(stores.store(settings.store, clock))
         # Before the first look: a daemon that cannot serve must not spend a call.
@@ -119,9 +122,7 @@ async def daemon(
         gate = Gate({}, [])
         admit(gate, settings, bound)
         upstream = await stack.enter_async_context(
-            WeChat.connect(
-                settings.wechat.api_base, settings.wechat.timeout, settings.wechat.wecom_base
-            )
+            WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base, wechat.way_out)
         )
         client_stats, handouts = ClientStats(clock.now), Handouts(store, clock.now, clock.wall)
         most = most_connections(
@@ -183,7 +184,9 @@ async def daemon(
             ),
         ]
         if handles is not None:  # after the routes of Compat, whose paths the proxy never passes on
-            out = await stack.enter_async_context(outgoing(settings.proxy.connect_timeout))
+            out = await stack.enter_async_context(
+                outgoing(settings.proxy.connect_timeout, wechat.way_out)
+            )
             routes += proxied(settings, gate, registry, handles, out, upstream, metrics, clock)
         await stack.enter_async_context(handouts.kept(response_cache.account))
         front = Front(gate, registry, response_cache, client_stats, handouts, metrics, log.crash)
@@ -253,7 +256,9 @@ def logins_over(
     return logins
 
 
-def secret_rereader(path: Path, use: Callable[[Account], Awaitable[None]]) -> Callable[[str], None]:
+def secret_rereader(
+    path: Path | None, use: Callable[[Account], Awaitable[None]]
+) -> Callable[[str], None]:
     """Return what reads an app's secret again, on a task of its own, and has `use` take it."""
     reading: set[asyncio.Task[None]] = set()
 
@@ -301,7 +306,7 @@ def proxied(  # noqa: PLR0913, PLR0917 -- the wiring knows everybody
     gate: Gate,
     registry: Registry,
     handles: Handles,
-    out: ClientSession,
+    out: OutgoingSession,
     upstream: WeChat,
     metrics: Metrics,
     clock: SystemClock,
@@ -354,7 +359,8 @@ def admit(gate: Gate, settings: Settings, bound: Bound) -> None:
         for client in settings.clients.values()
     }
     named = [address.host for address in settings.server.listen if address.kind == "tcp"]
-    gate.admit(keys, [*hosts, *named, *settings.server.allowed_hosts])
+    allowed = [*hosts, *named, *settings.server.allowed_hosts]
+    gate.admit(keys, allowed, settings.server.trusted_proxies)
 
 
 def wellness(registry: Registry, listener: socket.socket) -> WhyUnhealthy:

@@ -4,7 +4,6 @@ Errors of others end here, without their text: it holds the URL, the URL the sec
 """
 
 import asyncio
-import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -24,6 +23,13 @@ from broker.core.login import LoginKind
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
 from broker.http.no_retry import session_without_retries
+from broker.http.way_out import (
+    DIRECT,
+    WayOut,
+    failure_of_call,
+    is_of_proxy,
+    under,
+)
 
 TOKEN_PATH: Final = "/cgi-bin/token"  # noqa: S105 -- a path
 STABLE_PATH: Final = "/cgi-bin/stable_token"
@@ -48,25 +54,31 @@ class WeChat:
     """A :class:`broker.core.ports.Upstream` over HTTP."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, api_base: str, timeout: float, wecom_base: str
+        self,
+        session: aiohttp.ClientSession,
+        api_base: str,
+        timeout: float,
+        wecom_base: str,
+        way_out: WayOut = DIRECT,
     ) -> None:
         self._session = session
         self._base, self._wecom_base = URL(api_base), URL(wecom_base)
         self._timeout = timeout
+        self._way_out = way_out
 
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, api_base: str, timeout_s: float, wecom_base: str = ""
+        cls, api_base: str, timeout_s: float, wecom_base: str = "", way_out: WayOut = DIRECT
     ) -> AsyncIterator["WeChat"]:
         """Open a client whose every request goes over the wire at most once.
 
-        `timeout_s` is for a whole call.
+        `timeout_s` is for a whole call. The bases are URLs that may have a path.
         """
         # A connection per call: calls are rare, and an idle connection that WeChat has closed would
         # lose an answer.
         session = session_without_retries(
-            aiohttp.TCPConnector(force_close=True, limit=0),
+            aiohttp.TCPConnector(force_close=True, limit=0, ssl=way_out.tls()),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={
                 "Accept": "application/json",
@@ -76,7 +88,7 @@ class WeChat:
             trace_configs=[_note_when_sent()],
         )
         async with session:
-            yield cls(session, api_base, timeout_s, wecom_base or api_base)
+            yield cls(session, api_base, timeout_s, wecom_base or api_base, way_out)
 
     @property
     def wechat_base(self) -> URL:
@@ -84,7 +96,7 @@ class WeChat:
         return self._base
 
     def base(self, account: Account) -> URL:
-        """Where an account's calls go."""
+        """Return the URL that the paths of an account's calls are appended to, without a slash."""
         return self._wecom_base if account.endpoint is Endpoint.WECOM else self._base
 
     async def fetch(self, account: Account, *, force: bool) -> Minted | Failure:
@@ -97,18 +109,18 @@ class WeChat:
         }
         if account.endpoint is Endpoint.STABLE:
             answer = await self._call(
-                "POST", url.with_path(STABLE_PATH), json={**fields, "force_refresh": force}
+                "POST", under(url, STABLE_PATH), json={**fields, "force_refresh": force}
             )
         elif is_wecom:
             corp = {"corpid": account.appid, "corpsecret": account.secret.reveal()}
-            answer = await self._call("GET", url.with_path(WECOM_PATH), params=corp)
+            answer = await self._call("GET", under(url, WECOM_PATH), params=corp)
         else:
-            answer = await self._call("GET", url.with_path(TOKEN_PATH), params=fields)
+            answer = await self._call("GET", under(url, TOKEN_PATH), params=fields)
         return answer if isinstance(answer, Failure) else token_answer(answer, wecom=is_wecom)
 
     async def check(self, account: Account, token: Secret) -> Verdict:
         """See :class:`broker.core.ports.Upstream`."""
-        url = self.base(account).with_path(CHECK_PATH)
+        url = under(self.base(account), CHECK_PATH)
         answer = await self._call("GET", url, params={"access_token": token.reveal()})
         return Verdict.UNKNOWN if isinstance(answer, Failure) else verdict(answer)
 
@@ -117,7 +129,7 @@ class WeChat:
         is_wecom, (path, params) = kind in CORP_TICKETS, TICKET_CALLS[kind]
         base = self._wecom_base if is_wecom else self._base
         answer = await self._call(
-            "GET", base.with_path(path), params={"access_token": token.reveal(), **params}
+            "GET", under(base, path), params={"access_token": token.reveal(), **params}
         )
         if isinstance(answer, Failure):
             return answer
@@ -140,16 +152,24 @@ class WeChat:
         """Make one request; the body of a 200, or what went wrong."""
         sent = SimpleNamespace(headers=False)
         status = None
+        proxy = self._way_out.proxy_for(url)
         try:
             # The session's own deadline starts late (after name resolution queues); this one covers
             # everything.
             async with (
                 asyncio.timeout(self._timeout),
                 self._session.request(
-                    method, url, allow_redirects=False, trace_request_ctx=sent, **request
+                    method,
+                    url,
+                    allow_redirects=False,
+                    trace_request_ctx=sent,
+                    proxy=proxy,
+                    **request,
                 ) as response,
             ):
                 status = response.status
+                if proxy and status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                    return Failure(Kind.PROXY, FailureCode.PROXY_PASSWORD)
                 if status != HTTPStatus.OK:
                     return Failure(
                         Kind.TRANSIENT,
@@ -165,9 +185,11 @@ class WeChat:
                 )
         # Whatever it is, it must not travel on with its text
         except Exception as error:  # noqa: BLE001
-            code, facts = _code(error, self._timeout)
+            in_tunnel = proxy is not None and not sent.headers
+            kind = Kind.PROXY if is_of_proxy(error, in_tunnel=in_tunnel) else Kind.TRANSIENT
+            code, facts = failure_of_call(error, self._timeout, in_tunnel=in_tunnel)
             lost = sent.headers and status in {None, HTTPStatus.OK}
-            return Failure(Kind.TRANSIENT, code, lost=lost, facts=facts)
+            return Failure(kind, code, lost=lost, facts=facts)
 
 
 def _note_when_sent() -> aiohttp.TraceConfig:
@@ -200,29 +222,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     except zlib.error:
         return None
     return body if len(body) <= MOST_BYTES else None
-
-
-def _code(error: Exception, timeout: float) -> tuple[FailureCode, dict[str, str]]:
-    """Return what went wrong as a code and its facts, none of which is the error's own text."""
-    match error:
-        case TimeoutError():
-            return FailureCode.NO_ANSWER, {"seconds": f"{timeout:g}"}
-        case aiohttp.ClientConnectorCertificateError() | ssl.SSLError():
-            return FailureCode.CERTIFICATE, {}
-        case aiohttp.ClientSSLError():
-            return FailureCode.TLS, {}
-        case aiohttp.ClientConnectorDNSError():
-            return FailureCode.NAME, {}
-        case aiohttp.ClientConnectorError():
-            return FailureCode.CONNECT, {}
-        case (
-            aiohttp.ServerDisconnectedError()
-            | aiohttp.ClientOSError()
-            | aiohttp.ClientPayloadError()
-        ):
-            return FailureCode.CONNECTION_BROKE, {}
-        case _:
-            return FailureCode.NOT_HTTP, {"error": type(error).__name__}
 
 
 def _retry_after(value: str | None) -> float | None:

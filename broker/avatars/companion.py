@@ -18,6 +18,7 @@ from broker.avatars.urls import is_loopback, origin
 from broker.avatars.wechat_api import DataApi
 from broker.client import AsyncTokenClient, BrokerError
 from broker.http.no_retry import session_without_retries
+from broker.http.way_out import DIRECT, OutgoingSession, WayOut
 
 QLOGO: Final = ("http://*.qlogo.cn", "https://*.qlogo.cn")
 # An idle connection is closed by us, before WeChat does: a POST that meets a closed one is lost
@@ -40,6 +41,7 @@ class CompanionOptions:
     cache_ttl_s: float = 600
     proxy_images: bool = False
     hosts: frozenset[str] = frozenset()
+    way_out: WayOut = DIRECT
 
     @property
     def sandbox(self) -> str | None:
@@ -84,23 +86,30 @@ async def companion(
 ) -> AsyncIterator[Companion]:
     """Put the parts together. `clock` tells the seconds that ages are measured in."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(_session())
+        session = await stack.enter_async_context(_session(options.way_out))
         client = await stack.enter_async_context(
             AsyncTokenClient(broker=options.broker, app=options.app, key_file=options.key_file)
         )
         api = DataApi(
-            session, client, origin(options.api_base), options.broker, options.timeout_s, wall
+            OutgoingSession(session, options.way_out),
+            client,
+            options.api_base,
+            options.broker,
+            options.timeout_s,
+            wall,
         )
         followers = Followers(api, options.cache_ttl_s, clock, tell)
         stack.push_async_callback(followers.close)
-        images = await stack.enter_async_context(Images.open(options.sandbox, options.timeout_s))
+        images = await stack.enter_async_context(
+            Images.open(options.sandbox, options.timeout_s, options.way_out)
+        )
         yield Companion(options, client, followers, images, wall)
 
 
-def _session() -> aiohttp.ClientSession:
-    # A repeated user/get would be counted twice by WeChat.
+def _session(way_out: WayOut) -> aiohttp.ClientSession:
+    # WeChat counts calls of user/get, so none of them may be repeated.
     return session_without_retries(
-        aiohttp.TCPConnector(keepalive_timeout=KEEP_S),
+        aiohttp.TCPConnector(keepalive_timeout=KEEP_S, ssl=way_out.tls()),
         headers={
             "Accept": "application/json",
             "Accept-Encoding": "identity",

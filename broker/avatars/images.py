@@ -17,11 +17,13 @@ from typing import Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from broker.avatars.errors import AvatarError
 from broker.avatars.single_flight import SingleFlight
 from broker.avatars.urls import is_qlogo, origin
 from broker.avatars.wechat_api import bounded
+from broker.http.way_out import DIRECT, WayOut
 
 LARGEST: Final = 2 * 1024 * 1024  # bytes; a face of 640 pixels is some 60 KB
 ROOM: Final = 64 * 1024 * 1024
@@ -69,11 +71,13 @@ class Images:
         public: aiohttp.ClientSession,
         local: aiohttp.ClientSession,
         sandbox: str | None,
+        way_out: WayOut = DIRECT,
         room: int = ROOM,
     ) -> None:
         self._public = public
         self._local = local
         self._sandbox = sandbox
+        self._way_out = way_out
         self._room = room
         self._kept: OrderedDict[str, Picture] = OrderedDict()
         self._bytes = 0
@@ -82,17 +86,21 @@ class Images:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, sandbox: str | None, timeout_s: float) -> AsyncIterator["Images"]:
+    async def open(
+        cls, sandbox: str | None, timeout_s: float, way_out: WayOut = DIRECT
+    ) -> AsyncIterator["Images"]:
         """Open it.
 
         `sandbox` is an origin from which pictures may come too, though its address is private.
         """
+        tls = way_out.tls()
         public = _session(
-            timeout_s, aiohttp.TCPConnector(resolver=PublicOnly(aiohttp.ThreadedResolver()))
+            timeout_s,
+            aiohttp.TCPConnector(resolver=PublicOnly(aiohttp.ThreadedResolver()), ssl=tls),
         )
-        local = _session(timeout_s, aiohttp.TCPConnector())
+        local = _session(timeout_s, aiohttp.TCPConnector(ssl=tls))
         async with public, local:
-            images = cls(public, local, sandbox)
+            images = cls(public, local, sandbox, way_out)
             try:
                 yield images
             finally:
@@ -108,9 +116,14 @@ class Images:
     async def _fetch(self, url: str) -> Picture:
         if not is_qlogo(url) and origin(url) != self._sandbox:
             raise _trouble("elsewhere")
-        session = self._public if is_qlogo(url) else self._local
+        proxy = self._way_out.proxy_for(URL(url))
+        # A proxy resolves the name itself, and may have a private address of its own.
+        session = self._public if is_qlogo(url) and proxy is None else self._local
         try:
-            async with self._slots, session.get(url, allow_redirects=False) as response:
+            async with (
+                self._slots,
+                session.get(url, allow_redirects=False, proxy=proxy) as response,
+            ):
                 if response.status != HTTPStatus.OK:
                     raise _trouble("status", response.status)
                 body = await bounded(response, LARGEST)

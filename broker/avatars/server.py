@@ -15,6 +15,7 @@ from broker.avatars import gallery as pages
 from broker.avatars.circuit_breaker import TellEvent
 from broker.avatars.companion import COMPANION, CompanionOptions, companion
 from broker.avatars.gate import HostGate, front
+from broker.system.clock import steady_clock
 
 DRAIN_S: Final = 5.0  # for answers under way
 LARGEST_BODY: Final = 1024  # nothing here takes one
@@ -40,7 +41,7 @@ def create_app(
     app.add_routes([*api.routes(), *pages.routes(proxy_images=options.proxy_images)])
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
-        async with companion(options, clock or _uptime, wall, tell or log) as built:
+        async with companion(options, clock or steady_clock(), wall, tell or log) as built:
             app[COMPANION] = built
             yield
 
@@ -78,8 +79,3 @@ def log(event: str, **facts: object) -> None:
 
 def _crashed(route: str, error: Exception) -> None:
     structlog.get_logger().error("request-crashed", route=route, exc_info=error)
-
-
-def _uptime() -> float:
-    """Seconds that go on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

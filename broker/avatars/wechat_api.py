@@ -16,6 +16,7 @@ from yarl import URL
 from broker.avatars.errors import AvatarError, of_broker, refused, unreachable
 from broker.avatars.urls import avatar_url
 from broker.client import AsyncTokenClient, BrokerError
+from broker.http.way_out import PROXY_ERRORS, OutgoingSession, under
 
 MOST_BYTES: Final = 8 * 1024 * 1024  # ten thousand openids are 310 KB
 BATCH: Final = 100
@@ -49,7 +50,7 @@ class DataApi:
     Methods raise AvatarError, never with a token in it.
     """
 
-    session: aiohttp.ClientSession
+    session: OutgoingSession
     client: AsyncTokenClient
     api_base: str
     broker: str  # for people, in sentences
@@ -118,17 +119,19 @@ class DataApi:
     async def _once(
         self, method: str, path: str, query: Mapping[str, str], body: object
     ) -> Mapping[str, Any]:
-        url = URL(self.api_base).with_path(path).with_query(query)
+        url = under(URL(self.api_base), path).with_query(query)
         try:
             async with (
                 asyncio.timeout(self.timeout_s),
-                self.session.request(method, url, json=body, allow_redirects=False) as response,
+                self.session.request(method, url, json=body) as response,
             ):
                 if response.status != HTTPStatus.OK:
                     raise unreachable("status", response.status)
                 return _object(await bounded(response, MOST_BYTES))
         except TimeoutError:
             raise unreachable("silent", self.timeout_s) from None
+        except PROXY_ERRORS as error:
+            raise unreachable("proxy", getattr(error, "status", 0)) from None
         except (aiohttp.ClientError, OSError):
             raise unreachable(
                 "broken"

@@ -1,11 +1,12 @@
 """The commands.
 
-Each loads what it needs when it runs: `get` in a script must not pay for the server.
+Each imports what it needs when it runs, so that `get` in a script does not load the server.
 """
 
 import asyncio
+import contextlib
 import os
-import resource
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -34,7 +35,7 @@ KEY_FILE: Final = click.option(
 
 
 def stop(code: int, *lines: str) -> NoReturn:
-    """End with sentences on stderr; never a traceback."""
+    """End with this exit code, after writing sentences to stderr."""
     for line in lines:
         click.echo(f"token-broker: {line}", err=True)
     sys.exit(code)
@@ -43,21 +44,28 @@ def stop(code: int, *lines: str) -> NoReturn:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="token-broker")
 def main() -> None:
-    """The one process that fetches WeChat access tokens, so that your services never fight over them."""
+    """The one process that fetches WeChat access tokens, so that services never fight over them."""
 
 
 @main.command()
 @CONFIG
 def serve(config: Path | None) -> None:
     """Run the daemon."""
+    if not hasattr(os, "geteuid"):
+        stop(FAILED, "the daemon runs on Linux and macOS; on Windows use it in WSL or a container")
+    import resource
+
     from broker.app import serve as run
     from broker.config.load import ConfigError
+    from broker.config.notices import notices
     from broker.core.ports import StoreBusy, StoreError, StoreRefused
     from broker.system import log
     from broker.system.sockets import AddressTaken
 
     settings = _configured(config)
     log.configure(os.environ.get("TOKEN_BROKER_LOG_LEVEL", ""))
+    for notice in notices(settings):
+        log.tell("dangerous-configuration", code=notice.code, text=notice.text)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold tokens and secrets
     # A connection takes a file, and so does each request that waits.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -78,7 +86,12 @@ def serve(config: Path | None) -> None:
 @CONFIG
 def check(config: Path | None) -> None:
     """Read configuration, secrets, permissions and store; call nobody; say all that is wrong."""
+    _check(config)
+
+
+def _check(config: Path | None) -> None:
     from broker.config.load import ConfigError, load
+    from broker.config.notices import notices
     from broker.notify.receivers import receivers
     from broker.store.open import inspect, warnings
 
@@ -88,14 +101,56 @@ def check(config: Path | None) -> None:
         found = asyncio.run(inspect(settings.store))
     except ConfigError as error:
         stop(MISCONFIGURED, *error.errors)
+    except OSError as error:
+        stop(MISCONFIGURED, f"store.url: {error.strerror}")
     if found:
         stop(MISCONFIGURED, *(f"store.url: {complaint}" for complaint in found))
     for warning in warnings(settings.store):
         click.echo(f"token-broker: store.url: warning: {warning}", err=True)
     click.echo(
-        f"{settings.path}: good. Apps: {', '.join(settings.apps)}. Store:"
+        f"{settings.path or 'the environment'}: good. Apps: {', '.join(settings.apps)}. Store:"
         f" {settings.store.path or 'PostgreSQL'}."
     )
+    for notice in notices(settings):
+        click.echo(f"Beware: {notice.text}.")
+
+
+@main.command()
+@CONFIG
+@click.option("--name", help="What services call the app; default: main.")
+@click.option("--appid", help="The AppID; for WeCom the corpid.")
+@click.option(
+    "--secret-from",
+    metavar="FILE",
+    help="The file with the AppSecret, or - for standard input. It is never an argument.",
+)
+@click.option("--endpoint", type=click.Choice(["token", "stable_token", "wecom"]))
+@click.option("--services", type=click.Choice(["here", "elsewhere"]), help="Where they are.")
+def init(config: Path | None, secret_from: str | None, **options: str | None) -> None:
+    """Write a first configuration: ask for what `serve` needs, and check it."""
+    from broker.cli import init as first
+    from broker.config.sources import DEFAULT_PATH
+
+    path = config or Path(os.environ.get("TOKEN_BROKER_CONFIG") or DEFAULT_PATH)
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        for key, valid in (("name", first.valid_name), ("appid", first.valid_appid)):
+            if key in given:
+                valid(given[key])
+        secret = first.read_secret_from(secret_from) if secret_from else None
+        at_terminal = sys.stdin.isatty()
+        answers = (first.ask if at_terminal else first.without_terminal)(given, secret)
+        written = first.write(path, answers)
+    except first.InitRefused as why:
+        stop(FAILED, str(why))
+    except OSError as error:
+        stop(FAILED, f"{error.filename or path}: {error.strerror}; choose a place with --config")
+    for file in written:
+        click.echo(f"wrote {file}")
+    if first.service_group() is not None:  # as the unit will hand the secret over
+        os.environ["CREDENTIALS_DIRECTORY"] = str(path.absolute().parent)
+    _check(path)
+    click.echo("\n".join(["Go on with:", *(f"  {it}" for it in first.next_steps(path, answers))]))
 
 
 @main.command()
@@ -181,12 +236,14 @@ def get(app: str, config: Path | None, key_file: Path | None, as_json: bool) -> 
     import json
     from urllib.parse import quote
 
-    answer = _asked(config, f"/v1/tokens/{quote(app, safe='')}", key_file)
+    # As bytes, since an argument need not be UTF-8.
+    answer = _asked(config, f"/v1/tokens/{quote(os.fsencode(app), safe='')}", key_file)
     click.echo(json.dumps(answer) if as_json else answer["access_token"])
 
 
 @main.command()
-@click.option("--port", default=8780, show_default=True, help="Where to listen on loopback.")
+@click.option("--port", default=8780, show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="At which address.")
 @click.option("--expires-in", default=7200, show_default=True, help="Seconds a token lives.")
 @click.option(
     "--overlap", default=300, show_default=True, help="Seconds the previous token lives on."
@@ -198,21 +255,24 @@ def get(app: str, config: Path | None, key_file: Path | None, as_json: bool) -> 
     is_flag=True,
     help="Withhold nicknames and avatars, as WeChat does since 2021-12-27.",
 )
-def sandbox(port: int, **options: Any) -> None:
+def sandbox(port: int, host: str, **options: Any) -> None:
     """Stand in for WeChat, for development without an account."""
     from broker.sandbox import SandboxOptions
     from broker.sandbox import serve as run
 
+    # In a container this is process 1, which no signal ends by itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _until_interrupted(lambda: run(SandboxOptions(**options), port))
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(run(SandboxOptions(**options), port, host))
     except OSError as error:
-        stop(FAILED, f"cannot listen on 127.0.0.1:{port}: {error.strerror}")
+        stop(FAILED, f"cannot listen on {host}:{port}: {error.strerror}")
 
 
 @main.command()
 @CONFIG
 def avatars(config: Path | None) -> None:
-    """Run the companion, which shows the followers' avatars: a client of the daemon like any other."""
+    """Run the companion, which shows the followers' avatars. It is a client of the daemon."""
     from broker.config.load import ConfigError, load_avatars
     from broker.system import log
     from broker.system.sockets import AddressTaken
@@ -245,7 +305,7 @@ def demo() -> None:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run it on uvloop where that is installed (the extra [speed]), else on asyncio's own loop."""
+    """Run a coroutine on uvloop if that is installed (the extra [speed]), else on asyncio's loop."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(work)
 
@@ -269,17 +329,21 @@ def _configured(config: Path | None) -> Any:
 
 
 def _asked(config: Path | None, path: str, key_file: Path | None) -> Any:
-    """Ask the running daemon, wherever the configuration says it listens; needs no secret of an app."""
+    """Ask the running daemon at the address in the configuration. No secret of an app is read."""
     from broker.cli import query
     from broker.config.load import ConfigError, load_server
+    from broker.config.secret_files import LONGEST_SECRET, FileRefused, as_secret, read
 
     try:
         addresses = load_server(config).listen
-        key = key_file.read_text().strip() if key_file else None
+        key = None
+        if key_file is not None:
+            text = read(key_file, LONGEST_SECRET)[0].decode("utf-8", "replace")
+            key = as_secret(text, str(key_file)).reveal()
         return query.daemon(addresses, path, key)
     except ConfigError as error:
         stop(MISCONFIGURED, *error.errors)
-    except (query.NoAnswer, OSError) as error:
+    except (query.NoAnswer, FileRefused, OSError) as error:
         stop(FAILED, str(error))
 
 
@@ -297,6 +361,7 @@ async def _show_avatars(settings: Any) -> None:
         cache_ttl_s=settings.cache_ttl,
         proxy_images=settings.proxy_images,
         hosts=frozenset({settings.listen.host, *settings.allowed_hosts}),
+        way_out=settings.wechat.way_out,
     )
     async with listeners([settings.listen], ()) as bound:
         names = ", ".join(address for address, _ in bound)
@@ -305,10 +370,3 @@ async def _show_avatars(settings: Any) -> None:
             [sock for _, sock in bound],
             lambda: click.echo(f"token-broker avatars {__version__} serves on {names}"),
         )
-
-
-def _until_interrupted(work: Callable[[], Any]) -> None:
-    import contextlib
-
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(work())

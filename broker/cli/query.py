@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -21,7 +22,8 @@ def daemon(addresses: Sequence[Address], path: str, key: str | None) -> Any:
 
     Raises NoAnswer, and OSError of the key file.
     """
-    address = next((it for it in addresses if it.kind == "unix"), addresses[0])
+    reachable = [it for it in addresses if it.kind == "tcp" or hasattr(socket, "AF_UNIX")]
+    address = next((it for it in reachable if it.kind == "unix"), (reachable or addresses)[0])
     headers = {
         "Accept": "application/json",
         "X-Token-Broker": "1",

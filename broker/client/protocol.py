@@ -19,12 +19,13 @@ NEAR_EXPIRY_S: Final = (
     5.0  # this long before the end a copy is asked for anew; until the end it is still used
 )
 LONGEST_PAUSE_S: Final = 15.0
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# Linux's monotonic clock stands still in suspend, macOS's does not. Windows has no clock_gettime.
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
 def now() -> float:
     """Steady seconds that run through suspend where the system has such a clock."""
-    return time.clock_gettime(_CLOCK)
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The client for threads: the standard library's HTTP, and one daemon thread that follows the broker."""
 
+import errno
 import http.client
 import os
 import socket
@@ -223,6 +224,8 @@ class BrokerConnection(http.client.HTTPConnection):
         if self._path is None:
             super().connect()
             return
+        if not hasattr(socket, "AF_UNIX"):
+            raise OSError(errno.EAFNOSUPPORT, "no Unix sockets on this system")
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
@@ -248,4 +251,5 @@ def _after_fork() -> None:
 
 
 _CLIENTS: "weakref.WeakSet[TokenClient]" = weakref.WeakSet()
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

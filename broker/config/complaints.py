@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: one complaint for each key, all of them at once."""
+"""Collects what is wrong with a configuration: one complaint for each key, told all at once."""
 
 import re
 from collections.abc import Iterable
@@ -11,9 +11,10 @@ ConfigKey = tuple[str | int, ...]
 
 
 class ConfigError(Exception):
-    """The configuration will not do.
+    """The configuration cannot be used.
 
-    `errors` are sentences, each led by its key; none holds a secret or a file's content.
+    `errors` are sentences that begin with the key they are about. None of them holds a secret or
+    the content of a file.
     """
 
     def __init__(self, errors: Iterable[str]) -> None:
@@ -22,23 +23,26 @@ class ConfigError(Exception):
 
 
 class Problems:
-    """What is wrong with the configuration so far: one complaint for each key, the first."""
+    """The complaints so far. Of several about one key only the first is kept."""
 
     def __init__(self) -> None:
         self._complaints: dict[ConfigKey, str] = {}
         self._around: set[ConfigKey] = set()
 
     def add(self, key: ConfigKey, complaint: str) -> None:
-        """Complain about a key, unless there is a complaint already: the second would follow from the first."""
+        """Complain about a key, unless there is a complaint about it already.
+
+        A second complaint would only follow from the first.
+        """
         self._complaints.setdefault(key, complaint)
         self._around.update(_way_to(key))
 
     def about(self, *key: str) -> bool:
-        """Whether there is a complaint about this key, what it stands in, or anything in it."""
+        """Return True if there is a complaint about this key, its table, or a key inside it."""
         return key in self._around or any(part in self._complaints for part in _way_to(key))
 
     def raise_any(self) -> None:
-        """Raise all of it as one ConfigError, if there is anything."""
+        """Raise one ConfigError with all complaints, if there are any."""
         if self._complaints:
             raise ConfigError(
                 f"{_dotted(key)}: {complaint}" for key, complaint in self._complaints.items()
@@ -46,7 +50,10 @@ class Problems:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence: the name that may have been meant, and those there are, or nothing."""
+    """Return the end of a sentence about an unknown name.
+
+    It tells the known name that is most like it, and all known names if they are few.
+    """
     names = sorted(known)
     close = get_close_matches(word, names, n=1)
     meant = f'; did you mean "{close[0]}"?' if close else ""
@@ -62,7 +69,10 @@ def _way_to(key: ConfigKey) -> list[ConfigKey]:
 
 
 def _dotted(key: ConfigKey) -> str:
-    """Write a key as TOML does, `apps."my shop".secret` or `server.listen[0]`, cut where it is absurdly long."""
+    """Write a key as TOML does: `apps."my shop".secret` or `server.listen[0]`.
+
+    A very long part of it is cut.
+    """
     text = ""
     for part in key:
         if isinstance(part, int):

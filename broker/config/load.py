@@ -1,8 +1,8 @@
-"""The configuration: parsed once, at the edge, into something frozen; what is wrong with it is said by key, all at once.
+"""Turns the configuration into frozen settings, and tells all that is wrong with it at once, by key.
 
-:func:`load` is for the daemon and the commands beside it, :func:`load_avatars` for the companion,
-which reads no secret of an app. What may be written where is in schema.py, how it is read in
-sources.py, where secrets are in secret_files.py.
+:func:`load` is for the daemon and the commands beside it. :func:`load_avatars` is for the companion,
+which reads no secret of an app. schema.py has the keys, sources.py reads them, and secret_files.py
+reads secrets.
 """
 
 import hashlib
@@ -12,13 +12,19 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
 from broker.config.complaints import ConfigError, Problems, suggestion
 from broker.config.reach import notify_settings, sink_settings
-from broker.config.schema import AvatarsTable, ClientTable, ConfigDocument, StoreTable
+from broker.config.schema import (
+    ENVIRONMENT,
+    AvatarsTable,
+    ClientTable,
+    ConfigDocument,
+    StoreTable,
+)
 from broker.config.secret_reader import SecretReader
 from broker.config.settings import (
     AvatarsSettings,
@@ -28,14 +34,24 @@ from broker.config.settings import (
     StoreSettings,
     WeChatSettings,
 )
-from broker.config.sources import Names, read_document
+from broker.config.sources import (
+    DEFAULT_PATH,
+    WHERE_ELSE,
+    Names,
+    find_path,
+    is_in_environment,
+    read_document,
+)
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.decision import JITTER, LIFETIME
 from broker.core.quota import calls_per_day
 from broker.core.secret import Secret
-from broker.system.address import Address
+from broker.http.way_out import WayOut
+from broker.system.address import Address, is_plaintext, parse_proxy
 
+T = TypeVar("T")
 SHORTEST_KEY: Final = 16  # characters of store.encryption_key_file
+OR_ENVIRONMENT: Final = "or set keys in the environment: TOKEN_BROKER_APPS__MAIN__APPID=wx…"
 LONGEST_NODE: Final = 64
 
 __all__ = [
@@ -50,26 +66,27 @@ __all__ = [
 ]
 
 
-def default_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the configuration is when nobody says: `$TOKEN_BROKER_CONFIG`, then `/etc/token-broker/config.toml`."""
-    return Path(environ.get("TOKEN_BROKER_CONFIG") or "/etc/token-broker/config.toml")
-
-
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the whole configuration and the secrets it names.
 
-    Raises ConfigError with everything that is wrong.
+    `path` is the file; without it, :func:`broker.config.sources.find_path` tells where it is.
+    Without any file the environment has to hold the configuration. Raises ConfigError with
+    everything that is wrong.
     """
-    path = path or default_path(environ)
+    path = find_path(path, environ)
+    if path is None and not is_in_environment(environ):
+        raise ConfigError(
+            [f"configuration: {DEFAULT_PATH} does not exist{WHERE_ELSE}; {OR_ENVIRONMENT}"]
+        )
     problems = Problems()
     document, names = read_document(path, environ, problems)
     policy = _policy(document, problems)
-    reader = SecretReader(path.parent, environ, problems)
+    reader = SecretReader(_home(path), environ, problems)
     settings = Settings(
         path=path,
         server=_server(document, names, problems),
         store=_store(document.store, environ, reader),
-        wechat=_wechat(document),
+        wechat=_wechat(document, reader),
         policy=policy,
         apps=MappingProxyType(_apps(document, names, policy, reader)),
         clients=MappingProxyType(_clients(document, names, reader)),
@@ -79,6 +96,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         logins=document.logins,
         notify=notify_settings(document.notify, reader),
         sinks=MappingProxyType(sink_settings(document, reader)),
+        secret_files=MappingProxyType(reader.secret_files),
     )
     problems.raise_any()
     return settings
@@ -87,15 +105,14 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 def load_server(
     path: Path | None = None, environ: Mapping[str, str] = os.environ
 ) -> ServerSettings:
-    """Read where the daemon listens, for those who only ask it: no secret is looked at.
+    """Read where the daemon listens, for those who only ask it. No secret is read.
 
-    Raises ConfigError.
-
-    Wrong values outside of [server] are left out; unknown keys are refused everywhere.
+    Without any file the defaults hold. Wrong values outside of [server] are ignored, but unknown
+    keys are refused everywhere. Raises ConfigError.
     """
     problems = Problems()
     settings = _server(
-        *read_document(path or default_path(environ), environ, problems, only="server"), problems
+        *read_document(find_path(path, environ), environ, problems, only="server"), problems
     )
     problems.raise_any()
     return settings
@@ -104,22 +121,18 @@ def load_server(
 def load_stores(
     path: Path | None, urls: tuple[str, str], environ: Mapping[str, str] = os.environ
 ) -> list[StoreSettings]:
-    """Stores by their URLs, with what [store] says beside: its key, where a configuration is named or in its usual place.
+    """Return the settings of two stores that are named by their URLs.
 
-    Raises ConfigError.
+    What else [store] says (its encryption key) holds for both. Raises ConfigError.
     """
-    problems, is_named = Problems(), path is not None
-    path = path or default_path(environ)
-    document = (
-        read_document(path, environ, problems, only="store")[0]
-        if is_named or path.exists()
-        else ConfigDocument()
-    )
+    problems = Problems()
+    path = find_path(path, environ)
+    document = read_document(path, environ, problems, only="store")[0]
     found = []
     for name, url in zip(("--from", "--to"), urls, strict=True):
         try:
             table = StoreTable.model_validate({**document.store.model_dump(), "url": url})
-            found.append(_store(table, environ, SecretReader(path.parent, environ, problems)))
+            found.append(_store(table, environ, SecretReader(_home(path), environ, problems)))
         except ValidationError as error:
             problems.add((name,), error.errors()[0]["msg"].removeprefix("Value error, "))
     if len(found) == len(urls):
@@ -135,18 +148,24 @@ def load_stores(
 def load_avatars(
     path: Path | None = None, environ: Mapping[str, str] = os.environ
 ) -> AvatarsSettings:
-    """Read what the companion needs: [avatars] (its defaults where it is missing), [wechat], [server], and its key.
+    """Read what the companion needs: [avatars], [wechat], [server], and its key.
 
-    Nothing else is looked at, except that unknown keys are refused everywhere. Raises ConfigError.
+    Without [avatars] its defaults hold. Wrong values elsewhere are ignored, but unknown keys are
+    refused everywhere. Raises ConfigError.
     """
-    path = path or default_path(environ)
+    path = find_path(path, environ)
     problems = Problems()
     for section in ("server", "wechat", "avatars"):
         document, names = read_document(path, environ, problems, only=section)
-    reader = SecretReader(path.parent, environ, problems)
+    reader = SecretReader(_home(path), environ, problems)
     settings = _avatars(document.avatars or AvatarsTable(), document, names, reader, with_key=True)
     problems.raise_any()
     return settings
+
+
+def _home(path: Path | None) -> Path:
+    """Return the directory that relative paths in the configuration begin at."""
+    return Path.cwd() if path is None else path.parent
 
 
 def _server(document: ConfigDocument, names: Names, problems: Problems) -> ServerSettings:
@@ -158,7 +177,12 @@ def _server(document: ConfigDocument, names: Names, problems: Problems) -> Serve
             ("server", "listen"),
             "an address beyond loopback needs [clients], or anybody who reaches it gets tokens",
         )
-    return ServerSettings(listen, document.server.allowed_hosts, document.server.express_lane)
+    return ServerSettings(
+        listen,
+        document.server.allowed_hosts,
+        document.server.express_lane,
+        document.server.trusted_proxies,
+    )
 
 
 def _policy(document: ConfigDocument, problems: Problems) -> Policy:
@@ -178,8 +202,10 @@ def _policy(document: ConfigDocument, problems: Problems) -> Policy:
 
 def _store(table: StoreTable, environ: Mapping[str, str], reader: SecretReader) -> StoreSettings:
     url = table.url
-    if url is None:  # systemd may name several directories, the first is ours
-        url = f"sqlite://{Path(environ.get('STATE_DIRECTORY', '').partition(':')[0], 'broker.db').absolute()}"
+    if url is None:
+        # systemd may name several directories; the first is ours.
+        directory = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        url = f"sqlite://{Path(directory, 'broker.db').absolute()}"
     key = _encryption_key("encryption_key_file", table.encryption_key_file, reader)
     name = "previous_encryption_key_file"
     previous = _encryption_key(name, table.previous_encryption_key_file, reader)
@@ -238,7 +264,8 @@ def _apps(
             )
         first = owners.setdefault(app.appid, name)
         both = {endpoint, Endpoint(document.apps[first].endpoint)}
-        if first != name and both != {Endpoint.WECOM}:  # WeCom has a secret per app of a corpid
+        # A corpid of WeCom has several apps, each with a secret of its own.
+        if first != name and both != {Endpoint.WECOM}:
             problems.add(
                 ("apps", name, "appid"),
                 f"is the AppID of apps.{first} too; one app can serve many clients",
@@ -310,13 +337,57 @@ def _avatars(
         cache_ttl=table.cache_ttl,
         key_file=file,
         proxy_images=table.proxy_images,
-        wechat=_wechat(document),
+        wechat=_wechat(document, reader),
         allowed_hosts=document.server.allowed_hosts,
         key=key,
     )
 
 
-def _wechat(document: ConfigDocument) -> WeChatSettings:
+def _wechat(document: ConfigDocument, reader: SecretReader) -> WeChatSettings:
+    table, problems = document.wechat, reader.problems
+    for section, base in (("wechat", table.api_base), ("wecom", document.wecom.api_base)):
+        if is_plaintext(base) and not table.allow_plaintext:
+            problems.add(
+                (section, "api_base"),
+                "must be https: the AppSecret goes there (http only for 127.0.0.1, [::1] and"
+                " localhost, or with wechat.allow_plaintext = true)",
+            )
     return WeChatSettings(
-        document.wechat.api_base, document.wechat.timeout, document.wecom.api_base
+        table.api_base, table.timeout, document.wecom.api_base, _way_out(document, reader)
     )
+
+
+def _way_out(document: ConfigDocument, reader: SecretReader) -> WayOut:
+    table, problems = document.wechat, reader.problems
+    ca_file = (
+        None if table.ca_file is None else reader.certificates(("wechat", "ca_file"), table.ca_file)
+    )
+    if table.proxy_file is not None:
+        key = ("wechat", "proxy_file")
+        if table.proxy:
+            problems.add(key, "there is `proxy` as well: keep one of them")
+        proxy = reader.file(key, table.proxy_file)
+        try:
+            return WayOut() if proxy is None else WayOut.through(_proxy(proxy), ca_file)
+        except ValueError as why:
+            problems.add(key, f"the word in it {why}")
+    if table.proxy == ENVIRONMENT:
+        return _way_out_of_environment(reader, ca_file)
+    if table.proxy:
+        return WayOut.through(Secret(table.proxy), ca_file)
+    return WayOut(ca_file=ca_file)
+
+
+def _way_out_of_environment(reader: SecretReader, ca_file: Path | None) -> WayOut:
+    way_out = WayOut.of_environment(reader.environ, ca_file)
+    for proxy in way_out.proxies.values():
+        try:
+            _proxy(proxy)
+        except ValueError as why:
+            reader.problems.add(("wechat", "proxy"), f"HTTPS_PROXY, HTTP_PROXY or ALL_PROXY {why}")
+    return way_out
+
+
+def _proxy(url: Secret) -> Secret:
+    """Check the URL of a proxy, which may hold a password. Raises ValueError, without quoting it."""
+    return Secret(parse_proxy(url.reveal(), with_password=True))

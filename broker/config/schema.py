@@ -1,12 +1,12 @@
 """What may be written in the configuration: every key with its kind, range and default.
 
-How it is read is sources.py's business, what keys mean together load.py's. Sentences never quote a
-value.
+sources.py reads it, and load.py knows what keys mean together. Complaints never quote a value.
 """
 
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -15,9 +15,20 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import NoDecode
 
 from broker.core.credential import Endpoint, Policy
-from broker.system.address import Address, host_name, parse_address, parse_broker, parse_origin
+from broker.system.address import (
+    Address,
+    own_host,
+    parse_address,
+    parse_base,
+    parse_broker,
+    parse_network,
+    parse_proxy,
+)
 
 DEFAULT: Final = Policy()
+ENVIRONMENT: Final = "environment"  # the value of wechat.proxy that means HTTPS_PROXY and NO_PROXY
+LONGEST_STORE_NAME: Final = 200  # bytes; SQLite and we append up to 50 to it, 255 is the limit
+LONGEST_STORE_PATH: Final = 4000
 WHY_A_GAP: Final = "two calls at once would kill each other's token"
 WHY_SERVE: Final = "a token of the stable endpoint is replaced with 240 to 270 seconds left"
 
@@ -31,7 +42,7 @@ class EnvText(str):
 
 
 def number(value: object) -> object:
-    """Return the number that a text from the environment stands for; everything else as it is."""
+    """Return the number that a text from the environment means, and anything else unchanged."""
     if not isinstance(value, EnvText):
         return value
     for kind in (int, float):
@@ -43,10 +54,10 @@ def number(value: object) -> object:
 
 
 def flag(value: object) -> bool:
-    """Return true or false as TOML writes them, and as the environment does."""
+    """Return true or false from a TOML value, or from the words in the environment."""
     meant = {"true": True, "false": False}.get(value) if isinstance(value, EnvText) else value
     if not isinstance(meant, bool):
-        # Pydantic collects ValueErrors only
+        # A ValueError, because Pydantic collects only those.
         raise ValueError("must be true or false")  # noqa: TRY004
     return meant
 
@@ -75,6 +86,17 @@ def _distinct(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
     return addresses
 
 
+def _network(text: object) -> IPv4Network | IPv6Network:
+    if not isinstance(text, str):
+        # A ValueError, because Pydantic collects only those.
+        raise ValueError("must be a string")  # noqa: TRY004
+    return parse_network(text)
+
+
+def _proxy(text: str) -> str:
+    return text if text in ("", ENVIRONMENT) else parse_proxy(text, with_password=False)
+
+
 WholeNumber = Annotated[int, Field(strict=True), BeforeValidator(number)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(number)]
 Flag = Annotated[bool, PlainValidator(flag)]
@@ -92,8 +114,8 @@ AppId = Annotated[
         "an AppID looks like wx0123456789abcdef, a corpid of WeCom like ww0123456789abcdef",
     ),
 ]
-# A bare word could be the secret itself, written to the wrong key; what passes here may be shown in
-# errors.
+# A bare word is refused: it could be the secret itself, written to the wrong key. What passes here
+# may be shown in errors.
 FilePath = Annotated[
     str,
     _named(
@@ -106,12 +128,15 @@ Sha256 = Annotated[
     AfterValidator(str.lower),
 ]
 ListenAddress = Annotated[Address, PlainValidator(parse_address), NoDecode]
-HostName = Annotated[str, AfterValidator(host_name)]
-ApiBase = Annotated[str, AfterValidator(lambda url: parse_origin(url, plain_http=False))]
+OwnHost = Annotated[str, AfterValidator(own_host)]
+Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network), NoDecode]
+ApiBase = Annotated[str, AfterValidator(parse_base)]
+ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 Broker = Annotated[str, AfterValidator(parse_broker), AfterValidator(_plain)]
 
 
-OURS: Final = {"v1", "static", "sns"}  # our own paths, and one that takes other tokens
+# Paths of the broker itself, and /sns/, which takes users' tokens.
+OURS: Final = {"v1", "static", "sns"}
 
 
 def _prefix(prefix: str) -> str:
@@ -140,13 +165,20 @@ def _store_url(url: str) -> str:
     ):
         cure = "sqlite:///var/lib/token-broker/broker.db; or postgresql://role@host/database"
         raise ValueError(f'must be "sqlite:///" and an absolute path: {cure}')
+    if len(path.encode()) > LONGEST_STORE_PATH or any(
+        len(part.encode()) > LONGEST_STORE_NAME for part in path.split("/")
+    ):
+        raise ValueError(
+            f"is too long: a name in it has at most {LONGEST_STORE_NAME} bytes, the whole path"
+            f" {LONGEST_STORE_PATH}"
+        )
     return f"sqlite://{PurePosixPath('/', path)}"
 
 
 def _postgres_url(url: str) -> str:
-    """As libpq reads it.
+    """Check a URL that libpq will read.
 
-    No password: the configuration is shown, copied and read by more than a passfile is.
+    A password in it is refused: more people read and copy the configuration than a passfile.
     """
     if re.search(r"[\s\x00-\x1f\x7f]", url):
         raise ValueError("holds blanks or control characters")
@@ -165,7 +197,10 @@ def _postgres_url(url: str) -> str:
 
 
 class Table(BaseModel):
-    """A table of the configuration; a `description` below is the reason or cure that follows a complaint."""
+    """A table of the configuration.
+
+    The `description` of a field is added to complaints about it: a reason or a cure.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -176,7 +211,8 @@ class ServerTable(Table):
     listen: Annotated[tuple[ListenAddress, ...], AfterValidator(_distinct)] = (
         Address("tcp", "127.0.0.1", 8765),
     )
-    allowed_hosts: tuple[HostName, ...] = ()
+    allowed_hosts: tuple[OwnHost, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
     express_lane: Flag = True
 
 
@@ -194,6 +230,10 @@ class WeChatTable(Table):
 
     api_base: ApiBase = "https://api.weixin.qq.com"
     timeout: Annotated[Number, Field(gt=0, le=300)] = 10
+    proxy: ProxyUrl = ""
+    proxy_file: FilePath | None = None
+    ca_file: FilePath | None = None
+    allow_plaintext: Flag = False
 
 
 class WeComTable(Table):
@@ -209,7 +249,7 @@ class CompatTable(Table):
 
 
 class ProxyTable(Table):
-    """[proxy]: the largest bodies are bytes of requests; `rate` is requests a second of one client."""
+    """[proxy]: bodies are in bytes, `rate` is in requests a second of one client."""
 
     enabled: Flag = False
     prefixes: Annotated[tuple[Prefix, ...], Field(min_length=1)] = (
@@ -293,7 +333,7 @@ class SinkTable(Table):
 
 
 class AppEndpoint(StrEnum):
-    """Those endpoints of the core's that an app may have."""
+    """The endpoints of the core that an app may have."""
 
     TOKEN = Endpoint.TOKEN.value
     STABLE = Endpoint.STABLE.value
@@ -335,7 +375,7 @@ class AvatarsTable(Table):
 class ConfigDocument(Table):
     """The whole configuration.
 
-    Keys that must be given are None where they are missing: config.py says what that means.
+    A key that must be given is None where it is missing; load.py complains about it.
     """
 
     server: ServerTable = ServerTable()

@@ -1,34 +1,40 @@
-"""The configuration as the daemon uses it: checked, frozen, with secrets in hand."""
+"""The configuration as the daemon uses it: checked, frozen, and with the secrets read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from broker.config.schema import LoginsTable, ProxyTable, SinkFormat
 from broker.core.credential import Account, Policy
 from broker.core.secret import Secret
+from broker.http.way_out import DIRECT, WayOut
 from broker.system.address import Address
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where the daemon listens, and which names it answers to beside loopback and the bound addresses (lower case).
+    """Where the daemon listens, and whom it answers.
 
-    With `express_lane`, a request like one before it is answered without being parsed, while
-    nothing has changed.
+    `allowed_hosts` are accepted in `Host` beside loopback's names and the bound addresses; they are
+    in lower case. Requests from `trusted_proxies` may be forwarded ones. With `express_lane`, a
+    request that is equal to an earlier one is answered without being parsed, as long as nothing has
+    changed.
     """
 
     listen: tuple[Address, ...]
     allowed_hosts: tuple[str, ...]
     express_lane: bool = True
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where state is kept: an absolute path, or, where that is None, a shared database, in which we are called `node`.
+    """Where state is kept: in the file `path`, or in a shared database where that is None.
 
-    Tokens are sealed with `encryption_key` where there is one. `previous_encryption_key` reads
-    those that were sealed before a rotation, and writes none.
+    In a shared database this broker is called `node`. Tokens are encrypted with `encryption_key` if
+    there is one. `previous_encryption_key` reads those that were encrypted before a rotation, and
+    writes none.
     """
 
     url: str
@@ -40,16 +46,23 @@ class StoreSettings:
 
 @dataclass(frozen=True, slots=True)
 class WeChatSettings:
-    """Where WeChat and WeCom are (`scheme://host[:port]`, no slash at its end), and the seconds a whole call may take."""
+    """Where WeChat and WeCom are, how requests get there, and how many seconds a call may take.
+
+    `api_base` and `wecom_base` are `scheme://host[:port][/path]` without a slash at the end.
+    """
 
     api_base: str
     timeout: float
     wecom_base: str
+    way_out: WayOut = DIRECT
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """Who may ask: the SHA-256 of its bearer key in lower-case hex, the names of its apps, and its scopes."""
+    """A program that may ask for tokens, for which apps, and with which scopes.
+
+    `key_sha256` is the SHA-256 of its bearer key in lower-case hex.
+    """
 
     name: str
     key_sha256: str = field(repr=False)
@@ -59,9 +72,9 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class AvatarsSettings:
-    """The companion's own, and what it shares with the daemon: where WeChat is, and the names both answer to.
+    """What the companion is configured with; `wechat` and `allowed_hosts` it shares with the daemon.
 
-    `key` is read by :func:`load_avatars` only; `broker` is a URL's origin or `unix:/path`.
+    `broker` is the origin of a URL or `unix:/path`. `key` is only read by :func:`load_avatars`.
     """
 
     listen: Address
@@ -114,9 +127,14 @@ SinkSettings = FileSinkSettings | RedisSinkSettings
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of it, checked, with secrets in hand. Nothing in it can be changed."""
+    """The whole configuration, frozen.
 
-    path: Path
+    `path` is None if there was no file and the environment held all of it. `secret_files` are the
+    files that apps' secrets were read from, by the name of the app. With `compat`, WeChat's own
+    token paths are answered.
+    """
+
+    path: Path | None
     server: ServerSettings
     store: StoreSettings
     wechat: WeChatSettings
@@ -124,8 +142,9 @@ class Settings:
     apps: Mapping[str, Account]
     clients: Mapping[str, ClientSettings]
     avatars: AvatarsSettings | None
-    compat: bool = False  # whether WeChat's own token paths are answered
+    compat: bool = False
     proxy: ProxyTable = field(default_factory=ProxyTable)
     logins: LoginsTable = field(default_factory=LoginsTable)
     notify: NotifySettings = field(default_factory=NotifySettings)
     sinks: Mapping[str, tuple[SinkSettings, ...]] = field(default_factory=dict)  # by app
+    secret_files: Mapping[str, Path] = field(default_factory=dict)

@@ -1,11 +1,14 @@
-"""The configuration as it is written: TOML with the environment over it, checked key by key into schema.py's shapes.
+"""Reads the configuration: a TOML file, and the environment, whose values win.
 
-`TOKEN_BROKER_POLICY__TICK=2` is `tick = 2` in `[policy]`. In the environment lists are
-comma-separated or JSON, and an app or client is named in capitals with `_` for everything but
-letters and digits. A variable without `__` is none of ours: Kubernetes sets
-TOKEN_BROKER_SERVICE_HOST and the like for a service of our name.
+Each key is checked against schema.py. Without a file, the environment may hold all of it.
+
+`TOKEN_BROKER_POLICY__TICK=2` means `tick = 2` in `[policy]`. In the environment lists are
+comma-separated or JSON. An app or client is named in capitals there, with `_` for everything but
+letters and digits. A variable without `__` is not a key: Kubernetes sets TOKEN_BROKER_SERVICE_HOST
+and others like it for a service named token-broker.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -21,6 +24,7 @@ from broker.config.complaints import ConfigError, ConfigKey, Problems, suggestio
 from broker.config.schema import TABLES, ConfigDocument, EnvText, SinkTable, number
 from broker.config.secret_files import FileRefused, check_closed, check_not_writable, read
 
+DEFAULT_PATH: Final = Path("/etc/token-broker/config.toml")
 PREFIX: Final = "TOKEN_BROKER_"
 SECRET_PREFIX: Final = f"{PREFIX}SECRET_"
 DELIMITER: Final = "__"
@@ -31,29 +35,50 @@ Tree = dict[str, Any]
 
 
 class Names(NamedTuple):
-    """Every name given in the configuration, of an app or client that is right or wrong."""
+    """The names of all apps and clients, also of those whose tables are wrong."""
 
     apps: frozenset[str]
     clients: frozenset[str]
 
 
-# The reasons of tomllib that quote nothing but an equals sign or a bracket; the others quote keys
-# or characters.
+WHERE_ELSE: Final = (
+    "; name another with --config or $TOKEN_BROKER_CONFIG; `token-broker init` writes one"
+)
+# The reasons of tomllib that quote nothing but an equals sign or a bracket. The others quote keys or
+# characters, which may be part of a secret.
 _TOML_ERROR: Final = re.compile(
     r"((?:[A-Za-z /-]|'[=\]]+')+) \(at ((?:line \d+, column \d+)|end of document)\)"
 )
 
 
-def read_document(
-    path: Path, environ: Mapping[str, str], problems: Problems, *, only: str = ""
-) -> tuple[ConfigDocument, Names]:
-    """Return the valid part of the configuration, and the names of apps and clients whose tables may be wrong.
+def find_path(named: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the configuration's path: `named`, $TOKEN_BROKER_CONFIG, or the usual place.
 
-    What is wrong with single keys goes to `problems`; with `only`, wrong values outside of that
-    section are left out and not complained about (unknown keys still are). Raises ConfigError where
-    the file cannot be read at all.
+    None means that nobody names a file and none is in the usual place: then the environment holds
+    the configuration.
     """
-    written = _read_toml(path, problems)
+    if named is not None:
+        return named
+    if variable := environ.get("TOKEN_BROKER_CONFIG"):
+        return Path(variable)
+    return DEFAULT_PATH if os.path.lexists(DEFAULT_PATH) else None
+
+
+def is_in_environment(environ: Mapping[str, str]) -> bool:
+    """Return True if a variable sets a key of the configuration."""
+    return any(name.startswith(PREFIX) and DELIMITER in name for name in environ)
+
+
+def read_document(
+    path: Path | None, environ: Mapping[str, str], problems: Problems, *, only: str = ""
+) -> tuple[ConfigDocument, Names]:
+    """Return the valid part of the configuration, and the names of all apps and clients.
+
+    `path` is None where there is no file. What is wrong with single keys goes to `problems`. With
+    `only`, wrong values outside of that section are left out without a complaint, but unknown keys
+    are complained about everywhere. Raises ConfigError if the file cannot be read at all.
+    """
+    written = {} if path is None else _read_toml(path, problems)
     from_environ = _read_environ(environ, written)
     tree = _merged(written, from_environ)
     names = Names(
@@ -71,12 +96,13 @@ def read_document(
             key = _key(error)
             if only in ("", key[0]) or error["type"] == "extra_forbidden":
                 problems.add(key, _complaint(error) + _origin(key, environ))
-        for error in reversed(errors):  # from the back, so that places in lists stay true
+        # From the back, so that the indices of list items stay right.
+        for error in reversed(errors):
             _drop(tree, _key(error))
 
 
 def env_name(name: str) -> str:
-    """How an app, a client or a key is written in the name of an environment variable."""
+    """Return how an app, a client or a key is written in the name of an environment variable."""
     return re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
@@ -88,11 +114,7 @@ def _read_toml(path: Path, problems: Problems) -> Tree:
         data, info = read(path, LONGEST_FILE)
         tree = tomllib.loads(data.decode("utf-8-sig"))
     except FileRefused as why:
-        cure = (
-            "; name another with --config or $TOKEN_BROKER_CONFIG; deploy/config.example.toml shows"
-            " every key"
-        )
-        raise ConfigError([f"configuration: {why}{cure if why.missing else ''}"]) from None
+        raise ConfigError([f"configuration: {why}{WHERE_ELSE if why.missing else ''}"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             [f"configuration: {path} is not UTF-8 from byte {error.start} on"]
@@ -107,7 +129,10 @@ def _read_toml(path: Path, problems: Problems) -> Tree:
 
 
 def _where(error: Exception) -> str:
-    """Place and, where it quotes nothing of the file, reason: a line may hold a secret."""
+    """Return the place of a syntax error, and its reason if that quotes nothing of the file.
+
+    The line may hold a secret.
+    """
     match = _TOML_ERROR.fullmatch(str(error))
     if match:
         return f" at {match[2]}: {match[1]}"
@@ -129,7 +154,10 @@ class _Keys(ConfigDocument, BaseSettings):
 
 
 class _Environment(EnvSettingsSource):
-    """Finds our keys in environment variables; what is no JSON, where JSON could stand, is a comma-separated list."""
+    """Finds our keys in environment variables.
+
+    Where a list is expected, a value that is not JSON is a comma-separated list.
+    """
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
@@ -155,10 +183,9 @@ def _read_environ(environ: Mapping[str, str], written: Tree) -> Tree:
         if not name.startswith(SECRET_PREFIX)
     }
     source = _Environment(_Keys)
-    source.env_vars = ours  # not os.environ: what is read is an argument
-    tree: Tree = {
-        name[len(PREFIX) :].split(DELIMITER)[0]: {} for name in ours
-    }  # so that an unknown section shows
+    source.env_vars = ours  # instead of os.environ: what is read is an argument here
+    # Every section that is named, so that an unknown one is complained about.
+    tree: Tree = {name[len(PREFIX) :].split(DELIMITER)[0]: {} for name in ours}
     tree |= source()
     for section in ("apps", "clients"):
         names = written.get(section)
@@ -191,7 +218,10 @@ def _key(error: ErrorDetails) -> ConfigKey:
 
 
 def _complaint(error: ErrorDetails) -> str:
-    """A sentence about one wrong value, quoting nothing but numbers that stand where numbers belong."""
+    """Return a sentence about one wrong value.
+
+    It quotes nothing but numbers, and these only where a number is expected.
+    """
     kind, key, value = error["type"], _key(error), number(error["input"])
     table = TABLES.get(str(key[0])) if len(key) > 1 else ConfigDocument
     if "sinks" in key[2:-1]:
@@ -215,7 +245,7 @@ def _complaint(error: ErrorDetails) -> str:
 
 
 def _origin(key: ConfigKey, environ: Mapping[str, str]) -> str:
-    """Say which variable set a value, where it came from the environment."""
+    """Return the end of a sentence that tells which variable set a value, if one did."""
     variable = PREFIX + DELIMITER.join(env_name(part) for part in key if isinstance(part, str))
     found = next(
         (
@@ -229,7 +259,7 @@ def _origin(key: ConfigKey, environ: Mapping[str, str]) -> str:
 
 
 def _drop(tree: Any, key: ConfigKey) -> None:
-    """Take a wrong value out of the tree, so that the rest can be checked without it."""
+    """Remove a wrong value from the tree, so that the rest can be checked without it."""
     for part in key[:-1]:
         # Missing in a table where all around it was wrong and went first.
         tree = tree[int(part)] if isinstance(tree, list) else tree.get(part, {})

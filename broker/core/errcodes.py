@@ -14,6 +14,7 @@ class Kind(StrEnum):
     """What a failed token call asks of the broker."""
 
     TRANSIENT = "transient"  # time cures it: back off
+    PROXY = "proxy"  # the HTTP proxy on the way out failed; WeChat was not asked
     SLOW_DOWN = "slow-down"
     QUOTA = "quota"  # nothing until the next quota day
     CONFIGURATION = "configuration"  # a person must act
@@ -26,6 +27,7 @@ class Advice(StrEnum):
     """What a person can do about a failure."""
 
     WAIT = "wait"
+    PROXY = "proxy"
     SECRET = "secret"  # noqa: S105 -- the name of an advice
     APPID = "appid"
     RIGHTS = "rights"
@@ -56,6 +58,12 @@ class FailureCode(StrEnum):
     NAME = "name"  # the host's name does not resolve
     CONNECT = "connect"
     CONNECTION_BROKE = "connection-broke"
+    PROXY_UNREACHABLE = "proxy-unreachable"  # the HTTP proxy on the way out
+    PROXY_NAME = "proxy-name"  # its name does not resolve
+    PROXY_PASSWORD = "proxy-password"  # noqa: S105 -- it wants another user and password
+    PROXY_REFUSED = "proxy-refused"  # - status
+    PROXY_TUNNEL = "proxy-tunnel"  # it hung up, or what came through is not TLS
+    PROXY_NOT_HTTP = "proxy-not-http"
     NOT_HTTP = "not-http"  # - error, the name of the exception's class
     UNREADABLE = "unreadable"  # an answer too large, or not packed as it says
     NOT_AN_ANSWER = "not-an-answer"  # a body that WeChat would not send - flaw, field
@@ -115,6 +123,8 @@ class Failure:
     @property
     def advice(self) -> Advice:
         """What a person can do about it."""
+        if self.kind is Kind.PROXY:
+            return Advice.PROXY
         if self.errcode is None:
             return Advice.WAIT
         return rule_for(self.errcode, wecom=self.wecom).advice

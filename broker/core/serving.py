@@ -93,7 +93,7 @@ class Unavailable:
     store_error: str = ""
 
 
-PASSING: Final = {Kind.TRANSIENT, Kind.SLOW_DOWN}
+PASSING: Final = {Kind.TRANSIENT, Kind.PROXY, Kind.SLOW_DOWN}
 
 
 def seconds(wait: float) -> int:

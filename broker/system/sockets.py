@@ -1,4 +1,7 @@
-"""Listening sockets: systemd's where it holds some, else our own; a Unix socket's file is ours from bind to close."""
+"""Listening sockets: those that systemd hands over, or else our own.
+
+The file of a Unix socket is made when it is bound, and removed when it is closed.
+"""
 
 import contextlib
 import errno
@@ -17,16 +20,16 @@ BACKLOG: Final = 1024
 
 
 class AddressTaken(Exception):  # noqa: N818 -- a state, not a fault
-    """Somebody else listens there."""
+    """Another program listens there already."""
 
 
 @asynccontextmanager
 async def listeners(
     addresses: Sequence[Address], inherited: Sequence[socket.socket]
 ) -> AsyncIterator[Sequence[tuple[str, socket.socket]]]:
-    """Bound sockets with their addresses in words; inherited ones win.
+    """Yield bound sockets with their addresses in words. With inherited ones, no others are made.
 
-    Raises AddressTaken, and OSError where an address is not this machine's or a path cannot be
+    Raises AddressTaken, and OSError if an address is not this machine's or a path cannot be
     written.
     """
     with contextlib.ExitStack() as stack:
@@ -42,9 +45,16 @@ async def listeners(
         yield [(_name(sock), sock) for sock in sockets]
 
 
+def _socket(family: int) -> socket.socket:
+    """Return a socket that does not block and is not inherited; not every system has flags for it."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)  # noqa: FBT003 -- the standard library's signature
+    return sock
+
+
 def _bind_tcp(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = _socket(family)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -64,9 +74,7 @@ def _bind_tcp(address: Address) -> socket.socket:
 
 def _bind_unix(path: Path, stack: contextlib.ExitStack) -> socket.socket:
     _clear(path)
-    sock = socket.socket(
-        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    )
+    sock = _socket(socket.AF_UNIX)
     before = os.umask(0o777 & ~SOCKET_MODE)
     try:
         sock.bind(str(path))
@@ -82,7 +90,7 @@ def _bind_unix(path: Path, stack: contextlib.ExitStack) -> socket.socket:
 
 
 def _clear(path: Path) -> None:
-    """Remove what a daemon that was killed left behind; refuse what is not a dead socket."""
+    """Remove the socket of a daemon that was killed. Raises AddressTaken for anything else."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -97,7 +105,7 @@ def _clear(path: Path) -> None:
 
 def _unlink(path: Path, inode: int) -> None:
     with contextlib.suppress(OSError):
-        if path.lstat().st_ino == inode:  # not a newer daemon's
+        if path.lstat().st_ino == inode:  # it may be a newer daemon's by now
             path.unlink()
 
 

@@ -1,4 +1,7 @@
-"""What systemd hands to a daemon and what it wants to hear: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3)."""
+"""What systemd hands to a daemon, and what it wants to hear from it.
+
+See sd_listen_fds(3), sd_notify(3) and sd_watchdog_enabled(3).
+"""
 
 import asyncio
 import contextlib
@@ -12,9 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 FIRST_FD: Final = 3
-PINGS: Final = (
-    3  # in the time after which systemd takes us for dead: one may be late, one may be lost
-)
+# Within the time after which systemd takes us for dead: one may be late, and one may be lost.
+PINGS: Final = 3
 SLOWEST_NOTICE_S: Final = 1.0
 
 WhyUnhealthy = Callable[[], Awaitable[str]]
@@ -23,11 +25,10 @@ OnHealthChanged = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """Whoever started us: systemd, or nobody in particular, who is told nothing.
+    """systemd, or nobody, who is told nothing.
 
-    `address` is where it hears us, `watchdog_s` the time after which it restarts a daemon it has
-    not heard of, `sockets` are listening sockets that it holds for us: they stay open across our
-    restarts.
+    It hears us at `address`. After `watchdog_s` seconds without a ping it restarts us. `sockets`
+    are listening sockets that it holds for us; they stay open while we restart.
     """
 
     address: str = ""
@@ -36,9 +37,9 @@ class Supervisor:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str] = os.environ) -> "Supervisor":
-        """Take over what it left us, out of the environment: nobody else may take it for theirs.
+        """Take what systemd left in the environment out of it, so that no child takes it over.
 
-        Raises OSError where something was handed down that does not listen.
+        Raises OSError if a descriptor was handed down that does not listen.
         """
         usec, watched = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         is_us = watched in {"", str(os.getpid())}
@@ -49,14 +50,14 @@ class Supervisor:
         )
 
     def notify(self, *lines: str) -> bool:
-        """Send lines such as `READY=1`; whether somebody took them.
+        """Send lines such as `READY=1`. Return True if somebody took them.
 
-        Never raises: a supervisor that is gone is not our end.
+        Never raises: the daemon works without a supervisor.
         """
         if not self.address.startswith(("/", "@")):
             return False
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
                 out.settimeout(SLOWEST_NOTICE_S)
                 out.connect(
                     "\0" + self.address[1:] if self.address.startswith("@") else self.address
@@ -72,10 +73,10 @@ class Supervisor:
 
     @asynccontextmanager
     async def watched(self, well: WhyUnhealthy, tell: OnHealthChanged) -> AsyncIterator[None]:
-        """Tell it that we live for as long as `well` says so, by an empty string; any other says why not.
+        """Send pings while the context is open and `well` returns an empty string.
 
-        Where we are not well it hears the reason only, and restarts us when its patience ends.
-        `tell` hears each change.
+        Any other string is the reason why not. systemd is told the reason in place of the ping, and
+        restarts us when `watchdog_s` is over. `tell` is called with each change.
         """
         if self.watchdog_s is None:
             yield
@@ -105,7 +106,7 @@ async def _look(well: WhyUnhealthy, within_s: float) -> str:
     try:
         async with asyncio.timeout(within_s):
             return await well()
-    # Whatever it is, it is not well; pings that end silently would hide why
+    # A bug in the check counts as not well: pings that end without a word would hide why.
     except Exception as error:  # noqa: BLE001
         return f"the look at ourselves failed: {type(error).__name__}"
 

@@ -1,4 +1,4 @@
-"""The tick, by APScheduler: it only makes the keepers look; what they start is theirs, not a job."""
+"""The tick, by APScheduler. It only makes the keepers look; what they start then is theirs."""
 
 import asyncio
 import contextlib
@@ -14,32 +14,31 @@ from apscheduler.triggers.interval import IntervalTrigger
 class FromNow(IntervalTrigger):  # type: ignore[misc] # APScheduler ships no types
     """An interval that counts from now.
 
-    APScheduler's counts from each time that was missed, and lists them all before it makes one look
-    of them: where the clock wakes up in 1970 and is then set right, that is three hundred million,
-    and the end of the memory.
+    APScheduler's own interval lists every run that was missed before it makes one of them. If the
+    wall clock begins in 1970 and is then set right, that list has three hundred million entries,
+    which is more than memory holds.
     """
 
     def get_next_fire_time(self, _previous_fire_time: datetime | None, now: datetime) -> datetime:
-        """When to look next."""
+        """Return the time of the next look."""
         return now + timedelta(seconds=self.interval_length)
 
 
 @asynccontextmanager
 async def every(interval_s: float, look: Callable[[], None]) -> AsyncIterator[Job]:
-    """Call `look` now and then every `interval_s` seconds, in the event loop, until the context ends.
+    """Call `look` now, and then every `interval_s` seconds on the loop, until the context ends.
 
-    A late look is made all the same, and several late ones are made once: APScheduler's default
-    would drop a job that is a second late (misfire_grace_time), which is what happens after a
-    suspend.
+    A late look is made all the same, and several late ones become one. APScheduler's default would
+    drop a job that is a second late (misfire_grace_time), and after a suspend all of them are.
     """
-    # UTC: APScheduler reckons in wall time, and a change of zone or to summer time is no reason to
-    # look later.
+    # UTC, because APScheduler reckons in wall time: a change of zone must not delay a look.
     scheduler = AsyncIOScheduler(
         timezone=UTC,
         job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
     )
 
-    async def job() -> None:  # a coroutine runs in the loop; a plain function would run on a thread
+    # A coroutine runs on the loop; APScheduler would run a plain function on a thread.
+    async def job() -> None:
         look()
 
     ticking = scheduler.add_job(job, FromNow(seconds=interval_s, timezone=UTC))
@@ -56,7 +55,10 @@ async def every(interval_s: float, look: Callable[[], None]) -> AsyncIterator[Jo
 
 
 async def _keep_time(job: Job, interval_s: float) -> None:
-    """Pull the next look back when the wall clock was set back: APScheduler would wait until the wall catches up."""
+    """Move the next look back after the wall clock was set back.
+
+    APScheduler would wait until the wall clock has caught up.
+    """
     while True:
         await asyncio.sleep(interval_s)
         now = datetime.now(UTC)

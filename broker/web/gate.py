@@ -7,8 +7,9 @@ proxy? Which client is it, and what may that client do?
 
 import hashlib
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, TypeVar
 
 from aiohttp import hdrs, web
@@ -17,6 +18,7 @@ from broker.http.hosts import HostCheck
 from broker.http.problems import problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Network = IPv4Network | IPv6Network
 M = TypeVar("M", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 SCOPES: Final = frozenset({"read", "report", "login", "proxy", "admin"})
@@ -86,9 +88,15 @@ class Gate:
     def __init__(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
         self.admit(keys, hosts)
 
-    def admit(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
-        """Replace the keys and the names that are accepted in Host."""
+    def admit(
+        self,
+        keys: Mapping[str, Client],
+        hosts: Iterable[str],
+        trusted_proxies: Collection[Network] = (),
+    ) -> None:
+        """Replace the keys, the names accepted in Host, and the networks of trusted proxies."""
         self.keys = keys
+        self._trusted_proxies = trusted_proxies
         self._hosts = HostCheck(hosts)
 
     def refuse(self, request: web.Request) -> web.Response | None:
@@ -103,9 +111,12 @@ class Gate:
             return None
         if match.http_exception is not None or hasattr(match.handler, "open_to_browsers"):
             return self._foreign(request)
-        if hasattr(match.handler, "authenticates"):
-            return self._foreign(request) or _not_a_program(request)
-        return self._foreign(request) or _not_a_program(request) or self.identify(request)
+        if (refused := self._foreign(request) or _by_browser(request)) is not None:
+            return refused
+        # A forwarded request may come from anywhere, so only a key, or a trusted proxy, lets it in.
+        if not self.keys and is_forwarded(request) and not self._is_by_trusted(request):
+            return _forwarded()
+        return None if hasattr(match.handler, "authenticates") else self.identify(request)
 
     def client_of(self, key: str) -> Client | None:
         """Return the client that has this key, or None.
@@ -137,7 +148,10 @@ class Gate:
                 )
             request[CLIENT] = client
             return None
-        if self.keys and not by_unix_socket(request):
+        is_keyless = self.keys and not by_unix_socket(request)
+        if is_keyless and is_forwarded(request) and not self._is_by_trusted(request):
+            return _forwarded()
+        if is_keyless:
             return problem(
                 401, "missing-key", "Send `Authorization: Bearer KEY`.", WWW_Authenticate="Bearer"
             )
@@ -153,8 +167,17 @@ class Gate:
             request[CLIENT] = LOCAL
         return None
 
+    def _is_by_trusted(self, request: web.Request) -> bool:
+        """Return True if the peer is a proxy whose forwarded requests are normal."""
+        try:
+            peer = ip_address(request.remote or "")
+        except ValueError:  # a Unix socket has no address
+            return False
+        mapped = peer.ipv4_mapped if isinstance(peer, IPv6Address) else None
+        return any((mapped or peer) in network for network in self._trusted_proxies)
 
-def _not_a_program(request: web.Request) -> web.Response | None:
+
+def _by_browser(request: web.Request) -> web.Response | None:
     for name in request.headers:
         lowered = name.lower()
         if lowered == "origin" or lowered.startswith("sec-fetch-"):
@@ -163,13 +186,22 @@ def _not_a_program(request: web.Request) -> web.Response | None:
                 "browser-request",
                 "Tokens are for programs; this request comes from a browser.",
             )
-        if lowered in {"forwarded", "via"} or lowered.startswith("x-forwarded-"):
-            return problem(
-                403,
-                "forwarded-request",
-                "Tokens are for this host; this request comes through a proxy.",
-            )
     return None
+
+
+def is_forwarded(request: web.Request) -> bool:
+    """Return True if a proxy or a mesh has passed this request on."""
+    names = (name.lower() for name in request.headers)
+    return any(name in {"forwarded", "via"} or name.startswith("x-forwarded-") for name in names)
+
+
+def _forwarded() -> web.Response:
+    return problem(
+        403,
+        "forwarded-request",
+        "Tokens are for this host; this request comes through a proxy: send a client's key, or name"
+        " the proxy's network in server.trusted_proxies.",
+    )
 
 
 def _digest(authorization: str) -> str:
@@ -191,6 +223,11 @@ def _sha256(key: str) -> str:
 
 
 def by_unix_socket(request: web.Request) -> bool:
-    """Return True if the peer came by the Unix socket, whose group decides who may."""
+    """Return True if the peer came by the Unix socket, whose group decides who may.
+
+    A forwarded request does not: whoever sent it is not in that group.
+    """
+    if is_forwarded(request):
+        return False
     sock = request.transport.get_extra_info("socket") if request.transport is not None else None
     return sock is not None and sock.family == socket.AF_UNIX

@@ -4,6 +4,8 @@ The exit codes are the documented ones.
 """
 
 import json
+import re
+import signal
 import socket
 import sqlite3
 import stat
@@ -197,6 +199,67 @@ def test_a_store_of_a_newer_version_ends_with_78_and_stays_untouched(house: Fork
         assert done.returncode == 78
         assert "newer" in done.stderr
     assert house.store.read_bytes() == before
+
+
+def test_words_that_are_no_utf8_and_paths_that_are_too_long_end_in_sentences(
+    house: ForkedDaemon,
+) -> None:
+    key = house.home / "key"
+    key.write_bytes(b"\xff\xfe not a key")
+    (house.home / "word").write_bytes(b"\xff\xff")
+    config = ("--config", str(house.config))
+    with house.serving():
+        for command in (
+            ("get", "main", *config, "--key-file", str(key)),
+            ("get", "main", *config, "--key-file", str(house.home / "word")),
+            ("get", "main", *config, "--key-file", "/none"),
+            ("get", "\udcff", *config),
+            ("get", "", *config),
+        ):
+            done = run(*command)
+            assert (done.returncode, done.stdout) == (1, ""), command
+            assert "Traceback" not in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+    text = house.config.read_text()
+    house.config.write_text(text.replace(str(house.store), f"/{'d' * 300}/b.db"))
+    for name in ("check", "serve"):
+        done = run(name, *config)
+        assert done.returncode == 78
+        assert "store.url: is too long" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_sighup_while_the_daemon_starts_does_not_kill_it(house: ForkedDaemon) -> None:
+    """From the first thing that Python runs of ours on; what it read until then is read again."""
+    with process(house.home / "daemon.log", "serve", "--config", str(house.config)) as daemon:
+        status = Path(f"/proc/{daemon.popen.pid}/status")
+        until(lambda: _catches_hangup(status), "it has begun")
+        while daemon.popen.poll() is None and not (house.home / "broker.sock").exists():
+            daemon.popen.send_signal(signal.SIGHUP)
+            time.sleep(0.001)
+        assert daemon.first_line().startswith("token-broker")
+        assert daemon.end() == 0
+
+
+def _catches_hangup(status: Path) -> bool:
+    caught = re.search(r"SigCgt:\s*([0-9a-f]+)", status.read_text())
+    return caught is not None and bool(int(caught[1], 16) & 1 << (signal.SIGHUP - 1))
+
+
+def test_dangerous_permissions_are_told_by_check_and_log(house: ForkedDaemon) -> None:
+    house.configure(more="[compat]\nenabled = true\n")
+    done = run("check", "--config", str(house.config))
+    assert done.returncode == 0
+    assert "Beware: compat.enabled: without [clients] any program" in done.stdout
+    with process(house.home / "told.log", "serve", "--config", str(house.config)) as daemon:
+        daemon.first_line()
+        daemon.end()
+    assert '"code": "compat-without-clients"' in (house.home / "told.log").read_text()
+    house.configure(more=f'[compat]\nenabled = true\n[clients.a]\nkey_sha256 = "{"a" * 64}"\n')
+    assert "Beware" not in run("check", "--config", str(house.config)).stdout
+    plain = house.config.read_text().replace(house.sandbox, "http://sandbox.example:1")
+    house.config.write_text(plain.replace("timeout = 5", "timeout = 5\nallow_plaintext = true"))
+    assert "Beware: wechat.api_base: http://" in run("check", "--config", str(house.config)).stdout
 
 
 def test_usage_errors_end_with_2() -> None:

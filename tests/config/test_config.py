@@ -7,21 +7,24 @@ import hashlib
 import os
 import pickle
 import re
+import subprocess
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker.config.load import ConfigError, default_path, load, load_avatars, load_server
+from broker.config.load import ConfigError, load, load_avatars, load_server
 from broker.config.schema import TABLES, PolicyTable, SinkTable
 from broker.config.settings import FileSinkSettings, RedisSinkSettings, Settings
+from broker.config.sources import DEFAULT_PATH, find_path
 from broker.core.credential import Account, Endpoint, Policy
 from broker.core.secret import Secret
 from broker.system.address import Address
+from tests.harness.certificates import Authority
 from tests.harness.places import DEPLOY
 
 EXAMPLE = DEPLOY / "config.example.toml"
@@ -102,13 +105,16 @@ def test_the_example_is_valid_as_it_stands_once_the_secret_exists(
 
 
 def test_the_example_shows_every_key_with_its_default(
-    write: Callable[..., Path], read: Check
+    write: Callable[..., Path], read: Check, tmp_path: Path
 ) -> None:
     text = (
         EXAMPLE.read_text().replace("/etc/token-broker/", "./").replace("/run/token-brokerd/", "./")
     )
+    write("http://me:pw@proxy:3128", name="proxy.url")
+    Authority(tmp_path)  # writes ca.pem
     bare = load(write(text), {"STATE_DIRECTORY": "/var/lib/token-broker"})
     shown_text = re.sub(r"^#(?=[a-z\[])", "", text, flags=re.MULTILINE)
+    shown_text = shown_text.replace('proxy = ""', "")  # either this or proxy_file
     shown = tomllib.loads(shown_text)
     for name in ("orders", "avatars", "store", "store.old"):
         write(f"{name}-0123456789abcdef", name=f"{name}.key")
@@ -116,10 +122,15 @@ def test_the_example_shows_every_key_with_its_default(
     write("https://example.org/hook", name="notify.urls")
     write("#!/bin/sh", name="notify").chmod(0o700)
     full = load(write(shown_text), {})
-    for section in ("server", "wechat", "policy", "proxy", "apps"):
+    for section in ("server", "policy", "proxy", "apps"):
         assert getattr(full, section) == getattr(bare, section)
+    assert replace(full.wechat, way_out=bare.wechat.way_out) == bare.wechat
+    assert full.wechat.way_out.ca_file == tmp_path / "ca.pem"
     assert (full.store.url, full.store.path) == (bare.store.url, bare.store.path)
-    assert full.avatars == read(f'{APP}[avatars]\nkey_file = "./avatars.key"').avatars
+    avatars = read(f'{APP}[avatars]\nkey_file = "./avatars.key"').avatars
+    assert full.avatars is not None
+    assert avatars is not None
+    assert full.avatars == replace(avatars, wechat=full.wechat)
     assert full.clients["orders"].scopes == {"read", "report"}
     assert (full.notify.hold, full.notify.remind) == (bare.notify.hold, bare.notify.remind)
     assert full.notify.language == bare.notify.language
@@ -130,7 +141,7 @@ def test_the_example_shows_every_key_with_its_default(
         keys = (
             set().union(*shown[section].values())
             if section in ("apps", "clients")
-            else set(shown[section])
+            else set(shown[section]) | ({"proxy"} if section == "wechat" else set())
         )
         assert keys | {"secret", "key_sha256"} >= set(table.model_fields), section
 
@@ -172,10 +183,10 @@ def test_a_thousand_apps_load_at_once(read: Check) -> None:
 def test_the_path_is_the_argument_then_the_variable_then_etc(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    assert default_path({}) == Path("/etc/token-broker/config.toml")
+    assert Path("/etc/token-broker/config.toml") == DEFAULT_PATH
     environ = {"TOKEN_BROKER_CONFIG": str(tmp_path / "config.toml")}
     write(APP)
-    assert load(None, environ).path == default_path(environ) == tmp_path / "config.toml"
+    assert load(None, environ).path == find_path(None, environ) == tmp_path / "config.toml"
     assert load(write(APP, name="other.toml"), environ).path == tmp_path / "other.toml"
 
 
@@ -306,13 +317,35 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
             "wechat.api_base: must not hold a user name",
         ),
         (
-            '[wechat]\napi_base = "https://api.weixin.qq.com/x"',
-            "wechat.api_base: must end after the host",
+            '[wechat]\napi_base = "https://relay.example/a/../b"',
+            "wechat.api_base: has a path that is not made of plain names",
+        ),
+        (
+            '[wechat]\napi_base = "https://relay.example//a"',
+            "wechat.api_base: has a path that is not made of plain names",
         ),
         (
             '[wechat]\napi_base = "https://api.weixin.qq.com?"',
-            "wechat.api_base: must end after the host",
+            "wechat.api_base: must not hold a query",
         ),
+        ('[wecom]\napi_base = "http://relay.example"', "wecom.api_base: must be https"),
+        ('[wechat]\nproxy = "proxy.example"', "wechat.proxy: must be the URL of an HTTP proxy"),
+        ('[wechat]\nproxy = "https://p:1"', "wechat.proxy: must be the URL of an HTTP proxy"),
+        ('[wechat]\nproxy = "http://p:1/x"', "wechat.proxy: must be the URL of an HTTP proxy"),
+        (
+            '[wechat]\nproxy = "http://me:pw@p:1"',
+            "wechat.proxy: must not hold a user name or password: put the whole URL into a file",
+        ),
+        ('[wechat]\nca_file = "/none"', "wechat.ca_file: /none does not exist"),
+        (
+            '[wechat]\nca_file = "./main.secret"',
+            "wechat.ca_file: ",
+        ),
+        ('[server]\ntrusted_proxies = ["10.0.0.1/8"]', "server.trusted_proxies[0]: must be a net"),
+        ('[server]\ntrusted_proxies = ["mesh"]', "server.trusted_proxies[0]: must be a network"),
+        ("[server]\ntrusted_proxies = [10]", "server.trusted_proxies[0]: must be a string"),
+        (f'[store]\nurl = "sqlite:///{"d" * 300}/b.db"', "store.url: is too long"),
+        (f'[store]\nurl = "sqlite:///{"d/" * 2100}b.db"', "store.url: is too long"),
         ('[wechat]\napi_base = "https://[x"', "wechat.api_base: is no URL"),
         ('[wechat]\napi_base = "ftp://x"', "wechat.api_base: must be a URL"),
         ('[store]\nurl = "redis://localhost"', 'store.url: must be "sqlite:///"'),
@@ -496,6 +529,36 @@ def test_a_listener_beyond_loopback_is_fine_once_there_are_clients(read: Check) 
     )
 
 
+def test_plain_http_to_elsewhere_needs_a_word(read: Check) -> None:
+    plain = '[wechat]\napi_base = "http://sandbox:8780"\nallow_plaintext = true\n'
+    assert read(f"{APP}{plain}").wechat.api_base == "http://sandbox:8780"
+
+
+def test_a_base_may_have_a_path(read: Check) -> None:
+    wechat = read(
+        f'{APP}[wechat]\napi_base = "https://Relay.example/weixin/v1/"\n'
+        '[wecom]\napi_base = "https://relay.example/wecom"\n'
+    ).wechat
+    assert wechat.api_base == "https://relay.example/weixin/v1"
+    assert wechat.wecom_base == "https://relay.example/wecom"
+
+
+def test_names_with_an_underscore_and_addresses_are_allowed_hosts(read: Check) -> None:
+    hosts = '["token_broker", "10.0.0.5", "[FD00::0:5]", "Broker.svc.cluster.local"]'
+    settings = read(f"[server]\nallowed_hosts = {hosts}\n{APP}")
+    assert settings.server.allowed_hosts == (
+        "token_broker",
+        "10.0.0.5",
+        "fd00::5",
+        "broker.svc.cluster.local",
+    )
+
+
+def test_trusted_proxies_are_networks_or_addresses(read: Check) -> None:
+    networks = read(f'[server]\ntrusted_proxies = ["10.0.0.0/8", "fd00::7"]\n{APP}')
+    assert list(map(str, networks.server.trusted_proxies)) == ["10.0.0.0/8", "fd00::7/128"]
+
+
 @pytest.mark.parametrize(
     "base",
     [
@@ -556,6 +619,11 @@ def test_two_explicit_secrets_are_one_too_many(wrong: Wrong) -> None:
         (b"a\x00b", "one word of visible ASCII"),
         ("密".encode(), "one word of visible ASCII"),
         (b"a" * 4097, "longer than 4096"),
+        (b"\xef\xbb\xbfs3cret", "begins with a byte order mark (BOM)"),
+        ("s3cret".encode("utf-16"), "begins with a byte order mark (BOM)"),
+        (b'"s3cret"\n', "the secret is in quotes"),
+        (b"'s3cret'", "the secret is in quotes"),
+        ("“s3cret”".encode(), "the secret is in quotes"),
     ],
 )
 def test_a_secret_file_that_holds_no_secret_is_refused(
@@ -567,21 +635,24 @@ def test_a_secret_file_that_holds_no_secret_is_refused(
     assert error in found
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o610])
+@pytest.mark.parametrize("mode", [0o604, 0o644, 0o664, 0o602, 0o601])
 def test_a_secret_file_that_others_may_open_is_refused_with_the_cure(
-    wrong: Wrong, tmp_path: Path, mode: int
+    read: Check, wrong: Wrong, tmp_path: Path, mode: int
 ) -> None:
     (tmp_path / "main.secret").chmod(mode)
     (error,) = wrong(APP)
     assert f"mode {mode:04o}" in error
-    assert error.endswith(f"chmod 600 {tmp_path}/main.secret")
+    command = f"chmod 600 {tmp_path}/main.secret"
+    assert error.endswith(command)
+    subprocess.run(command.split(), check=True)
+    assert read(APP).apps["main"].secret == Secret("s3cret")
 
 
 def test_a_configuration_with_a_secret_in_it_is_a_secret_file(write: Callable[..., Path]) -> None:
     inline = '[apps.main]\nappid = "wx1"\nsecret = "x"\n'
     assert load(write(APP, mode=0o644), {})
     with pytest.raises(ConfigError, match="holds a secret"):
-        load(write(inline, mode=0o640), {})
+        load(write(inline, mode=0o644), {})
     with pytest.raises(ConfigError, match="may be written by everybody"):
         load(write(APP, mode=0o666), {})
 

@@ -32,6 +32,7 @@ class Daemon:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.crashes: list[tuple[str, Exception]] = []
+        self.gate: Gate
         self.registry: Registry
         self.tickets: Tickets
         self.exchanger: CodeExchanger = bench.wechat
@@ -48,6 +49,7 @@ class Daemon:
         drop_in: bool = False,
         reach: Reach | None = None,
     ) -> None:
+        self.gate = gate
         tools = await self.bench.dependencies()
         self.registry = Registry(list(accounts), tools)
         await self.registry.start()

@@ -58,11 +58,14 @@ TOOLS: Final = {
         "libseccomp2", "root", "/usr/lib*/libseccomp.so.2:/usr/lib/*/libseccomp.so.2"
     ),
     "setpriv": Tool("util-linux", "root"),
+    "unshare": Tool("util-linux", "root"),
     "prlimit": Tool("util-linux", "root"),
     "python3": Tool("python3", "root", "/usr/bin/python3"),  # one that every user may run
     "ensurepip": Tool("python3-venv", "root", "/usr/lib*/python3*/ensurepip"),
     # another Debian
     "mmdebstrap": Tool("mmdebstrap", "root"),
+    # a company's way out
+    "tinyproxy": Tool("tinyproxy"),
     # what judges the files in deploy/
     "systemd-analyze": Tool("systemd"),
     "systemd-socket-activate": Tool("systemd"),

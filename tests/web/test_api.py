@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
@@ -350,6 +351,31 @@ async def test_browsers_and_proxies_get_no_token_but_may_see_the_status(
         assert await problem(response) == (403, code)
         assert CANARY not in await response.text()
     assert (await daemon.get("/v1/status", **{header: value})).status == 200
+
+
+async def test_a_valid_key_may_come_through_any_proxy_and_nothing_else_may(guarded: Daemon) -> None:
+    """A mesh adds X-Forwarded-Proto to every request."""
+    path, meshed = "/v1/tokens/main", {"X-Forwarded-Proto": "http", "Via": "1.1 mesh"}
+    key = {"Authorization": f"Bearer {KEYS['orders']}"}
+    await guarded.look()
+    assert (await guarded.http.get(path, headers={**key, **meshed})).status == 200
+    refused = await guarded.get(path, **meshed)
+    assert await problem(refused) == (403, "forwarded-request")
+    assert "server.trusted_proxies" in (await refused.json())["detail"]
+    wrong = await guarded.get(path, Authorization="Bearer x", **meshed)
+    assert await problem(wrong) == (401, "invalid-key")
+    browser = await guarded.http.get(path, headers={**key, **meshed, "Origin": "null"})
+    assert await problem(browser) == (403, "browser-request")
+
+
+@pytest.mark.parametrize(("network", "status"), [("127.0.0.0/8", 200), ("10.0.0.0/8", 403)])
+async def test_forwarded_requests_of_a_trusted_proxy_are_normal(
+    daemon: Daemon, network: str, status: int
+) -> None:
+    await daemon.look()
+    daemon.gate.admit({}, [], [ip_network(network)])
+    answer = await daemon.get("/v1/tokens/main", **{"X-Forwarded-For": "1.2.3.4"})
+    assert answer.status == status
 
 
 async def test_without_clients_a_program_shows_its_intent_by_a_header(daemon: Daemon) -> None:

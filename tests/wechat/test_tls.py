@@ -8,80 +8,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from socket import MSG_PEEK, create_server, socket
-from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from tests.harness import invariants
+from tests.harness.certificates import LOOPBACK, Authority
 from tests.harness.processes import PATIENCE_S, House, _url, process, until
 
 BODY = b'{"access_token":"over-tls","expires_in":7200}'
 HANDSHAKE = b"\x16"
-NOW = datetime.now(UTC)
-
-
-def name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-@dataclass
-class Authority:
-    """One that the daemon trusts; what it makes is written where `ssl` can load it."""
-
-    home: Path
-    key: ec.EllipticCurvePrivateKey = field(
-        default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
-    )
-
-    def __post_init__(self) -> None:
-        own = self._certificate(
-            "authority", self.key, [x509.BasicConstraints(ca=True, path_length=None)], self.key, NOW
-        )
-        (self.home / "ca.pem").write_bytes(own)
-
-    def context(
-        self, file: str, subject: x509.GeneralName, *, days: int = 1, trusted: bool = True
-    ) -> ssl.SSLContext:
-        """A server's side, with a certificate for that subject."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        parts = [x509.SubjectAlternativeName([subject])]
-        signed = self._certificate(
-            "authority", key, parts, self.key if trusted else key, NOW + timedelta(days=days - 1)
-        )
-        secret = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        (self.home / file).write_bytes(signed + secret)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.home / file)
-        return context
-
-    @staticmethod
-    def _certificate(
-        issuer: str, key: Any, parts: list[Any], signer: ec.EllipticCurvePrivateKey, ends: datetime
-    ) -> bytes:
-        builder = x509.CertificateBuilder(
-            issuer_name=name(issuer),
-            subject_name=name(issuer if key is signer else "server"),
-            public_key=key.public_key(),
-            serial_number=x509.random_serial_number(),
-            not_valid_before=NOW - timedelta(days=9),
-            not_valid_after=ends + timedelta(hours=1),
-        )
-        for part in parts:
-            builder = builder.add_extension(part, critical=True)
-        return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 @dataclass
@@ -140,7 +79,7 @@ def house(tmp_path: Path) -> House:
 def test_an_expired_unsigned_or_misnamed_certificate_is_refused_before_the_secret_is_sent(
     house: House,
 ) -> None:
-    authority, here = Authority(house.home), x509.IPAddress(ip_address("127.0.0.1"))
+    authority, here = Authority(house.home), LOOPBACK
     refused = [
         authority.context("expired.pem", here, days=-1),
         authority.context("self-signed.pem", here, trusted=False),

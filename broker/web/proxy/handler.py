@@ -20,6 +20,7 @@ from yarl import URL
 from broker.config.schema import ProxyTable as Table
 from broker.core.credential import Account
 from broker.core.serving import Served, Unavailable
+from broker.http.way_out import PROXY_ERRORS, OutgoingSession, failure_of_call
 from broker.tokens.keeper import Keeper
 from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import CLIENT, authenticates
@@ -93,7 +94,7 @@ class Proxy:
         table: Table,
         callers: Callers,
         limits: ProxyLimits,
-        out: aiohttp.ClientSession,
+        out: OutgoingSession,
         base: Base,
         counters: ProxyCounters,
         patience_s: float,
@@ -151,7 +152,7 @@ class Proxy:
         try:
             async with call.pace:
                 return await self._exchange(call)
-        except (aiohttp.ClientError, TooLarge, TimeoutError, OSError):
+        except (aiohttp.ClientError, TooLarge, TimeoutError, OSError) as error:
             if call.response is not None:
                 call.outcome = "cut"
                 cut(call.request)
@@ -162,6 +163,10 @@ class Proxy:
                     47001, f"(token-broker: a body has at most {self._table.max_body} bytes)"
                 ) from None
             call.outcome = "unreachable"
+            if isinstance(error, PROXY_ERRORS):
+                code, facts = failure_of_call(error, 0, in_tunnel=True)
+                why = english.FAILURES.reasons[code].format_map(facts)
+                raise ErrcodeError(-1, f"(token-broker: {why})") from None
             raise ErrcodeError(-1, AWAY) from None
 
     async def _exchange(self, call: ProxiedCall) -> web.StreamResponse:
@@ -197,10 +202,10 @@ class Proxy:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The call with this token on its way, up to the head of the answer."""
         query = paths.with_token(call.query, served.token.value.reveal())
-        url = self._base(call.keeper.account).join(URL(f"{call.path}?{query}", encoded=True))
+        url = URL(f"{self._base(call.keeper.account)}{call.path}?{query}", encoded=True)
         data = await call.upload.data()
         async with self._out.request(
-            call.request.method, url, headers=call.headers, data=data, allow_redirects=False
+            call.request.method, url, headers=call.headers, data=data
         ) as answer:
             if answer.status == HTTPStatus.SWITCHING_PROTOCOLS:
                 raise aiohttp.ClientPayloadError  # nobody asked for another protocol

@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import hdrs
 
 from broker.http.no_retry import session_without_retries
+from broker.http.way_out import DIRECT, OutgoingSession, WayOut
 
 MOST_CONNECTIONS: Final = 256  # over all apps
 # An idle connection is closed before WeChat would: a request on one it has closed would be lost
@@ -25,12 +26,19 @@ LEFT_ALONE: Final = (
 
 
 @asynccontextmanager
-async def outgoing(connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client for proxied calls; `connect_timeout_s` is for a place in the pool and a connection, all else is its user's."""
-    connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=KEPT_S)
+async def outgoing(
+    connect_timeout_s: float, way_out: WayOut = DIRECT
+) -> AsyncIterator[OutgoingSession]:
+    """A client for proxied calls; `connect_timeout_s` is for a place in the pool and a connection.
+
+    Its user sets all other limits.
+    """
+    connector = aiohttp.TCPConnector(
+        limit=MOST_CONNECTIONS, keepalive_timeout=KEPT_S, ssl=way_out.tls()
+    )
     async with session_without_retries(
         connector,
         timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_s),
         skip_auto_headers=LEFT_ALONE,
     ) as session:
-        yield session
+        yield OutgoingSession(session, way_out)

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from yarl import URL
 
 from broker.core.answer import MOST_BYTES
+from broker.http.way_out import OutgoingSession
 from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import (
     CLIENT,
@@ -58,7 +59,7 @@ class UserCalls:
         self,
         gate: Gate,
         limits: ProxyLimits,
-        out: aiohttp.ClientSession,
+        out: OutgoingSession,
         base: URL,
         counters: ProxyCounters,
     ) -> None:
@@ -139,7 +140,7 @@ class UserCalls:
         try:
             async with (
                 asyncio.timeout(DEADLINE_S),
-                self._out.get(url, headers=headers, allow_redirects=False) as answer,
+                self._out.request("GET", url, headers=headers) as answer,
             ):
                 body = b""
                 while piece := await answer.content.readany():

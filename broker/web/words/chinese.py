@@ -17,6 +17,12 @@ FAILURES: Final = FailureWords(
         FailureCode.NAME: "域名无法解析",
         FailureCode.CONNECT: "无法连接",
         FailureCode.CONNECTION_BROKE: "连接中断",
+        FailureCode.PROXY_UNREACHABLE: "无法连接出口 HTTP 代理",
+        FailureCode.PROXY_NAME: "出口 HTTP 代理的域名无法解析",
+        FailureCode.PROXY_PASSWORD: "出口 HTTP 代理要求其他用户名和密码（HTTP 407）",
+        FailureCode.PROXY_REFUSED: "出口 HTTP 代理拒绝连接（HTTP {status}）",
+        FailureCode.PROXY_TUNNEL: "出口 HTTP 代理没有建立隧道",
+        FailureCode.PROXY_NOT_HTTP: "出口代理的应答不是 HTTP",
         FailureCode.NOT_HTTP: "应答不是 HTTP（{error}）",
         FailureCode.UNREADABLE: "应答过大或已损坏",
         FailureCode.NOT_AN_ANSWER: "应答不是微信的格式（{flaw}）",
@@ -40,6 +46,9 @@ FAILURES: Final = FailureWords(
     },
     advices={
         Advice.WAIT: "无需处理：系统会自动重试，间隔逐渐加长。",
+        Advice.PROXY: (
+            "没有请求到微信：请检查配置中 [wechat] 的 HTTP 代理；系统会自动重试，间隔逐渐加长。"
+        ),
         Advice.SECRET: "微信不接受该 AppSecret：请把当前的 AppSecret 写入应用的密钥文件并重启。",
         Advice.APPID: "微信不认识该 AppID：请更正配置中的 appid。",
         Advice.RIGHTS: "该账号没有此接口的权限：请在微信后台查看接口权限。",

@@ -21,6 +21,12 @@ FAILURES: Final = FailureWords(
         FailureCode.NAME: "the name does not resolve",
         FailureCode.CONNECT: "cannot connect",
         FailureCode.CONNECTION_BROKE: "the connection broke",
+        FailureCode.PROXY_UNREACHABLE: "the proxy on the way out cannot be reached",
+        FailureCode.PROXY_NAME: "the name of the proxy on the way out does not resolve",
+        FailureCode.PROXY_PASSWORD: "the proxy on the way out wants another user and password (HTTP 407)",
+        FailureCode.PROXY_REFUSED: "the proxy on the way out refused the connection (HTTP {status})",
+        FailureCode.PROXY_TUNNEL: "the proxy on the way out makes no tunnel",
+        FailureCode.PROXY_NOT_HTTP: "the proxy on the way out does not speak HTTP",
         FailureCode.NOT_HTTP: "not HTTP ({error})",
         FailureCode.UNREADABLE: "an answer too large or garbled",
         FailureCode.NOT_AN_ANSWER: "not an answer of WeChat's: {flaw}",
@@ -46,6 +52,10 @@ FAILURES: Final = FailureWords(
     },
     advices={
         Advice.WAIT: "Nothing to do: it is tried again, ever more slowly.",
+        Advice.PROXY: (
+            "WeChat was not asked: see to the HTTP proxy that [wechat] names in the configuration."
+            " It is tried again, ever more slowly."
+        ),
         Advice.SECRET: (
             "WeChat does not accept the AppSecret: put the current one into the app's secret file"
             " and restart."
