@@ -24,7 +24,7 @@ from broker.logins.limits import LoginLimits
 from broker.logins.logins import Logins
 from broker.notify.notifier import Notifier
 from broker.notify.receivers import receivers
-from broker.notify.states import State, states
+from broker.notify.states import TroubleState, states
 from broker.sinks.sinks import Sinks
 from broker.store import open as stores
 from broker.system import early_signals, log
@@ -287,7 +287,7 @@ async def reaching(
     """Write tokens where programs look, and tell people when they are needed. Raises ConfigError."""
     sinks = Sinks(registry.find, clock.wall, clock.now, iso)
 
-    def look() -> set[State]:
+    def look() -> set[TroubleState]:
         return states(registry, store.nodes, store.last_error, sinks.behind, node=store.node)
 
     notifier = Notifier(

@@ -9,7 +9,7 @@ from broker.config.complaints import ConfigError
 from broker.config.settings import NotifySettings
 from broker.notify.notifier import trial
 from broker.notify.receivers import receivers
-from broker.notify.result import Result, Trouble
+from broker.notify.result import SendResult, Trouble
 
 SAID: Final[Mapping[Trouble, str]] = {
     Trouble.UNREACHABLE: "not reached",
@@ -52,7 +52,7 @@ async def told(settings: NotifySettings) -> tuple[list[str], bool]:
     return lines, all(result.trouble is None for result in results)
 
 
-def said(label: str, result: Result) -> str:
+def said(label: str, result: SendResult) -> str:
     """What came of it, in words."""
     if result.trouble is None:
         return "taken"

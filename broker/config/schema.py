@@ -129,7 +129,7 @@ Sha256 = Annotated[
 ]
 ListenAddress = Annotated[Address, PlainValidator(parse_address), NoDecode]
 OwnHost = Annotated[str, AfterValidator(own_host)]
-Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network), NoDecode]
+NetworkText = Annotated[IPv4Network | IPv6Network, PlainValidator(_network), NoDecode]
 ApiBase = Annotated[str, AfterValidator(parse_base)]
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 Broker = Annotated[str, AfterValidator(parse_broker), AfterValidator(_plain)]
@@ -212,7 +212,7 @@ class ServerTable(Table):
         Address("tcp", "127.0.0.1", 8765),
     )
     allowed_hosts: tuple[OwnHost, ...] = ()
-    trusted_proxies: tuple[Network, ...] = ()
+    trusted_proxies: tuple[NetworkText, ...] = ()
     express_lane: Flag = True
 
 

@@ -6,8 +6,8 @@ import warnings
 from typing import Any, Final, Protocol, cast
 
 from broker.core.secret import Secret
-from broker.notify.events import Change, Event
-from broker.notify.result import TAKEN, Result, Trouble
+from broker.notify.events import Event, StateChange
+from broker.notify.result import TAKEN, SendResult, Trouble
 
 DEADLINE_S: Final = 30.0
 KINDS: Final = {"critical": "failure", "warning": "warning", "info": "info"}
@@ -29,9 +29,9 @@ class AppriseReceiver:
         self.label = label
         self._target = target
 
-    async def send(self, event: Event) -> Result:
+    async def send(self, event: Event) -> SendResult:
         """See :class:`broker.notify.result.Receiver`."""
-        kind = "success" if event.change is Change.LEFT else KINDS[event.severity]
+        kind = "success" if event.change is StateChange.LEFT else KINDS[event.severity]
         sending = asyncio.to_thread(
             self._target.notify, body=event.text, title=event.title, notify_type=kind
         )
@@ -39,11 +39,11 @@ class AppriseReceiver:
             # Its own calls have deadlines too; a thread that is left behind ends with them.
             is_delivered = await asyncio.wait_for(sending, DEADLINE_S)
         except TimeoutError:
-            return Result(Trouble.TIMEOUT)
+            return SendResult(Trouble.TIMEOUT)
         # Plug-ins of a hundred services, whose errors may hold the URL
         except Exception:  # noqa: BLE001
             is_delivered = False
-        return TAKEN if is_delivered else Result(Trouble.NOT_DELIVERED)
+        return TAKEN if is_delivered else SendResult(Trouble.NOT_DELIVERED)
 
 
 def is_installed() -> bool:

@@ -9,13 +9,13 @@ from enum import StrEnum
 from typing import Any, Final
 
 from broker import __version__
-from broker.notify.states import State, StateKind
+from broker.notify.states import StateKind, TroubleState
 from broker.notify.texts import TEXTS, Texts
 
 BEIJING_S: Final = 8 * 3600
 
 
-class Change(StrEnum):
+class StateChange(StrEnum):
     """What happened to a state; the values are public."""
 
     ENTERED = "entered"
@@ -47,9 +47,9 @@ class Event:
     `broker` is who tells it, where several share a store.
     """
 
-    change: Change
+    change: StateChange
     at: float
-    state: State | None = None
+    state: TroubleState | None = None
     since: float = 0.0
     broker: str = ""
     language: str = "en"
@@ -70,7 +70,7 @@ class Event:
 
         `info` where nothing is wrong.
         """
-        if self.state is None or self.change is Change.LEFT:
+        if self.state is None or self.change is StateChange.LEFT:
             return "info"
         return "critical" if self.state.kind in URGENT else "warning"
 
@@ -88,7 +88,7 @@ class Event:
         texts = TEXTS[self.language]
         if self.state is None:
             return texts.beside[self.change.value][1]
-        advice = texts.nothing if self.change is Change.LEFT else self._said(texts, 1)
+        advice = texts.nothing if self.change is StateChange.LEFT else self._said(texts, 1)
         about = [advice, texts.since.format(at=moment(self.since, self.language))]
         if self.broker:
             about.append(texts.broker.format(name=self.broker))

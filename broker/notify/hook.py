@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from broker.notify.events import Event
-from broker.notify.result import TAKEN, Result, Trouble
+from broker.notify.result import TAKEN, SendResult, Trouble
 from broker.system import log
 
 DEADLINE_S: Final = 30.0
@@ -30,7 +30,7 @@ class Hook:
         self._deadline_s = deadline_s
         self._turn = asyncio.Lock()
 
-    async def send(self, event: Event) -> Result:
+    async def send(self, event: Event) -> SendResult:
         """See :class:`broker.notify.result.Receiver`."""
         async with self._turn:
             try:
@@ -44,16 +44,16 @@ class Hook:
                     env=_environment(event),
                 )
             except (OSError, ValueError):
-                return Result(Trouble.NOT_STARTED)
+                return SendResult(Trouble.NOT_STARTED)
             try:
                 async with asyncio.timeout(self._deadline_s):
                     await self._talk(process, event)
                     code = await process.wait()
             except TimeoutError:
-                return Result(Trouble.TIMEOUT)
+                return SendResult(Trouble.TIMEOUT)
             finally:
                 await _kill(process)
-        return Result(Trouble.EXIT, code) if code else TAKEN
+        return SendResult(Trouble.EXIT, code) if code else TAKEN
 
     async def _talk(self, process: asyncio.subprocess.Process, event: Event) -> None:
         """Hand it the event, and log what it says until it closes its output."""

@@ -10,10 +10,10 @@ from typing import Any, Final
 from broker.config.settings import NotifySettings
 from broker.core.documents import DocumentStore
 from broker.core.ports import StoreError
-from broker.notify.events import Change, Event, iso
-from broker.notify.plan import Memory, Rules, Telling, plan
-from broker.notify.result import Receiver, Result, Trouble
-from broker.notify.states import State
+from broker.notify.events import Event, StateChange, iso
+from broker.notify.plan import Rules, Telling, ToldBefore, plan
+from broker.notify.result import Receiver, SendResult, Trouble
+from broker.notify.states import TroubleState
 from broker.system import log
 
 DOCUMENT: Final = "notifications"
@@ -35,7 +35,7 @@ class Line:
     sent: int = 0
     lost: int = 0  # given up, or no room
     sent_at: float | None = None
-    trouble: Result | None = None
+    trouble: SendResult | None = None
     trouble_since: float | None = None
 
     def add(self, event: Event) -> None:
@@ -56,7 +56,7 @@ class Notifier:
     def __init__(
         self,
         store: DocumentStore,
-        look: Callable[[], Iterable[State]],
+        look: Callable[[], Iterable[TroubleState]],
         wall: Callable[[], float],
         now: Callable[[], float],
         broker: Callable[[], str | None] = lambda: None,
@@ -70,7 +70,7 @@ class Notifier:
         self._lines: list[Line] = []
         self._workers: list[asyncio.Task[None]] = []
         self._began_at = now()
-        self._memory = Memory()
+        self._memory = ToldBefore()
         self._is_behind = False  # the store does not know what we told meanwhile
         self._asked_at = float("-inf")
         self.store_error: str | None = None
@@ -112,7 +112,7 @@ class Notifier:
         for telling in await self._told(seen.values(), rules):
             self._send(telling, broker or "")
 
-    def _has_something(self, seen: Mapping[str, State], rules: Rules) -> bool:
+    def _has_something(self, seen: Mapping[str, TroubleState], rules: Rules) -> bool:
         """Return True if the store needs to be asked.
 
         It is not asked while nothing is wrong, nor at each look while something is.
@@ -126,14 +126,14 @@ class Notifier:
         is_recent = self._now() - self._asked_at < min(patience, ASKED_EVERY_S)
         if self._is_behind or not is_recent or seen.keys() != self._memory.states.keys():
             return True
-        trial = Memory.read(self._memory.written(), now)
+        trial = ToldBefore.read(self._memory.written(), now)
         return bool(plan(trial, seen.values(), now, rules, looked_for=self._looked_for))
 
     @property
     def _looked_for(self) -> float:
         return self._now() - self._began_at
 
-    async def _told(self, seen: Iterable[State], rules: Rules) -> list[Telling]:
+    async def _told(self, seen: Iterable[TroubleState], rules: Rules) -> list[Telling]:
         """Decide in the store, so that one broker of several tells it.
 
         Where the store fails, decide in memory.
@@ -145,11 +145,11 @@ class Notifier:
 
         def rewrite(text: str | None, now: float) -> str | None:
             nonlocal told, after
-            after = Memory.read(text, now)
+            after = ToldBefore.read(text, now)
             if behind is not None and rules.grace:
                 after.merge(behind)
             elif behind is not None:  # nobody else writes: ours is the later one
-                after = Memory.read(behind.written(), now)
+                after = ToldBefore.read(behind.written(), now)
             after.renew(self._memory)
             told = plan(after, seen, now, rules, looked_for=self._looked_for)
             new = after.written()
@@ -161,7 +161,7 @@ class Notifier:
         except StoreError as error:
             self.store_error, self._is_behind = str(error), True
             now = self._wall()
-            self._memory = Memory.read(self._memory.written(), now)
+            self._memory = ToldBefore.read(self._memory.written(), now)
             return plan(self._memory, seen, now, rules, looked_for=self._looked_for)
         self.store_error, self._is_behind = None, False
         self._memory = after
@@ -197,13 +197,13 @@ class Notifier:
                 line.waiting.popleft()
                 line.lost += result.trouble is not None
 
-    async def _attempt(self, line: Line, event: Event) -> Result:
+    async def _attempt(self, line: Line, event: Event) -> SendResult:
         try:
             result = await line.receiver.send(event)
         # The daemon outlives its bugs; the text may hold the URL
         except Exception as error:  # noqa: BLE001
             log.tell("notification-failed", receiver=line.receiver.label, why=type(error).__name__)
-            result = Result(Trouble.NOT_DELIVERED)
+            result = SendResult(Trouble.NOT_DELIVERED)
         if result.trouble is None:
             line.sent, line.sent_at = line.sent + 1, self._wall()
             line.trouble = line.trouble_since = None
@@ -284,4 +284,4 @@ def _described(line: Line) -> dict[str, Any]:
 
 def trial(settings: NotifySettings, wall: float) -> Event:
     """Return the event that a person sends to try the receivers."""
-    return Event(Change.TEST, wall, language=settings.language)
+    return Event(StateChange.TEST, wall, language=settings.language)

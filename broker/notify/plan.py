@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from broker.notify.events import Change
-from broker.notify.states import State, StateKind
+from broker.notify.events import StateChange
+from broker.notify.states import StateKind, TroubleState
 
 HOUR: Final = 3600.0
 DAY: Final = 86400.0
@@ -36,14 +36,14 @@ class Rules:
 class Remembered:
     """A state that was seen: when first and last, and when it was told last (None: not yet)."""
 
-    state: State
+    state: TroubleState
     since: float
     seen: float
     told: float | None = None
 
 
 @dataclass(slots=True)
-class Memory:
+class ToldBefore:
     """All that is remembered; `sent` are the times of what was told within an hour."""
 
     states: dict[str, Remembered] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Memory:
     is_held_back: bool = False
 
     @classmethod
-    def read(cls, text: str | None, now: float) -> "Memory":
+    def read(cls, text: str | None, now: float) -> "ToldBefore":
         """Read what :meth:`written` wrote; anything else is nothing.
 
         Times in the future are taken for now.
@@ -82,13 +82,13 @@ class Memory:
         ]
         return json.dumps({"states": rows, "sent": self.sent, "is_held_back": self.is_held_back})
 
-    def renew(self, other: "Memory") -> None:
+    def renew(self, other: "ToldBefore") -> None:
         """Take over when another memory saw the same states last."""
         for key, one in self.states.items():
             if key in other.states:
                 one.seen = max(one.seen, other.states[key].seen)
 
-    def merge(self, other: "Memory") -> None:
+    def merge(self, other: "ToldBefore") -> None:
         """Take over what another memory knows: what was told there is not told again."""
         for key, theirs in other.states.items():
             ours = self.states.setdefault(key, theirs)
@@ -100,7 +100,7 @@ class Memory:
 
 
 def _remembered(row: dict[str, Any], now: float) -> Remembered:
-    state = State(StateKind(row["kind"]), row["app"], row["about"], row["facts"])
+    state = TroubleState(StateKind(row["kind"]), row["app"], row["about"], row["facts"])
     told = None if row["told"] is None else min(float(row["told"]), now)
     return Remembered(state, min(float(row["since"]), now), min(float(row["seen"]), now), told)
 
@@ -109,13 +109,13 @@ def _remembered(row: dict[str, Any], now: float) -> Remembered:
 class Telling:
     """Something to tell: of a state since a time, or of none."""
 
-    change: Change
-    state: State | None = None
+    change: StateChange
+    state: TroubleState | None = None
     since: float = 0.0
 
 
 def plan(
-    memory: Memory, seen: Iterable[State], now: float, rules: Rules, *, looked_for: float
+    memory: ToldBefore, seen: Iterable[TroubleState], now: float, rules: Rules, *, looked_for: float
 ) -> list[Telling]:
     """Bring what is remembered up to date, and return what is to be told now.
 
@@ -147,21 +147,21 @@ def _patience(one: Remembered, rules: Rules) -> float:
 
 def _due(one: Remembered, now: float, rules: Rules) -> Telling | None:
     if one.told is None:
-        entered = Telling(Change.ENTERED, one.state, one.since)
+        entered = Telling(StateChange.ENTERED, one.state, one.since)
         return entered if now - one.since >= rules.hold else None
     is_due = rules.remind > 0 and now - one.told >= rules.remind
-    return Telling(Change.REMINDER, one.state, one.since) if is_due else None
+    return Telling(StateChange.REMINDER, one.state, one.since) if is_due else None
 
 
-def _over(memory: Memory, key: str) -> Telling | None:
+def _over(memory: ToldBefore, key: str) -> Telling | None:
     one = memory.states[key]
     if one.told is None:
         del memory.states[key]
         return None
-    return Telling(Change.LEFT, one.state, one.since)
+    return Telling(StateChange.LEFT, one.state, one.since)
 
 
-def _within_budget(memory: Memory, due: Sequence[Telling], now: float) -> list[Telling]:
+def _within_budget(memory: ToldBefore, due: Sequence[Telling], now: float) -> list[Telling]:
     """Choose what may be told this hour, and note that it was.
 
     The rest is due again at the next look.
@@ -174,13 +174,13 @@ def _within_budget(memory: Memory, due: Sequence[Telling], now: float) -> list[T
         if len(memory.sent) >= MOST_AN_HOUR:
             if not memory.is_held_back:
                 memory.is_held_back = True
-                told.append(Telling(Change.HELD_BACK))
+                told.append(Telling(StateChange.HELD_BACK))
             break
         memory.sent.append(now)
         told.append(telling)
         if telling.state is None:
             continue
-        if telling.change is Change.LEFT:
+        if telling.change is StateChange.LEFT:
             del memory.states[telling.state.key]
         else:
             memory.states[telling.state.key].told = now

@@ -23,7 +23,7 @@ class Trouble(StrEnum):
     NOT_DELIVERED = "not-delivered"  # by Apprise, which does not say more
 
 
-class Result(NamedTuple):
+class SendResult(NamedTuple):
     """`trouble` is None where the event was taken.
 
     `number` is an HTTP status, an errcode or an exit code.
@@ -33,7 +33,7 @@ class Result(NamedTuple):
     number: int | None = None
 
 
-TAKEN = Result()
+TAKEN = SendResult()
 
 
 class Receiver(Protocol):
@@ -41,5 +41,5 @@ class Receiver(Protocol):
 
     label: str
 
-    async def send(self, event: Event) -> Result:
+    async def send(self, event: Event) -> SendResult:
         """Send an event; ends within a minute and raises nothing."""

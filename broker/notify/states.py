@@ -35,7 +35,7 @@ class StateKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TroubleState:
     """Something that is wrong. `app` is empty where it is not about one.
 
     `facts` are what its sentences name, and hold neither a token nor a secret.
@@ -70,7 +70,7 @@ def states(
     sinks_behind: Iterable[tuple[str, str]] = (),
     *,
     node: str = "",
-) -> set[State]:
+) -> set[TroubleState]:
     """Return everything that needs a person now.
 
     `sinks_behind` are the apps and labels of sinks that do not hold the token in force. `node`
@@ -80,30 +80,30 @@ def states(
     keepers = list(keepers)
     found = {state for keeper in keepers for state in _of_app(keeper)}
     if store_error or any(keeper.store_error for keeper in keepers):
-        found.add(State(StateKind.STORE_FAILING, about=node))
+        found.add(TroubleState(StateKind.STORE_FAILING, about=node))
     # By the store's clock, on which we ourselves are seen every two seconds.
     now = max((one.seen_at for one in nodes), default=0.0)
     for one in nodes:
         if now - one.seen_at >= SILENT_S:
-            found.add(State(StateKind.BROKER_SILENT, about=one.name))
-    found |= {State(StateKind.SINK_BEHIND, app, label) for app, label in sinks_behind}
+            found.add(TroubleState(StateKind.BROKER_SILENT, about=one.name))
+    found |= {TroubleState(StateKind.SINK_BEHIND, app, label) for app, label in sinks_behind}
     return found
 
 
-def _of_app(keeper: Keeper) -> Iterator[State]:
+def _of_app(keeper: Keeper) -> Iterator[TroubleState]:
     app, credential, spent = keeper.account.name, keeper.credential, keeper.usage()
     about = _facts(keeper)
     if keeper.serve() is None:
-        yield State(StateKind.NO_TOKEN, app, facts=about)
+        yield TroubleState(StateKind.NO_TOKEN, app, facts=about)
     refused = None if credential.failure is None else _refusal(credential.failure)
     if refused is not None:
-        yield State(refused, app, facts={**about, **_facts_of(credential.failure)})
+        yield TroubleState(refused, app, facts={**about, **_facts_of(credential.failure)})
     if spent.remaining == 0 and refused is not StateKind.QUOTA_SPENT:
-        yield State(StateKind.QUOTA_SPENT, app, facts={**about, "limit": spent.limit})
+        yield TroubleState(StateKind.QUOTA_SPENT, app, facts={**about, "limit": spent.limit})
     elif spent.remaining and max(spent.today, spent.last_24h) >= NEARLY * spent.limit:
-        yield State(StateKind.QUOTA_NEARLY_SPENT, app, facts={**about, "limit": spent.limit})
+        yield TroubleState(StateKind.QUOTA_NEARLY_SPENT, app, facts={**about, "limit": spent.limit})
     if credential.second_issuer.suspected:
-        yield State(StateKind.SECOND_ISSUER, app, facts=about)
+        yield TroubleState(StateKind.SECOND_ISSUER, app, facts=about)
 
 
 def _refusal(failure: Failure) -> StateKind | None:

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from broker.core.secret import Secret
-from broker.notify.events import Change, Event, iso
-from broker.notify.result import TAKEN, Result, Trouble
+from broker.notify.events import Event, StateChange, iso
+from broker.notify.result import TAKEN, SendResult, Trouble
 from broker.notify.robots import Request, Robot
 
 DEADLINE_S: Final = 10.0
@@ -26,7 +26,7 @@ class Webhook:
         self._robot = robot
         self.label = f"{robot.name if robot else 'webhook'} {urlsplit(url.reveal()).hostname}"
 
-    async def send(self, event: Event) -> Result:
+    async def send(self, event: Event) -> SendResult:
         """See :class:`broker.notify.result.Receiver`."""
         url = self._url.reveal()
         request = Request(url, alert(event))
@@ -35,18 +35,18 @@ class Webhook:
         try:
             status, answer = await _post(request)
         except TimeoutError:
-            return Result(Trouble.TIMEOUT)
+            return SendResult(Trouble.TIMEOUT)
         except (aiohttp.ClientSSLError, ssl.SSLError):
-            return Result(Trouble.TLS)
+            return SendResult(Trouble.TLS)
         except (aiohttp.ClientError, OSError, ValueError):
-            return Result(Trouble.UNREACHABLE)
+            return SendResult(Trouble.UNREACHABLE)
         errcode = None if self._robot is None else _errcode(self._robot, answer)
         if errcode:  # says more than the status, which is 200 as a rule
-            return Result(Trouble.REFUSED, errcode)
+            return SendResult(Trouble.REFUSED, errcode)
         if not 200 <= status < 300:  # noqa: PLR2004 -- HTTP's good answers
-            return Result(Trouble.HTTP_STATUS, status)
+            return SendResult(Trouble.HTTP_STATUS, status)
         if self._robot is not None and errcode is None:
-            return Result(Trouble.NO_ANSWER_OF_ITS_KIND)
+            return SendResult(Trouble.NO_ANSWER_OF_ITS_KIND)
         return TAKEN
 
 
@@ -76,7 +76,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 def alert(event: Event) -> dict[str, Any]:
     """Return an event as Alertmanager's webhook has an alert (version 4), the event beside it."""
-    is_over = event.change is Change.LEFT
+    is_over = event.change is StateChange.LEFT
     named = {
         "alertname": event.name,
         "severity": event.severity,

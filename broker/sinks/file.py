@@ -19,7 +19,7 @@ from typing import Final
 from broker.config.reach import why_not_here
 from broker.config.settings import FileSinkSettings
 from broker.sinks.formats import Writing, encoded, is_older
-from broker.sinks.outcome import Fault, SinkError
+from broker.sinks.outcome import SinkError, SinkFault
 
 FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 LONGEST_ORDER: Final = 200
@@ -51,7 +51,7 @@ class FileSink:
             work()
         except OSError as error:
             full = error.errno in FULL
-            raise SinkError(Fault.DISK_FULL if full else Fault.NOT_WRITABLE) from None
+            raise SinkError(SinkFault.DISK_FULL if full else SinkFault.NOT_WRITABLE) from None
 
     def _write(self, writing: Writing) -> None:
         path, order = self._settings.path, writing.order()
@@ -61,7 +61,7 @@ class FileSink:
             if known == order and not moved and _is_untouched(path, file):
                 return
         if why_not_here(path.parent):
-            raise SinkError(Fault.OPEN_TO_OTHERS)
+            raise SinkError(SinkFault.OPEN_TO_OTHERS)
         with self._order() as kept:
             if is_older(order, kept.read()) and path.exists():
                 return
@@ -107,7 +107,7 @@ class FileSink:
         fd = os.open(beside, flags, 0o600)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise SinkError(Fault.OPEN_TO_OTHERS)
+                raise SinkError(SinkFault.OPEN_TO_OTHERS)
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield _Order(fd)
         finally:

@@ -6,7 +6,7 @@ from typing import Protocol
 from broker.sinks.formats import Writing
 
 
-class Fault(StrEnum):
+class SinkFault(StrEnum):
     """Why a sink does not hold the token in force; pages and commands put it into words."""
 
     DISK_FULL = "disk-full"
@@ -22,7 +22,7 @@ class Fault(StrEnum):
 class SinkError(Exception):
     """A sink could not be written; the text is the fault, and holds nothing else."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: SinkFault) -> None:
         super().__init__(fault.value)
         self.fault = fault
 

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from broker.config.settings import RedisSinkSettings
 from broker.sinks.formats import Writing, encoded
-from broker.sinks.outcome import Fault, SinkError
+from broker.sinks.outcome import SinkError, SinkFault
 
 PATIENCE_S: Final = 5.0  # for a connection, and for an answer
 KEPT_S: Final = 86_400  # the order, beyond the token's end: an older one may still come
@@ -84,10 +84,10 @@ class RedisSink:
         try:
             return await ask()
         except exceptions.AuthenticationError:
-            raise SinkError(Fault.WRONG_PASSWORD) from None
+            raise SinkError(SinkFault.WRONG_PASSWORD) from None
         except (exceptions.TimeoutError, TimeoutError):
-            raise SinkError(Fault.TIMEOUT) from None
+            raise SinkError(SinkFault.TIMEOUT) from None
         except (exceptions.ConnectionError, OSError):
-            raise SinkError(Fault.UNREACHABLE) from None
+            raise SinkError(SinkFault.UNREACHABLE) from None
         except exceptions.RedisError:
-            raise SinkError(Fault.REFUSED) from None
+            raise SinkError(SinkFault.REFUSED) from None

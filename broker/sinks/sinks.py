@@ -14,7 +14,7 @@ from broker.config.settings import FileSinkSettings, SinkSettings
 from broker.core.serving import Served
 from broker.sinks.file import FileSink
 from broker.sinks.formats import Writing
-from broker.sinks.outcome import Fault, Sink, SinkError
+from broker.sinks.outcome import Sink, SinkError, SinkFault
 from broker.sinks.redis import RedisSink
 from broker.system import log
 from broker.tokens.keeper import Keeper
@@ -41,7 +41,7 @@ class Place:
     settings: SinkSettings
     version: str | None = None  # what it holds as far as we know; EMPTY where nothing may be served
     written_at: float | None = None
-    fault: Fault | None = None
+    fault: SinkFault | None = None
     fault_since: float | None = None
     failures: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -114,7 +114,7 @@ class Sinks:
         # A bug in it costs nobody a token; its text may quote one
         except Exception as error:  # noqa: BLE001
             log.tell("sink-behind", app=place.app, sink=place.sink.label, why=type(error).__name__)
-            self._failed(place, Fault.BUG)
+            self._failed(place, SinkFault.BUG)
             return
         if place.version != version or place.fault is not None:
             place.written_at = self._wall()
@@ -139,7 +139,7 @@ class Sinks:
             ends_at=wall + served.expires_in,
         )
 
-    def _failed(self, place: Place, fault: Fault) -> None:
+    def _failed(self, place: Place, fault: SinkFault) -> None:
         place.failures += 1
         place.outcomes[fault.value] += 1
         if place.fault is None:

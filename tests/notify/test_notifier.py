@@ -11,17 +11,17 @@ from broker.config.settings import NotifySettings
 from broker.core.credential import SecondIssuer
 from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Node, StoreError
-from broker.notify.events import Change, Event
+from broker.notify.events import Event, StateChange
 from broker.notify.notifier import MOST_WAITING, Line, Notifier
-from broker.notify.result import TAKEN, Result, Trouble
-from broker.notify.states import State, StateKind, states
+from broker.notify.result import TAKEN, SendResult, Trouble
+from broker.notify.states import StateKind, TroubleState, states
 from broker.store.postgres.store import PostgresStore
 from broker.store.sqlite.store import SqliteStore
 from broker.tokens.keeper import Keeper
 from tests.harness.doubles import ACCOUNT, CANARY, DOWN, Bench, ManualClock, looked
 
 HOLD = NotifySettings(hold=300)
-GONE = State(StateKind.NO_TOKEN, "main", facts={"appid": "wx", "platform": "wechat"})
+GONE = TroubleState(StateKind.NO_TOKEN, "main", facts={"appid": "wx", "platform": "wechat"})
 
 
 @dataclass
@@ -30,9 +30,9 @@ class Inbox:
 
     label: str = "inbox"
     events: list[Event] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
+    results: list[SendResult] = field(default_factory=list)
 
-    async def send(self, event: Event) -> Result:
+    async def send(self, event: Event) -> SendResult:
         self.events.append(event)
         return self.results.pop(0) if self.results else TAKEN
 
@@ -49,7 +49,7 @@ async def settled() -> None:
 # --- what is read off keepers ---------------------------------------------------------------------
 
 
-def seen(keeper: Keeper, **more: Any) -> dict[str, State]:
+def seen(keeper: Keeper, **more: Any) -> dict[str, TroubleState]:
     found = states([keeper], more.pop("nodes", ()), more.pop("store_error", None), **more)
     return {state.kind.value: state for state in found}
 
@@ -128,19 +128,19 @@ class Run:
 
     store: SqliteStore | PostgresStore
     clock: ManualClock
-    seen: list[State] = field(default_factory=list)
+    seen: list[TroubleState] = field(default_factory=list)
     inbox: Inbox = field(default_factory=Inbox)
     broker: str | None = None
     notifier: Notifier = field(init=False)
 
     def __post_init__(self) -> None:
-        look: Callable[[], Iterable[State]] = lambda: self.seen  # noqa: E731 -- short
+        look: Callable[[], Iterable[TroubleState]] = lambda: self.seen  # noqa: E731 -- short
         self.notifier = Notifier(
             self.store, look, self.clock.wall, self.clock.now, lambda: self.broker
         )
         self.notifier.apply(HOLD, [self.inbox])
 
-    async def after(self, seconds: float, *seen: State) -> list[str]:
+    async def after(self, seconds: float, *seen: TroubleState) -> list[str]:
         """What has been told once so much time has passed in which the notifier looked."""
         self.seen = list(seen)
         while seconds > 0:
@@ -210,7 +210,7 @@ async def test_of_two_brokers_on_one_store_one_tells_it(database: str) -> None:
 async def test_a_store_that_fails_is_told_from_memory_and_not_again_when_it_is_back(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing = State(StateKind.STORE_FAILING)
+    failing = TroubleState(StateKind.STORE_FAILING)
 
     async def refuse(*_: object) -> None:
         raise StoreError("the disk is full")
@@ -242,11 +242,11 @@ async def test_a_receiver_that_refuses_is_tried_again_and_its_trouble_shown(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.notify.notifier.AGAIN_AFTER_S", (0.0, 0.0))
-    run.inbox.results = [Result(Trouble.REFUSED, 45009), Result(Trouble.TIMEOUT)]
+    run.inbox.results = [SendResult(Trouble.REFUSED, 45009), SendResult(Trouble.TIMEOUT)]
     assert await run.after(310, GONE) == ["entered no-token"] * 3
     (receiver,) = run.notifier.status()["receivers"]
     assert (receiver["sent"], receiver["lost"], receiver["trouble"]) == (1, 0, None)
-    run.inbox.results = [Result(Trouble.REFUSED, 93000)] * 3
+    run.inbox.results = [SendResult(Trouble.REFUSED, 93000)] * 3
     await run.after(400)
     (receiver,) = run.notifier.status()["receivers"]
     assert (receiver["sent"], receiver["lost"]) == (1, 1)
@@ -257,7 +257,7 @@ async def test_a_receiver_that_hangs_keeps_nobody_waiting(run: Run) -> None:
     never = asyncio.Event()
 
     class Deaf(Inbox):
-        async def send(self, _event: Event) -> Result:
+        async def send(self, _event: Event) -> SendResult:
             await never.wait()
             return TAKEN
 
@@ -269,7 +269,7 @@ async def test_a_bug_in_a_receiver_harms_nobody(run: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr("broker.notify.notifier.AGAIN_AFTER_S", ())
 
     class Broken(Inbox):
-        async def send(self, _event: Event) -> Result:
+        async def send(self, _event: Event) -> SendResult:
             raise ZeroDivisionError(CANARY)
 
     run.notifier.apply(HOLD, [Broken("broken"), run.inbox])
@@ -280,5 +280,5 @@ async def test_a_bug_in_a_receiver_harms_nobody(run: Run, monkeypatch: pytest.Mo
 async def test_what_waits_is_bounded_and_the_oldest_is_lost() -> None:
     line = Line(Inbox())
     for number in range(MOST_WAITING + 5):
-        line.add(Event(Change.TEST, float(number)))
+        line.add(Event(StateChange.TEST, float(number)))
     assert (len(line.waiting), line.lost, line.waiting[0].at) == (MOST_WAITING, 5, 5.0)

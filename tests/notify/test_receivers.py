@@ -17,25 +17,25 @@ from broker.config.complaints import ConfigError
 from broker.config.settings import NotifySettings
 from broker.core.secret import Secret
 from broker.notify import apprise
-from broker.notify.events import Change, Event
+from broker.notify.events import Event, StateChange
 from broker.notify.hook import Hook
 from broker.notify.receivers import receivers
-from broker.notify.result import TAKEN, Receiver, Result, Trouble
+from broker.notify.result import TAKEN, Receiver, SendResult, Trouble
 from broker.notify.robots import LONGEST_TEXT, shortened
-from broker.notify.states import State, StateKind
+from broker.notify.states import StateKind, TroubleState
 from broker.sandbox import SandboxOptions, create_app
 from broker.sandbox.robots import MOST_A_MINUTE, SECRET
 from broker.sandbox.state import STATE
 from broker.system import log
 from tests.harness.doubles import APPID, CANARY, NOON
 
-STATE_40164 = State(
+STATE_40164 = TroubleState(
     StateKind.IP_NOT_ALLOWED,
     "main",
     facts={"appid": APPID, "platform": "wechat", "errcode": 40164, "ip": "203.0.113.7"},
 )
-EVENT = Event(Change.ENTERED, NOON + 300, STATE_40164, NOON, language="zh-CN")
-OVER = Event(Change.LEFT, NOON + 900, STATE_40164, NOON)
+EVENT = Event(StateChange.ENTERED, NOON + 300, STATE_40164, NOON, language="zh-CN")
+OVER = Event(StateChange.LEFT, NOON + 900, STATE_40164, NOON)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -44,7 +44,7 @@ def told(*urls: str, hook: Path | None = None) -> list[Receiver]:
     return receivers(NotifySettings(hook=hook, urls=lines))
 
 
-async def send(url: str, event: Event = EVENT) -> Result:
+async def send(url: str, event: Event = EVENT) -> SendResult:
     (receiver,) = told(url)
     return await receiver.send(event)
 
@@ -101,7 +101,7 @@ async def test_each_robot_gets_what_a_person_must_do_with_the_ip(
 async def test_a_robots_errcode_is_read_though_it_answers_200(
     sandbox: TestServer, robot: str, errcode: int
 ) -> None:
-    assert await send(url_of(sandbox, robot, "wrong")) == Result(Trouble.REFUSED, errcode)
+    assert await send(url_of(sandbox, robot, "wrong")) == SendResult(Trouble.REFUSED, errcode)
     assert said(sandbox) == []
 
 
@@ -112,8 +112,8 @@ async def test_a_robot_that_wants_signatures_gets_them(
     sandbox: TestServer, robot: str, mark: str, errcode: int
 ) -> None:
     url = url_of(sandbox, robot, "signed")
-    assert await send(url) == Result(Trouble.REFUSED, errcode)
-    assert await send(f"{url}{mark}secret=another") == Result(Trouble.REFUSED, errcode)
+    assert await send(url) == SendResult(Trouble.REFUSED, errcode)
+    assert await send(f"{url}{mark}secret=another") == SendResult(Trouble.REFUSED, errcode)
     assert await send(f"{url}{mark}secret={SECRET}") == TAKEN
     assert len(said(sandbox)) == 1
 
@@ -126,22 +126,22 @@ async def test_a_robot_that_is_told_too_much_says_so(
 ) -> None:
     for _ in range(MOST_A_MINUTE):
         assert await send(url_of(sandbox, robot)) == TAKEN
-    assert await send(url_of(sandbox, robot)) == Result(Trouble.REFUSED, errcode)
+    assert await send(url_of(sandbox, robot)) == SendResult(Trouble.REFUSED, errcode)
 
 
 @pytest.mark.parametrize(
     ("status", "answer", "result"),
     [
-        (200, b"<html>", Result(Trouble.NO_ANSWER_OF_ITS_KIND)),
-        (200, b'{"errcode": "0"}', Result(Trouble.NO_ANSWER_OF_ITS_KIND)),
-        (200, b"[" * 100_000, Result(Trouble.NO_ANSWER_OF_ITS_KIND)),
-        (502, b"{}", Result(Trouble.HTTP_STATUS, 502)),
-        (400, b'{"errcode": 40008}', Result(Trouble.REFUSED, 40008)),
-        (302, b"", Result(Trouble.HTTP_STATUS, 302)),
+        (200, b"<html>", SendResult(Trouble.NO_ANSWER_OF_ITS_KIND)),
+        (200, b'{"errcode": "0"}', SendResult(Trouble.NO_ANSWER_OF_ITS_KIND)),
+        (200, b"[" * 100_000, SendResult(Trouble.NO_ANSWER_OF_ITS_KIND)),
+        (502, b"{}", SendResult(Trouble.HTTP_STATUS, 502)),
+        (400, b'{"errcode": 40008}', SendResult(Trouble.REFUSED, 40008)),
+        (302, b"", SendResult(Trouble.HTTP_STATUS, 302)),
     ],
 )
 async def test_whatever_a_robots_address_answers_is_said_by_its_kind(
-    status: int, answer: bytes, result: Result
+    status: int, answer: bytes, result: SendResult
 ) -> None:
     async def handler(request: web.Request) -> web.Response:
         assert request.path == "/cgi-bin/webhook/send", "a redirect is not followed"
@@ -194,9 +194,9 @@ async def test_a_webhook_that_nobody_serves_or_that_hangs_costs_its_deadline_onl
         return web.Response()
 
     async with serving(handler) as base:
-        assert await send(f"{base}/x") == Result(Trouble.TIMEOUT)
+        assert await send(f"{base}/x") == SendResult(Trouble.TIMEOUT)
         hanging.set()
-    assert await send(f"{base}/x") == Result(Trouble.UNREACHABLE)
+    assert await send(f"{base}/x") == SendResult(Trouble.UNREACHABLE)
 
 
 async def test_an_endless_answer_is_cut() -> None:
@@ -208,7 +208,7 @@ async def test_an_endless_answer_is_cut() -> None:
         return response
 
     async with serving(handler) as base:
-        assert await send(f"{base}/cgi-bin/webhook/send?key=k") == Result(
+        assert await send(f"{base}/cgi-bin/webhook/send?key=k") == SendResult(
             Trouble.NO_ANSWER_OF_ITS_KIND
         )
 
@@ -264,7 +264,7 @@ async def test_apprise_reaches_what_it_knows() -> None:
     async with serving(handler) as base:
         url = base.replace("http", "json")
         assert await send(url) == TAKEN
-        assert await send(url) == Result(Trouble.NOT_DELIVERED)
+        assert await send(url) == SendResult(Trouble.NOT_DELIVERED)
     assert "203.0.113.7" in bodies[0]["message"]
     assert bodies[0]["type"] == "failure"
 
@@ -316,8 +316,8 @@ async def test_the_hook_gets_the_event_on_stdin_and_its_name_in_the_environment(
 
 
 async def test_a_hook_that_fails_says_with_what(tmp_path: Path) -> None:
-    assert await Hook(script(tmp_path, "exit 3")).send(EVENT) == Result(Trouble.EXIT, 3)
-    assert await Hook(tmp_path / "none").send(EVENT) == Result(Trouble.NOT_STARTED)
+    assert await Hook(script(tmp_path, "exit 3")).send(EVENT) == SendResult(Trouble.EXIT, 3)
+    assert await Hook(tmp_path / "none").send(EVENT) == SendResult(Trouble.NOT_STARTED)
 
 
 async def test_a_hook_need_not_read_what_it_is_told(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ async def test_a_hook_need_not_read_what_it_is_told(tmp_path: Path) -> None:
 async def test_a_hook_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     hook = Hook(script(tmp_path, f"sleep 1000 & echo $$ $! > {pids}; wait"), deadline_s=0.5)
-    assert await hook.send(EVENT) == Result(Trouble.TIMEOUT)
+    assert await hook.send(EVENT) == SendResult(Trouble.TIMEOUT)
     async with asyncio.timeout(10):
         for pid in pids.read_text().split():
             while _runs(pid):

@@ -136,8 +136,6 @@ async def test_a_wrong_key_is_the_gates_own_refusal(guarded: Proxied) -> None:
     [
         {"Host": "evil.example"},
         {"Origin": "https://evil.example"},
-        {"Via": "1.1 x"},
-        {"X-Forwarded-For": "1.2.3.4"},
     ],
 )
 async def test_the_gate_stands_before_it(guarded: Proxied, foreign: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from broker.config.schema import SinkFormat
 from broker.config.settings import FileSinkSettings
 from broker.sinks.file import FileSink
 from broker.sinks.formats import Writing
-from broker.sinks.outcome import Fault, SinkError
+from broker.sinks.outcome import SinkError, SinkFault
 from tests.harness.doubles import APPID, CANARY, NOON
 from tests.harness.small_disk import fill
 
@@ -133,7 +133,7 @@ async def test_a_token_of_an_earlier_process_goes_when_its_time_is_over(tmp_path
     assert not (tmp_path / "main").exists()
 
 
-async def fault(target: FileSink, call: int = 1) -> Fault:
+async def fault(target: FileSink, call: int = 1) -> SinkFault:
     with pytest.raises(SinkError) as caught:
         await target.write(writing(call))
     return caught.value.fault
@@ -143,13 +143,13 @@ async def test_a_directory_that_opened_up_meanwhile_is_refused(tmp_path: Path) -
     target = sink(tmp_path / "main")
     await target.write(writing())
     tmp_path.chmod(0o777)
-    assert await fault(target, 2) is Fault.OPEN_TO_OTHERS
+    assert await fault(target, 2) is SinkFault.OPEN_TO_OTHERS
     assert (tmp_path / "main").read_text() == TOKEN
 
 
 async def test_a_link_in_the_place_of_the_version_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / ".main.version").symlink_to(tmp_path / "elsewhere")
-    assert await fault(sink(tmp_path / "main")) is Fault.NOT_WRITABLE
+    assert await fault(sink(tmp_path / "main")) is SinkFault.NOT_WRITABLE
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -166,7 +166,7 @@ async def test_a_full_disk_is_said_and_the_old_token_stays_whole(small_disk: Pat
     target = sink(small_disk / "main")
     await target.write(writing())
     ballast = fill(small_disk)
-    assert await fault(target, 2) is Fault.DISK_FULL
+    assert await fault(target, 2) is SinkFault.DISK_FULL
     assert (small_disk / "main").read_text() == TOKEN
     assert {path.name for path in small_disk.iterdir()} == {"main", ".main.version", "ballast"}
     ballast.unlink()

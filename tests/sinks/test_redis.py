@@ -16,7 +16,7 @@ from broker.config.schema import SinkFormat
 from broker.config.settings import RedisSinkSettings
 from broker.core.secret import Secret
 from broker.sinks.formats import Writing
-from broker.sinks.outcome import Fault, SinkError
+from broker.sinks.outcome import SinkError, SinkFault
 from broker.sinks.redis import RedisSink
 from broker.sinks.sinks import Sinks
 from tests.harness.doubles import APPID, CANARY, NOON, Bench, looked, value_of
@@ -125,7 +125,7 @@ async def test_many_writers_at_once_end_with_the_newest(redis: RedisServer, read
         await sink.close()
 
 
-async def fault(attempt: Callable[[], Awaitable[None]]) -> Fault:
+async def fault(attempt: Callable[[], Awaitable[None]]) -> SinkFault:
     with pytest.raises(SinkError) as caught:
         await attempt()
     assert CANARY not in str(caught.value)
@@ -140,16 +140,16 @@ async def test_what_is_wrong_is_said_by_its_kind(
     guarded.start()
     wrong = guarded.url.replace("password", "wrong")
     async with opened(settings(guarded, url=wrong)) as sink:
-        assert await fault(lambda: sink.write(writing())) is Fault.WRONG_PASSWORD
+        assert await fault(lambda: sink.write(writing())) is SinkFault.WRONG_PASSWORD
         assert CANARY not in sink.label
     async with opened(settings(guarded)) as sink:
         await sink.write(writing())
         guarded.stop()
-        assert await fault(lambda: sink.write(writing())) is Fault.UNREACHABLE
+        assert await fault(lambda: sink.write(writing())) is SinkFault.UNREACHABLE
     async with opened(settings(redis)) as sink:
         await sink.write(writing())
         reader.config_set("maxmemory", "1")
-        assert await fault(lambda: sink.write(writing(2))) is Fault.REFUSED
+        assert await fault(lambda: sink.write(writing(2))) is SinkFault.REFUSED
 
 
 async def test_a_server_that_hangs_costs_its_deadline_only(
@@ -166,7 +166,7 @@ async def test_a_server_that_hangs_costs_its_deadline_only(
     port = server.sockets[0].getsockname()[1]
     url = Secret(f"redis://127.0.0.1:{port}/0")
     async with opened(RedisSinkSettings(url, "k", SinkFormat.TEXT)) as sink:
-        assert await fault(lambda: sink.write(writing())) is Fault.TIMEOUT
+        assert await fault(lambda: sink.write(writing())) is SinkFault.TIMEOUT
     done.set()
     server.close()
     await server.wait_closed()

@@ -10,7 +10,7 @@ from broker.cli import query
 from broker.http.language import CHINESE, ENGLISH
 from broker.notify.result import Trouble
 from broker.notify.states import StateKind
-from broker.sinks.outcome import Fault
+from broker.sinks.outcome import SinkFault
 from broker.web.gate import Gate
 from broker.web.page.messages import PAGE
 from broker.web.reach import Reach
@@ -113,7 +113,7 @@ async def test_status_and_metrics_say_what_is_behind(daemon: Daemon) -> None:
 
 
 def test_each_code_has_words_in_both_languages() -> None:
-    keys = {f"trouble_{code.value}" for code in (*Trouble, *Fault)}
+    keys = {f"trouble_{code.value}" for code in (*Trouble, *SinkFault)}
     keys |= {f"event_{kind.value}" for kind in StateKind}
     keys |= {f"sink_{state}" for state in ("current", "behind", "waiting", "empty")}
     for language in (ENGLISH, CHINESE):

@@ -51,7 +51,7 @@ def _tone(keeper: Keeper) -> str:
 def card(report: StatusReport, shown: CardSubject, lang: str) -> dict[str, Any]:
     """Return what the template shows of an app: its status, and sentences about it."""
     status = report.login_only(shown) if isinstance(shown, Account) else report.app(shown)
-    more = {"spent_text": ""}
+    more: dict[str, Any] = {"spent_text": "", "sinks": []}
     if not isinstance(shown, Account):
         more = _with_token(report, shown, status, lang)
     return {
