@@ -1,6 +1,5 @@
 """What [notify] and [[apps.NAME.sinks]] mean: whom the daemon tells, and where it writes tokens."""
 
-import grp
 import os
 import stat
 from collections.abc import Mapping
@@ -113,6 +112,8 @@ def _file(table: SinkTable, key: ConfigKey, reader: SecretReader) -> FileSinkSet
         problems.add((*key, "path"), why)
     if table.group is not None:
         try:
+            import grp  # noqa: PLC0415 -- Windows has none
+
             group = grp.getgrnam(table.group).gr_gid
         except KeyError:
             problems.add((*key, "group"), "names no group of this machine")
