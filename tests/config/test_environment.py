@@ -86,7 +86,7 @@ UNLIKE_THE_DEFAULT = {
     "proxy.prefixes": ["/cgi-bin/", "/wxa/"],
     "avatars.listen": "127.0.0.1:2",
     "avatars.broker": "unix:/run/b.sock",
-    "notify.language": "en",
+    "notify.language": "zh-CN",
 }
 NEEDED = {"appid", "app", "secret", "secret_file", "key_file", "key_sha256"}
 WITHOUT_EFFECT_HERE = {"node", "apps", "allow_plaintext"}

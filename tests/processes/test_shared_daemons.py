@@ -78,9 +78,8 @@ def test_a_rotation_on_one_host_reaches_the_watchers_on_all(tmp_path: Path, data
 
 def test_the_holder_is_killed_and_another_host_goes_on(tmp_path: Path, database: str) -> None:
     """Its reservation is nobody's after the call's timeout and some slack; nobody calls before."""
-    with brokers(
-        tmp_path, database, 2, policy="min_gap = 0.1\nmax_backoff = 1\noverlap = 5"
-    ) as hosts:
+    policy = "min_gap = 0.1\nmax_backoff = 1\noverlap = 5"
+    with brokers(tmp_path, database, 2, policy=policy) as hosts:
         (one, process), (other, _) = hosts
         until(
             lambda: one.get("/v1/tokens/main")[0] == other.get("/v1/tokens/main")[0] == 200,

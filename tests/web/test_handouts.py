@@ -38,8 +38,9 @@ async def daemon(bench: Bench) -> AsyncIterator[Daemon]:
 
 @pytest.fixture
 async def whole(bench: Bench) -> AsyncIterator[WholeDaemon]:
-    async with daemon_on(bench) as daemon:
-        yield daemon
+    """The application on real sockets, beside the one that only this file has."""
+    async with daemon_on(bench) as running:
+        yield running
 
 
 async def code(answer: ClientResponse) -> tuple[int, str]:
