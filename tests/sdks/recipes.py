@@ -35,6 +35,30 @@ class Recipe:
         return self.code.replace(BROKER, broker).replace(KEY, key)
 
 
+def chapters() -> tuple[str, str]:
+    """Return what the page says of tokens, and what it says of people who log in."""
+    tokens, _, logins = PAGE.read_text().partition("\n## Logins\n")
+    return tokens, logins
+
+
+def sections(text: str) -> list[tuple[str, str]]:
+    """Return each SDK that a chapter has a section on, and the section."""
+    return re.findall(r"^### (.+)\n((?:(?!^##).*\n)+)", text, re.MULTILINE)
+
+
+def is_told(recipes: list[Recipe], name: str, text: str) -> bool:
+    """Return True if a section says truly which of its recipes are run, and shows those."""
+    said = re.search(r"Run by tests: (.+?)\.\s", text)
+    run = set(re.findall(r"`([^`]+)`", said[1])) if said else set()
+    shown = [recipe for recipe in recipes if recipe.sdk == name.lower()]
+    languages = re.findall(r"^```(\w+)$", text, re.MULTILINE)
+    return (
+        run == {str(recipe) for recipe in shown}
+        and bool(run) != ("Read, not run: `" in text)
+        and (not run or languages == [recipe.language for recipe in shown])
+    )
+
+
 def marked() -> list[Recipe]:
     """Every recipe that the page says is run."""
     return [Recipe(**found.groupdict()) for found in MARKED.finditer(PAGE.read_text())]

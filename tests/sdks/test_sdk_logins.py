@@ -8,7 +8,7 @@ import pytest
 from tests.harness import invariants
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.processes import House
-from tests.sdks.recipes import KEY, PAGE, Recipe, marked
+from tests.sdks.recipes import KEY, Recipe, chapters, is_told, marked, sections
 from tests.sdks.running import running
 
 RECIPES = [recipe for recipe in marked() if "login" in recipe.way]
@@ -88,8 +88,13 @@ def test_users_tokens_are_good_for_the_rest(recipe: Recipe, house: House) -> Non
         assert sdk.do("profile") == [True, "o-1", "微信用户"]
 
 
+@pytest.mark.parametrize(("name", "text"), sections(chapters()[1]))
+def test_a_section_says_which_recipes_are_run(name: str, text: str) -> None:
+    assert is_told(RECIPES, name, text)
+
+
 def test_the_page_names_in_bold_what_sends_the_key_to_wechat() -> None:
-    chapter = PAGE.read_text().partition("\n## Logins\n")[2]
+    _, chapter = chapters()
     rows = {
         line.split("|")[1].strip(): line for line in chapter.splitlines() if line.startswith("| ")
     }
