@@ -31,7 +31,14 @@ from tests.harness.processes import PATIENCE_S, House, until
 from tests.harness.units import INSTALL, directives
 
 pytestmark = pytest.mark.needs(
-    "mount", "bwrap", "libseccomp", "setpriv", "prlimit", "systemd-analyze", "python3", "ensurepip"
+    "namespaces",
+    "bwrap",
+    "libseccomp",
+    "setpriv",
+    "prlimit",
+    "systemd-analyze",
+    "python3",
+    "ensurepip",
 )
 
 USER, GROUP, CLIENTS = 54321, 54321, 54322  # nobody's

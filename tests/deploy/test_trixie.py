@@ -27,7 +27,7 @@ python3 -m venv /venv
 
 
 @pytest.mark.soak
-@pytest.mark.needs("mount", "mmdebstrap")
+@pytest.mark.needs("namespaces", "mmdebstrap")
 def test_the_inner_loop_passes_on_the_python_of_trixie(tmp_path: Path) -> None:
     tree, script = tmp_path / "tree", tmp_path / "inner-loop"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))

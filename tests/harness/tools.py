@@ -84,6 +84,7 @@ TOOLS: Final = {
 RIGHTS: Final = {
     "root": "run the tests as root",
     "mount": "run the tests as root, on a machine that lets root mount a file system",
+    "namespaces": "run the tests as root, where / is a mount point, as it is not in a plain chroot",
 }
 
 
@@ -128,8 +129,9 @@ def is_there(name: str) -> bool:
     """Return True if the machine has this tool, or the user this right."""
     if name == "root":
         return os.geteuid() == 0
-    if name == "mount":  # root of a container often may not
-        command = ["unshare", "--mount", "true"]
+    if name in {"mount", "namespaces"}:  # root of a container often may neither
+        how = ["--propagation=unchanged"] if name == "mount" else []
+        command = ["unshare", "--mount", *how, "true"]
         done = subprocess.run(command, check=False, capture_output=True)
         return is_there("root") and done.returncode == 0
     if name == "initdb" and os.geteuid() == 0 and not _is_user("postgres"):
