@@ -20,7 +20,7 @@ from broker.core.serving import Served
 from broker.tokens.keeper import Keeper
 
 KEPT_S: Final = 60.0  # a client that asks more often does not keep what it is given
-TOGETHER_S: Final = 0.2  # requests this close to an answer did not come of it
+TOGETHER_S: Final = 0.0  # a second request may be that of an SDK whose token was refused
 MOST_KNOWN: Final = 4096  # pairs of a client and an app; of more, the latest
 
 

@@ -17,7 +17,8 @@ function built() {
 
 // Some call back, the others promise.
 function asked(api, method, ...args) {
-  if (!api.endpoint && api[method].length <= args.length) return api[method](...args);
+  const promises = api[method].constructor.name === 'AsyncFunction';
+  if (promises || (!api.endpoint && api[method].length <= args.length)) return api[method](...args);
   return new Promise((resolve, reject) => api[method](...args, (err, data) => (err ? reject(err) : resolve(data))));
 }
 

@@ -236,7 +236,7 @@ async def test_a_dead_token_is_replaced_though_nobody_who_asks_keeps_it(daemon: 
         daemon.bench.clock.pass_(0.1)
         await ask(daemon)
     daemon.bench.wechat.verdicts.extend([Verdict.DEAD] * 5)
-    for _ in range(65):
+    for _ in range(125):
         daemon.bench.clock.pass_(1)
         last = await ask(daemon)
         await daemon.registry.drain()
