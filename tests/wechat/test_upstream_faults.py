@@ -247,7 +247,8 @@ class Trial:
         before = self.answer(old)
         self.order(case, old)
         ordered = self.house.post(f"/v1/tokens/{old}/refresh")
-        states = self.state()
+        # The status may be that of a moment ago.
+        states = until(lambda: (it := self.state())[old]["last_error"] and it, f"{old} has failed")
         self.seen[case.name] = Seen(
             before, ordered, self.answer(old), self.house.get(f"/v1/tokens/{new}"), states
         )
