@@ -67,8 +67,8 @@ class ToldStore(PostgresStore):
         alone: bool = False,
     ) -> None:
         super().__init__(url, clock, seal or Plain(), node, alone=alone)
-        self._link = ToldLink(url, clock)
-        self._listener = Listener(self._link, node, self._sender)
+        self._pool = ToldLink(url, clock)
+        self._listener = Listener(self._pool, node, self._sender)
 
     @property
     def known(self) -> dict[tuple[str, str], int]:

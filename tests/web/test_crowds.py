@@ -429,7 +429,7 @@ async def _wait_for_ever(base: str, wait: bytes) -> None:
 def test_one_client_that_holds_all_waits_shuts_out_neither_get_nor_the_watchdog(
     house: House,
 ) -> None:
-    with started(house, 256, 256) as daemon:
+    with started(house, 384, 384) as daemon:
         token = ready(house)["access_token"]
         printed = asyncio.run(_got_while_one_client_waits(house, daemon, 400))
         assert printed == [f"{token}\n"] * 3
