@@ -405,7 +405,7 @@ async def _got_while_one_client_waits(house: House, daemon: Process, count: int)
     waiting = [asyncio.create_task(_wait_for_ever(house.daemon, wait)) for _ in range(count)]
     files = Path(f"/proc/{daemon.popen.pid}/fd")
     async with asyncio.timeout(20):
-        while len(list(files.iterdir())) < 100:
+        while len(list(files.iterdir())) < 60:
             await asyncio.sleep(0.02)
     printed = []
     for _ in range(3):
