@@ -301,7 +301,7 @@ class Checker:
         elif served.token_expires_in > ends_at - now + 0.001:  # of two clocks' arithmetic
             self._note(
                 account,
-                f"a token said to live {served.token_expires_in - ends_at + now:.3f} s more than it does",
+                f"said to live {served.token_expires_in - ends_at + now:.3f} s more than it does",
                 now,
             )
         pushed_out = self.pushed_out.get(token.value)
