@@ -52,6 +52,11 @@ class Askers:
         kept_s = TOGETHER_S if last.times == 1 else KEPT_S
         return last.at + kept_s < now < last.promised_until
 
+    def has_asked(self, client: str, keeper: Keeper) -> bool:
+        """Return True if the client was given the token in force before."""
+        last = self._last.get((client, keeper.account.name))
+        return last is not None and last.version == keeper.credential.version
+
     def note(self, client: str, keeper: Keeper, served: Served) -> None:
         """Note what a client is given now."""
         key, now = (client, keeper.account.name), self._now()

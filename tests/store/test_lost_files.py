@@ -133,7 +133,9 @@ async def test_where_a_second_daemon_has_the_file_the_first_makes_no_call(
         bench.clock.pass_(400)
         await looked(keeper)
     assert bench.wechat.calls == 1
-    assert "another daemon owns" in str(keeper.store_error)
+    # Whichever is found first: that a part of the file is gone, or whose it is now.
+    said = str(keeper.store_error)
+    assert "another daemon owns" in said or "was deleted or replaced" in said
     await second.close()
     bench.clock.pass_(40)
     await looked(keeper)

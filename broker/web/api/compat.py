@@ -108,7 +108,7 @@ class Compat:
             patience_s = DOUBTS_WITHIN_S if isinstance(served, Served) else self._patience_s
             await keeper.doubt(patience_s)
             served = keeper.serve() or await keeper.get(0, self._patience_s)
-        else:
+        elif self._askers.has_asked(name, keeper):
             keeper.doubt_quietly()
         if not isinstance(served, Served):
             raise _refusal(served, keeper)
