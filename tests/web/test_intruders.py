@@ -167,7 +167,10 @@ async def _inside(
     return reader, writer
 
 
-async def test_in_a_full_house_who_asked_least_recently_makes_room(port: int) -> None:
+async def test_in_a_full_house_who_asked_least_recently_makes_room(
+    port: int, connections: Connections
+) -> None:
+    connections.head_deadline_s = 60.0
     eldest, *others = [await _inside(port) for _ in range(50)]
     assert b" 200 " in (await said(port, LAST)).split(b"\r\n")[0]
     assert await eldest[0].read() == b""
