@@ -42,7 +42,7 @@ def lifetime_s() -> float:
 def house(
     tmp_path: Path, small_disk: Path, forks: ForkServer, lifetime_s: float
 ) -> Iterator[ForkedDaemon]:
-    """A store on the small disk, and tokens that are due after 0.2 s, or a hundredth of their life."""
+    """A store on the small disk; tokens are due after 0.2 s or a hundredth of their life."""
     assert small_disk.is_mount()
     house = Cramped(tmp_path, fork_server=forks)
     with house.simulating("--expires-in", str(lifetime_s)):
