@@ -1,7 +1,10 @@
-"""What services in Python import: the current WeChat access token, from memory, kept up to date by the broker.
+"""The client library: the current WeChat access token, from memory, kept up to date by the broker.
 
-    client = TokenClient("http://127.0.0.1:8765", "main")     # or AsyncTokenClient, or "unix:/run/token-broker/broker.sock"
-    answer = client.using(lambda token: call_wechat(token))   # reports a refused token and tries once more
+    client = TokenClient("http://127.0.0.1:8765", "main")
+    answer = client.using(lambda token: call_wechat(token))
+
+`using` reports a token that WeChat refuses, and calls once more. AsyncTokenClient is the same for
+asyncio. The broker's address may also be "unix:/run/token-broker/broker.sock".
 
 Importing it pulls in neither the daemon nor SQLite; the sync client needs nothing but the standard
 library.

@@ -1,6 +1,7 @@
-"""The token for HTTP libraries: added to each request as `access_token`; a refused one is reported, and the request sent again.
+"""The token for HTTP libraries: added to each request as `access_token`.
 
-A request is sent again only if its body can be: bytes or nothing, not a stream that is used up.
+A refused token is reported and the request is sent once more, if its body can be sent again: bytes
+or nothing, not a stream that is used up.
 """
 
 import json
@@ -60,7 +61,7 @@ def aiohttp_middleware(client: AsyncTokenClient) -> "aiohttp.ClientMiddlewareTyp
 
 
 def httpx_auth(client: TokenClient | AsyncTokenClient) -> "httpx.Auth":
-    """For `httpx.Client(auth=httpx_auth(TokenClient(…)))`, and `httpx.AsyncClient` with an AsyncTokenClient."""
+    """For `httpx.Client(auth=httpx_auth(client))`; an AsyncClient takes an AsyncTokenClient."""
     import httpx  # noqa: PLC0415 -- the same
 
     class Auth(httpx.Auth):

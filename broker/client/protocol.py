@@ -1,4 +1,7 @@
-"""The conversation with the broker, without I/O: what to ask, what an answer means, how long to wait after a failure."""
+"""The conversation with the broker, without I/O.
+
+What to ask, what an answer means, and how long to wait after a failure.
+"""
 
 import json
 import math
@@ -10,14 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-REFUSED: Final = frozenset(
-    {40001, 40014, 42001}
-)  # what WeChat's data APIs say of a bad token (WECHAT.md W31)
+# What WeChat's data APIs say of a bad token (WECHAT.md W31).
+REFUSED: Final = frozenset({40001, 40014, 42001})
 WATCH_S: Final = 55.0
 TIMEOUT_S: Final = 30.0
-NEAR_EXPIRY_S: Final = (
-    5.0  # this long before the end a copy is asked for anew; until the end it is still used
-)
+# So long before its end a copy is asked for anew. Until the end it is still used.
+NEAR_EXPIRY_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 15.0
 # Linux's monotonic clock stands still in suspend, macOS's does not. Windows has no clock_gettime.
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
@@ -62,7 +63,11 @@ class Memory:
         self._as_of = -1.0
 
     def keep(self, token: Token, asked_at: float) -> Token:
-        """Take an answer, unless it was asked for before the one we hold came in: it may be the older. Returns what is held."""
+        """Take the token of an answer and return the token that is held now.
+
+        An answer that was asked for before the held one came in may be the older of the two, and is
+        not taken.
+        """
         if self.token is not None and asked_at < self._as_of and self.token.expires_at > now():
             return self.token
         self.token, self._as_of = token, now()
@@ -100,7 +105,11 @@ class Answer:
 
 
 class BrokerError(Exception):
-    """The broker said no: its stable `code`, its sentence, and the seconds after which asking again may help."""
+    """The broker refused.
+
+    `code` is stable and for programs, `detail` is a sentence for people. `retry_after` is the
+    number of seconds after which asking again may help, or None.
+    """
 
     def __init__(self, code: str, detail: str, retry_after: float | None = None) -> None:
         super().__init__(f"{code}: {detail}")
@@ -163,7 +172,7 @@ class ClientKey:
         }
 
     def reread(self) -> bool:
-        """Whether the file holds another key now."""
+        """Return True if the file holds another key now."""
         if self._file is None:
             return False
         before, self._key = self._key, self._file.read_text().strip()
@@ -210,10 +219,11 @@ def report_body(token: str, errcode: int | None) -> bytes:
 
 
 def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]:
-    """Return an answer's token or ticket and all its fields, None for a 304; raises BrokerError for a problem.
+    """Return an answer's token or ticket and all its fields; for a 304 there is no token.
 
-    The seconds in it count from when the broker wrote it: for a request that `waited` that is close
-    to its arrival, for any other no sooner than when it was asked.
+    The seconds in an answer count from when the broker wrote it. For a request that `waited` that
+    is close to its arrival, for any other no sooner than when it was asked. Raises BrokerError for
+    a problem.
     """
     if answer.status == 304:  # noqa: PLR2004 -- not modified
         if waited and answer.arrived_at - answer.asked_at < WATCH_S / 2:
@@ -276,9 +286,8 @@ def unreachable(error: Exception) -> BrokerUnavailable:
 def pause(failures: int, error: BrokerError) -> float:
     """Seconds until the next try after the `failures`-th failure in a row."""
     grown = min(LONGEST_PAUSE_S, 0.2 * 2.0 ** min(failures, 10))
-    return float(
-        min(LONGEST_PAUSE_S, max(grown, error.retry_after or 0.0)) * random.uniform(0.7, 1.0)  # noqa: S311
-    )
+    wanted = min(LONGEST_PAUSE_S, max(grown, error.retry_after or 0.0))
+    return float(wanted * random.uniform(0.7, 1.0))  # noqa: S311
 
 
 def refusal(answer: object) -> int | None:

@@ -1,7 +1,7 @@
-"""WeChat's SDKs for Python on the broker: they keep neither token nor secret, and never loop on a dead token.
+"""WeChat's SDKs for Python on the broker.
 
-What the broker says comes in the SDK's own exception, with WeChat's number and words; no text holds
-a token or key.
+They keep neither token nor secret, and never loop on a dead token. What the broker refuses comes as
+the SDK's own exception, with WeChat's number and words. No text holds a token or key.
 """
 
 import time
@@ -27,10 +27,8 @@ WORDS: Final = {
     "login-throttled": (45011, "api minute-quota reach limit, must slower, retry next minute"),
     "report-throttled": (45011, "api minute-quota reach limit, must slower, retry next minute"),
 }
-TICKETS: Final = {
-    "_jsapi_ticket": "jsapi",
-    "_jsapi_card_ticket": "wx_card",
-}  # how wechatpy's keys end, and the type
+# The type of a ticket by the end of wechatpy's key.
+TICKETS: Final = {"_jsapi_ticket": "jsapi", "_jsapi_card_ticket": "wx_card"}
 
 
 @contextmanager
@@ -43,7 +41,9 @@ def _in_wechats_words(exception: Callable[[int, str], Exception]) -> Iterator[No
 
 
 class WechatpySession:
-    """A `SessionStorage` of wechatpy's, whose token and tickets are the broker's; the rest is kept in memory.
+    """A `SessionStorage` for wechatpy: token and tickets are the broker's.
+
+    What else wechatpy keeps stays in memory.
 
     For `WeChatClient(appid, None, session=WechatpySession(tokens), auto_retry=False)`;
     `requests_auth(tokens)` as `client._http.auth` reports a refused token and sends the request
@@ -146,10 +146,11 @@ def _logged_in(
 
 
 def werobot_client(tokens: TokenClient) -> "werobot.client.Client":
-    """WeRoBot with the token of the broker, a refused one reported and the request sent once more; see deploy/sdk/README.md.
+    """Return a client for WeRoBot that takes the token from the broker.
 
-    By itself WeRoBot goes on with a refused token until its end. A robot takes it as its class's
-    attribute `client`.
+    A refused token is reported, and the request sent once more; by itself WeRoBot goes on with a
+    refused token until its end. A robot takes the client as its class's attribute `client`; see
+    deploy/sdk/README.md.
     """
     import requests  # noqa: PLC0415 -- only who uses it needs it
     import werobot.client  # noqa: PLC0415 -- the same

@@ -1,4 +1,4 @@
-"""The client for threads: the standard library's HTTP, and one daemon thread that follows the broker."""
+"""The client for threads: the standard library's HTTP, and a thread that follows the broker."""
 
 import errno
 import http.client
@@ -87,7 +87,10 @@ class TokenClient:
             return token
 
     def ticket(self, kind: str = "jsapi") -> Token:
-        """The ticket of a type, `jsapi` or `wx_card`, or of WeCom's `jsapi` or `agent_config`, from memory while it lives; none changes before its end."""
+        """Return a ticket, from memory while it lives: no ticket is replaced before its end.
+
+        `kind` is `jsapi` or `wx_card`; at WeCom `jsapi` or `agent_config`.
+        """
         with self._asking:
             memory = self._tickets.setdefault(kind, Memory())
             return self._held(memory, protocol.ticket_path(self._app, kind))
@@ -105,7 +108,10 @@ class TokenClient:
         return memory.taken()
 
     def report(self, token: str, errcode: int | None = None) -> str:
-        """Say that WeChat refused this token: `superseded`, `refreshed` or `verified`; memory takes the token to go on with."""
+        """Tell the broker that WeChat refused this token, and keep the token it answers with.
+
+        Returns the outcome: `superseded`, `refreshed` or `verified`.
+        """
         fields = self._ask(
             "POST", protocol.report_path(self._app), protocol.report_body(token, errcode)
         )
@@ -114,15 +120,18 @@ class TokenClient:
     def login(self, code: str, kind: str = "miniprogram") -> dict[str, Any]:
         """Exchange a login code, of a Mini Program or (`kind="web"`) of a page, site or mobile app.
 
-        Returns WeChat's answer as it is: `openid`, `session_key` or a user's token; or an `errcode`.
-        A code is good once. Raises BrokerError; except for `login-throttled` and `stopping` the code
-        counts as used then.
+        Returns WeChat's answer as it is: `openid`, `session_key` or a user's token; or an
+        `errcode`. A code is good once. Raises BrokerError: the code counts as used then, unless the
+        error is `login-throttled` or `stopping`.
         """
         body = protocol.login_body(kind, code)
         return protocol.read_login(self._answer("POST", protocol.login_path(self._app), body))
 
     def using(self, call: Callable[[str], T]) -> T:
-        """Call with the token; where WeChat's answer (a mapping) refuses it, report it and call once more."""
+        """Call with the token. If WeChat's answer refuses the token, report it and call once more.
+
+        An answer that is no mapping is taken for a good one.
+        """
         token = self.get()
         answer = call(token)
         if (errcode := protocol.refusal(answer)) is None or not self.refused(token, errcode):
@@ -130,15 +139,14 @@ class TokenClient:
         return call(self.get())
 
     def refused(self, token: str, errcode: int) -> bool:
-        """Report a refused token; whether calling once more may help."""
+        """Report a refused token. Return True if calling once more may help."""
         try:
             self.report(token, errcode)
         except BrokerUnavailable:
             return False
         except BrokerError as error:
-            return (
-                error.code == "report-throttled"
-            )  # WeChat vouched for it a moment ago, or another is on its way
+            # WeChat accepted the token a moment ago, or another one is on its way.
+            return error.code == "report-throttled"
         return True
 
     def watch(self) -> Iterator[Token]:
