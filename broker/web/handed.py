@@ -15,7 +15,11 @@ VERSION: Final = re.compile(r"[0-9A-Za-z]{1,32}-[0-9]{1,19}")
 
 
 class Handed(NamedTuple):
-    """An account's id, the version a request is answered with, and those the client says it holds."""
+    """What an answer hands out.
+
+    `account` is the account's id, `version` the version in the answer, None if the answer has no
+    token, and `held` the versions that the client says it holds.
+    """
 
     account: str
     version: str | None

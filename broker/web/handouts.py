@@ -1,4 +1,8 @@
-"""Who was handed which token version: counted in memory, and written to the store behind answers."""
+"""Counts who was handed which token version.
+
+The counts are kept in memory and written to the store every few seconds, so that no answer waits
+for the store.
+"""
 
 import asyncio
 import contextlib

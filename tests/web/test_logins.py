@@ -344,7 +344,9 @@ async def test_a_storm_of_logins_starves_no_token_and_no_other_client(bench: Ben
         await asyncio.sleep(0)
     bench.wechat.gate.set()
     assert [(await one).status for one in waiting] == [200] * 4
-    assert daemon.logins.record("main").by_outcome() == {"busy": 1, "good": 3}  # type: ignore[union-attr]
+    record = daemon.logins.record("main")
+    assert record is not None
+    assert record.by_outcome() == {"busy": 1, "good": 3}
     await daemon.http.close()
 
 

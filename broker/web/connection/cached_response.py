@@ -13,8 +13,8 @@ from broker.web.handed import Handed
 
 # Returns a body, and the steady time until which it is true; None where a handler has to look.
 Again = Callable[[], tuple[bytes, float] | None]
-# Hears of answers that aiohttp did not write: the route, the client, which token they handed out, the
-# status, how many answers, and a steady time that is not before the last of them.
+# Hears of answers that aiohttp did not write: the route, the client, which token they handed out,
+# the status, how many answers, and a steady time that is not before the last of them.
 OnAnswered = Callable[
     [web.AbstractResource | None, Client | None, Handed | None, int, int, float], None
 ]

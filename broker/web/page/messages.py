@@ -127,7 +127,10 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "handouts": "Who was handed which version",
         "handouts_none": "Nobody was handed a token yet.",
         "handouts_missing": "The store cannot be read just now.",
-        "handouts_note": "Kept for 30 days. Who still names a version that is no longer in force uses a token that may be dead.",
+        "handouts_note": (
+            "Kept for 30 days. Who still names a version that is no longer in force uses a token"
+            " that may be dead."
+        ),
         "times": "Times",
         "first": "First",
         "last": "Last",

@@ -23,8 +23,12 @@ FAILURES: Final = FailureWords(
         FailureCode.CONNECTION_BROKE: "the connection broke",
         FailureCode.PROXY_UNREACHABLE: "the proxy on the way out cannot be reached",
         FailureCode.PROXY_NAME: "the name of the proxy on the way out does not resolve",
-        FailureCode.PROXY_PASSWORD: "the proxy on the way out wants another user and password (HTTP 407)",
-        FailureCode.PROXY_REFUSED: "the proxy on the way out refused the connection (HTTP {status})",
+        FailureCode.PROXY_PASSWORD: (
+            "the proxy on the way out wants another user and password (HTTP 407)"
+        ),
+        FailureCode.PROXY_REFUSED: (
+            "the proxy on the way out refused the connection (HTTP {status})"
+        ),
         FailureCode.PROXY_TUNNEL: "the proxy on the way out makes no tunnel",
         FailureCode.PROXY_NOT_HTTP: "the proxy on the way out does not speak HTTP",
         FailureCode.NOT_HTTP: "not HTTP ({error})",

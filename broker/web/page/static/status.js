@@ -1,4 +1,5 @@
-// Keeps the page up to date: fetches it again and changes what differs, so that focus, selection and open details stay.
+// Keeps the page up to date: fetches it again and changes only what differs, so that the focus, the
+// selection and open details stay.
 (() => {
   const every = 1800; // milliseconds, from the end of one look to the next
   const away = document.getElementById("away");
@@ -7,18 +8,25 @@
   const keyOf = (node) => node.dataset?.key ?? node.nodeName;
 
   function morph(held, fresh) {
-    if (held.nodeType !== fresh.nodeType || held.nodeName !== fresh.nodeName) return held.replaceWith(fresh);
+    if (held.nodeType !== fresh.nodeType || held.nodeName !== fresh.nodeName) {
+      held.replaceWith(fresh);
+      return;
+    }
     if (held.nodeType === Node.TEXT_NODE) {
       if (held.data !== fresh.data) held.data = fresh.data;
       return;
     }
     if (held.nodeType !== Node.ELEMENT_NODE) return;
-    for (const { name, value } of [...fresh.attributes]) if (held.getAttribute(name) !== value) held.setAttribute(name, value);
-    for (const { name } of [...held.attributes]) if (!fresh.hasAttribute(name) && name !== "open") held.removeAttribute(name);
+    for (const { name, value } of [...fresh.attributes]) {
+      if (held.getAttribute(name) !== value) held.setAttribute(name, value);
+    }
+    for (const { name } of [...held.attributes]) {
+      if (!fresh.hasAttribute(name) && name !== "open") held.removeAttribute(name);
+    }
     morphChildren(held, [...fresh.childNodes]);
   }
 
-  // By key, so that an app that has moved up the page, or got a notice, keeps what was opened in it.
+  // Children are matched by key: an app that has moved up the page keeps what was opened in it.
   function morphChildren(held, fresh) {
     const spare = [...held.childNodes];
     const wanted = fresh.map((node) => {
@@ -62,11 +70,13 @@
     if (document.hidden || looking) return;
     looking = true;
     try {
-      const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(10000) });
+      const signal = AbortSignal.timeout(10000);
+      const answer = await fetch(location.href, { cache: "no-store", signal });
       if (!answer.ok) throw new Error(String(answer.status));
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       // Another release of the daemon: its page goes with its own script and style.
-      const [script, ours] = [fresh, document].map((page) => page.querySelector("script")?.getAttribute("src"));
+      const scriptOf = (page) => page.querySelector("script")?.getAttribute("src");
+      const [script, ours] = [fresh, document].map(scriptOf);
       if (script && script !== ours) return location.reload();
       localize(fresh);
       const theirs = fresh.querySelectorAll("[data-live]");
