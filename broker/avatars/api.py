@@ -39,7 +39,10 @@ def routes() -> list[web.RouteDef]:
 
 
 async def get_flat(request: web.Request) -> web.Response:
-    """URLs of the first followers' avatars, in order, `""` where withheld: what the old mobile client reads."""
+    """Answer the URLs of the first followers' avatars, in order; `""` where there is none.
+
+    This is what the old mobile client reads.
+    """
     queries.known(request, ("limit", "size"))
     limit, size = queries.limit(request, FEW, MOST_FLAT), queries.size(request)
     page = await request.app[COMPANION].followers.page(Cursor(), limit)
@@ -49,7 +52,10 @@ async def get_flat(request: web.Request) -> web.Response:
 
 
 async def get_page(request: web.Request) -> web.Response:
-    """A page of followers with what there is of their avatars; `stale` where it is older than it should be."""
+    """Answer a page of followers with what there is of their avatars.
+
+    The page says `stale` where it is older than it should be.
+    """
     queries.known(request, ("limit", "cursor", "size"))
     limit, place, size = (
         queries.limit(request, FEW, MOST),

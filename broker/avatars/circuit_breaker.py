@@ -19,7 +19,10 @@ class TellEvent(Protocol):
 
 
 class CircuitBreaker:
-    """Stands before one kind of call: after trouble it repeats the trouble for a while instead of calling."""
+    """Stands before one kind of call.
+
+    After a failure it raises that failure again for a while, instead of calling.
+    """
 
     def __init__(self, what: str, clock: Callable[[], float], tell: TellEvent) -> None:
         self._what = what
@@ -46,7 +49,9 @@ class CircuitBreaker:
 
 
 class TokenBucket:
-    """Calls of `user/get`: WeChat allows 500 a day, of which we take no more than 400 and leave the rest to others.
+    """Counts calls of `user/get`, of which WeChat allows 500 a day (WECHAT.md W40).
+
+    The companion makes no more than 400 and leaves the rest to other programs.
 
     50 may be spent at once, 350 more come with the day. It is kept in memory: each start of the
     companion begins with 50.

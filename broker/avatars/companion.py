@@ -27,7 +27,9 @@ KEEP_S: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class CompanionOptions:
-    """`broker` is a URL's origin or `unix:/path`, `app` one of its apps, `key_file` this client's key.
+    """What the companion is configured with.
+
+    `broker` is a URL's origin or `unix:/path`, `app` one of its apps, `key_file` this client's key.
 
     `hosts` are names it answers to, beside loopback's and the address a request came in at. Seconds
     where a time.
@@ -45,7 +47,10 @@ class CompanionOptions:
 
     @property
     def sandbox(self) -> str | None:
-        """The origin of the sandbox, where that stands in for WeChat: pictures may come from there too."""
+        """Return the origin of the sandbox if it stands in for WeChat, else None.
+
+        Pictures may come from there too.
+        """
         return origin(self.api_base) if is_loopback(self.api_base) else None
 
     @property

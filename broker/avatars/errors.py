@@ -1,4 +1,4 @@
-"""What keeps avatars from being shown, as something that can be said: a code, a status, and when to ask again.
+"""Why avatars cannot be shown: a code, an HTTP status, and when to ask again.
 
 The sentences are in messages.py, in two languages. Nothing of a foreign error's text travels on: it
 may hold a token.
@@ -56,7 +56,11 @@ _SOON_S: Final = 5
 
 
 class AvatarError(Exception):
-    """`code` is stable; `facts` fill the sentence; `retry_after` is whole seconds, None where waiting does not help."""
+    """A reason why avatars cannot be shown.
+
+    `code` is stable. `facts` fill the sentence. `retry_after` is in whole seconds, or None
+    where waiting does not help.
+    """
 
     def __init__(self, code: str, retry_after: float | None = None, **facts: object) -> None:
         super().__init__(code)
@@ -80,7 +84,10 @@ def refused(answer: Mapping[str, Any], errcode: int, wall: Callable[[], float]) 
 
 
 def unreachable(why: str, amount: float = 0) -> AvatarError:
-    """WeChat cannot be reached, or what came was not an answer; `why` is a key of messages.py, `amount` the number in it."""
+    """Return the error for a WeChat that cannot be reached or does not give an answer.
+
+    `why` is a key of messages.WHY, and `amount` the number in that sentence.
+    """
     return AvatarError("upstream-unavailable", why=why, amount=amount)
 
 

@@ -1,4 +1,4 @@
-"""The gallery: the followers' avatars as a page for people, made on the server, without a script."""
+"""The gallery: the followers' avatars as a page for people, made without a script."""
 
 import time
 import unicodedata

@@ -1,4 +1,4 @@
-"""In front of every route: the Host check, errors as problems, and the headers that keep a page to itself."""
+"""Stands before every route: checks Host, turns errors into problems, sets security headers."""
 
 from collections.abc import Callable, Iterable
 from typing import Final

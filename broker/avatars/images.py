@@ -1,4 +1,4 @@
-"""Pictures fetched on behalf of clients, so that these need none over http and tell Tencent nothing.
+"""Fetches pictures for clients, which then need none over http and tell Tencent nothing.
 
 From WeChat's avatar hosts only, and from the sandbox: a URL that leads elsewhere, to a private
 address or on by a redirect is refused, as is what is too large or no picture.
@@ -142,7 +142,7 @@ class Images:
 
 
 def image_type(body: bytes) -> str | None:
-    """JPEG, PNG, GIF or WebP, by the first bytes; None for anything else, whatever it says it is."""
+    """Return the type of JPEG, PNG, GIF or WebP by the first bytes, None for anything else."""
     if body.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if body.startswith(b"\x89PNG\r\n\x1a\n"):

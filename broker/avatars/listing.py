@@ -1,8 +1,10 @@
-"""The list of followers, page by page of `user/get`: each asked for when somebody wants it, and once per `ttl_s` at most.
+"""The list of followers, page by page of `user/get`.
+
+A page is asked for when somebody wants it, and once per `ttl_s` at most.
 
 WeChat allows 500 such calls a day, so the first screen of a large account costs one call, not one
-per ten thousand followers. What a page knows overlap_after_replacement its time: where WeChat or
-the daemon cannot be asked, yesterday's page is shown.
+per ten thousand followers. A page is kept beyond its time: where WeChat or the daemon cannot be
+asked, yesterday's page is shown.
 """
 
 import asyncio
@@ -110,7 +112,10 @@ class Listing:
 
     @staticmethod
     def _after(cursor: Cursor, found: _Found) -> int:
-        """Where on its page a window begins: the list may have changed since the cursor was given."""
+        """Return where on its page a window begins.
+
+        The list may have changed since the cursor was given.
+        """
         at = cursor.position - found.base
         if found.page.openids.slice(at - 1, at) == [cursor.anchor] or cursor.position <= found.base:
             return max(at, 0)

@@ -42,7 +42,11 @@ class Openids:
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of `user/get`: whom it begins after, its followers, what WeChat says of the whole, when that was asked."""
+    """One page of `user/get`.
+
+    It begins behind the openid `after`. `total` is how many followers WeChat says there are in all,
+    and `at` when it was asked.
+    """
 
     after: str
     openids: Openids

@@ -1,4 +1,7 @@
-"""What followers show of themselves: asked in hundreds, kept for a while, the longest unused forgotten first."""
+"""Followers' profiles: asked for in hundreds and kept for a while.
+
+When there are too many, the longest unused are forgotten first.
+"""
 
 import asyncio
 from collections import OrderedDict

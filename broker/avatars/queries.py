@@ -14,7 +14,7 @@ LONGEST: Final = 4  # digits of any number here, and one more
 
 
 def known(request: web.Request, names: Collection[str]) -> None:
-    """Refuse parameters of other names, and any that is given twice. Raises Bad."""
+    """Refuse parameters of other names, and any that is given twice. Raises ProblemError."""
     there_are = f"there are: {', '.join(names)}" if names else "there are none here"
     for name in request.query:
         if name not in names:
@@ -33,7 +33,10 @@ def limit(request: web.Request, default: int, most: int) -> int:
 
 
 def size(request: web.Request) -> int | None:
-    """The side of the square in pixels; None where none is asked for: then WeChat's own URL will do as it is."""
+    """Return the side of the square in pixels.
+
+    None means that no size is asked for: WeChat's own URL will do as it is.
+    """
     text = request.query.get("size", "")
     number = _number(text, -1)
     if text and number not in SIZES:

@@ -1,4 +1,4 @@
-"""One flight for any number of callers: whoever wants what is being fetched already waits for that."""
+"""One call for any number of callers who want the same: they all wait for its answer."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable

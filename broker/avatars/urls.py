@@ -12,14 +12,20 @@ _SEGMENTS: Final = frozenset(map(str, SIZES))
 
 
 def avatar_url(headimgurl: object) -> str | None:
-    """The URL that WeChat gave, or None where it withholds the avatar: `""`, `"/0"`, null, missing, or no URL at all."""
+    """Return the URL that WeChat gave, or None where it withholds the avatar.
+
+    Withheld are `""`, `"/0"`, null, a missing key, and what is no URL at all.
+    """
     if not isinstance(headimgurl, str) or not _is_web(headimgurl):
         return None
     return headimgurl
 
 
 def sized(url: str, size: int) -> str:
-    """The same picture in another size: the last path segment replaced where it is a size, else the URL as it is."""
+    """Return the URL of the same picture in another size.
+
+    The last segment of the path is replaced if it is a size; otherwise the URL stays as it is.
+    """
     parts = urlsplit(url)
     head, _, last = parts.path.rpartition("/")
     return urlunsplit(parts._replace(path=f"{head}/{size}")) if last in _SEGMENTS else url
@@ -41,7 +47,7 @@ def is_loopback(url: str) -> bool:
 
 
 def is_qlogo(url: str) -> bool:
-    """Whether the URL is on one of WeChat's avatar hosts: there and nowhere else, by the parsed host, on a default port."""
+    """Return True if the URL is on one of WeChat's avatar hosts, on a default port."""
     parts = urlsplit(url)
     default = {"http": 80, "https": 443}.get(parts.scheme)
     return (

@@ -50,7 +50,10 @@ class WeChatRefusal(Exception):  # noqa: N818 - an answer of WeChat's, not a bug
         self.words = words
 
     def answer(self, now: float) -> dict[str, Any]:
-        """Return the JSON answer; its tail, the rid, begins with the request's Unix time in hex (WECHAT.md W24)."""
+        """Return the JSON answer.
+
+        Its tail, the rid, begins with the request's Unix time in hex (WECHAT.md W24).
+        """
         words = _WORDS.get(self.errcode, "error") if self.words is None else self.words
         rid = f"{int(now):08x}-{secrets.token_hex(4)}-{secrets.token_hex(4)}"
         return {"errcode": self.errcode, "errmsg": f"{words} rid: {rid}"}

@@ -134,7 +134,10 @@ async def _clear(request: web.Request) -> web.Response:
 
 
 async def _issue(request: web.Request) -> web.Response:
-    """Call the classic endpoint as another program that knows the secret: neither gate nor fault stops it."""
+    """Call the classic endpoint as another program that knows the secret.
+
+    Neither the gate nor a fault stops it.
+    """
     state = request.app[STATE]
     account = _the_account(state, await _body(request, "appid"))
     with state.calls.arriving(account.appid, CLASSIC, by="second-issuer") as call:

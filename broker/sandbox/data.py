@@ -20,7 +20,7 @@ _CORP_TICKETS = {"/cgi-bin/get_jsapi_ticket": "jsapi", "/cgi-bin/ticket/get": AG
 
 
 async def answer(request: web.Request, path: str) -> web.StreamResponse:
-    """Answer a call to anything that is not a token endpoint; faults may be ordered for any path."""
+    """Answer a call to anything but a token endpoint; faults may be ordered for any path."""
     state = request.app[STATE]
     owner = state.world.owner(request.query.get("access_token", ""))
     fault = state.faults.take(owner.appid if owner else "", path)
@@ -48,7 +48,10 @@ async def _truth(request: web.Request, path: str) -> Reply:
 
 
 def _of_wecom(request: web.Request, path: str, corp: tuple[str, str] | None) -> Reply:
-    """Answer what WeCom is asked, which is another platform: its tokens are good here only, and here no others."""
+    """Answer what WeCom is asked.
+
+    It is another platform: its tokens are good here only, and no other token is good here.
+    """
     if corp is None:
         raise WeChatRefusal(40014 if request.query.get("access_token") else 41001)
     if path == "/cgi-bin/get_api_domain_ip":
@@ -102,7 +105,10 @@ def _profile(request: web.Request, account: SimulatedAccount, openid: Any) -> di
 
 
 async def _ticket(request: web.Request, account: SimulatedAccount) -> Reply:
-    """Give the ticket of that type; it has its own age and overlap_after_replacement the token (WECHAT.md W55)."""
+    """Give the ticket of that type.
+
+    It has an age of its own and lives on when the token is replaced (WECHAT.md W55).
+    """
     kind, now = request.query.get("type", ""), request.app[STATE].world.now()
     if kind not in {"jsapi", "wx_card"}:
         raise WeChatRefusal(UNNAMED)

@@ -1,4 +1,4 @@
-"""What can go wrong with an answer: the catalogue of faults, and the queue of those that were ordered."""
+"""What can go wrong with an answer: the catalogue of faults, and the queue of ordered ones."""
 
 import base64
 import binascii

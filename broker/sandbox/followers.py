@@ -34,7 +34,10 @@ def openid(appid: str, index: int) -> str:
 
 
 def index_of(appid: str, candidate: str) -> int | None:
-    """Return which follower it is (or would be, if there were so many); None for an openid that WeChat never gave."""
+    """Return which follower it is, or would be if there were so many.
+
+    None for an openid that WeChat never gave.
+    """
     try:
         index = int(candidate[_PREFIX:], 16)
     except ValueError:

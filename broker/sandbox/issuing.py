@@ -96,7 +96,10 @@ def _grant(
 
 
 async def _params(request: web.Request, endpoint: str) -> dict[str, Any]:
-    """Read the parameters: stable_token has them in its JSON body only; the others also as query or form (WECHAT.md W3, W88)."""
+    """Read the parameters (WECHAT.md W3, W88).
+
+    stable_token has them in its JSON body only, the others also as query or form.
+    """
     body = await request.read()
     query: dict[str, Any] = dict(request.query)
     if endpoint == STABLE and request.method == "POST":

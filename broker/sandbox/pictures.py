@@ -35,7 +35,7 @@ def picture_id(seed: str) -> str:
 
 @lru_cache(maxsize=512)
 def draw(name: str, size: int) -> bytes:
-    """Return a square PNG: the face of that id, or the placeholder that WeChat shows for a dead one."""
+    """Return a square PNG: the face of that id, or WeChat's placeholder for a dead one."""
     if name[-4:] != _seal(name[:-4]):
         canvas = _Canvas(size, _GREY)
         canvas.ellipse(0.5, 0.4, 0.18, 0.18, _PALE)

@@ -55,7 +55,10 @@ async def serve(options: SandboxOptions, port: int, host: str = "127.0.0.1") -> 
 
 
 def _without_quotation(record: logging.LogRecord) -> bool:
-    """Cut the traceback of a malformed request: it quotes the request line, and the line may hold a secret."""
+    """Cut the traceback of a malformed request.
+
+    It quotes the request line, and the line may hold a secret.
+    """
     if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
         record.exc_info = None
     return True

@@ -38,14 +38,21 @@ class QuotaWindow:
 
 @dataclass
 class IssuedToken:
-    """A token (or a ticket): it dies of age at ``expires_at``, or of a successor or a kill at ``refused_from``."""
+    """A token or a ticket.
+
+    It is too old from ``expires_at`` on, and refused from ``refused_from`` on, because it was
+    replaced or killed. Both are Unix seconds.
+    """
 
     expires_at: float
     refused_from: float = math.inf
     value: str = field(default_factory=lambda: f"97_{secrets.token_urlsafe(99)}", repr=False)
 
     def errcode(self, now: float) -> int:
-        """Return what a data API says of it: 0, 40001 (pushed out or killed) or 42001 (old), see WECHAT.md W31."""
+        """Return what a data API says of it (WECHAT.md W31).
+
+        0, 40001 (pushed out or killed) or 42001 (too old).
+        """
         if now >= self.refused_from:
             return 40001
         return 42001 if now >= self.expires_at else 0
@@ -61,7 +68,7 @@ class IssuedToken:
 
 @dataclass
 class Lineage:
-    """The two generations that one endpoint knows: the current token and the one before, never more."""
+    """The two generations that one endpoint knows: the current token and the one before."""
 
     current: IssuedToken | None = None
     previous: IssuedToken | None = None

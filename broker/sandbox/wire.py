@@ -67,7 +67,10 @@ async def unless_gone(
 
 
 def _close(request: web.Request, *, abruptly: bool = False) -> web.Response:
-    """End the connection; the response returned is for aiohttp, which finds nobody to send it to."""
+    """End the connection.
+
+    The response that is returned is for aiohttp, which finds nobody to send it to.
+    """
     if request.transport is not None:
         sock = request.transport.get_extra_info("socket")
         if abruptly and sock is not None:

@@ -113,7 +113,7 @@ class World:
         return self.accounts[appid]
 
     def admit(self, endpoint: str, params: Mapping[str, str]) -> SimulatedAccount:
-        """OutcomeRules a token call's parameters.
+        """Check a token call's parameters.
 
         A call that names an account counts, whatever comes of it (WECHAT.md W18).
         """
@@ -135,7 +135,10 @@ class World:
         return self._mint(account, account.classic)
 
     def stable(self, account: SimulatedAccount, *, force: bool) -> IssueResult:
-        """Return the same token, unless it is in its last seconds, or is forcibly replaced (WECHAT.md W8, W9, W13)."""
+        """Return the same token, unless it is in its last seconds or is forcibly replaced.
+
+        WECHAT.md W8, W9, W13.
+        """
         now, lineage = self.now(), account.stable
         current = lineage.current
         if force and now - account.forced_at >= _FORCE_GAP_S:
@@ -149,7 +152,10 @@ class World:
         return self._mint(account, lineage)
 
     def repeat(self, lineage: Lineage) -> IssueResult | None:
-        """Give the current token once more, due or not, refused or not; None if it has no second left."""
+        """Return the current token once more, even if it is due or refused.
+
+        None if it has no second left.
+        """
         token, now = lineage.current, self.now()
         return (
             IssueResult(token, token.left(now), minted=False)
@@ -158,7 +164,7 @@ class World:
         )
 
     def gettoken(self, corpid: str, secret: str) -> IssueResult:
-        """WeCom: one token per (corpid, secret), repeated with its remaining seconds (WECHAT.md W62)."""
+        """Return WeCom's one token for a corpid and a secret, with its seconds (WECHAT.md W62)."""
         now, key = self.now(), (corpid, secret)
         token = self._corps.get(key)
         if token and token.left(now) > 0:
@@ -169,14 +175,20 @@ class World:
         return IssueResult(token, self.options.expires_in, minted=True)
 
     def corp(self, value: str) -> tuple[str, str] | None:
-        """Which company's and app's (by its secret) token of WeCom's that is; 42001 for one that is old."""
+        """Return the company and the app's secret that a token of WeCom's belongs to.
+
+        None for an unknown token; raises 42001 for one that is too old.
+        """
         found = next((key for key, token in self._corps.items() if token.value == value), None)
         if found is not None and self._corps[found].left(self.now()) <= 0:
             raise WeChatRefusal(42001)
         return found
 
     def corp_ticket(self, kind: str, corpid: str, secret: str) -> tuple[IssuedToken, int]:
-        """WeCom's tickets and their seconds: one for each company, or one for each app (WECHAT.md W68 to W70)."""
+        """Return WeCom's ticket and its seconds (WECHAT.md W68 to W70).
+
+        There is one for each company, or one for each app.
+        """
         now = self.now()
         for key, limit in (((kind, corpid, ""), 400), ((kind, corpid, secret), 100)):
             window = self._corp_hours.setdefault(key, QuotaWindow(limit, seconds=3600))
@@ -193,7 +205,7 @@ class World:
         return self._owners[value][0] if value in self._owners else None
 
     def authorize(self, value: str) -> SimulatedAccount:
-        """OutcomeRules the access_token of a data call (WECHAT.md W31)."""
+        """Check the access_token of a data call (WECHAT.md W31)."""
         if not value:
             raise WeChatRefusal(41001)
         if not re.fullmatch(r"[!-~]{16,}", value):
