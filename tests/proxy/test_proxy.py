@@ -499,7 +499,11 @@ async def test_an_app_has_so_many_calls_under_way(bench: Bench, wechat: Hostile)
 
 
 @pytest.mark.parametrize("declared", [True, False])
-async def test_a_body_has_a_bound(bench: Bench, wechat: Hostile, declared: bool) -> None:  # noqa: FBT001
+async def test_a_body_has_a_bound(
+    bench: Bench,
+    wechat: Hostile,
+    declared: bool,  # noqa: FBT001
+) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"x" * 1001
 

@@ -1,4 +1,7 @@
-"""Who calls through the proxy, and for which app: by a bearer key, by a handle, or as one of this machine's own programs."""
+"""Who calls through the proxy, and for which app.
+
+A caller is known by its bearer key, by its handle, or as one of this machine's own programs.
+"""
 
 from itertools import islice
 from typing import Final

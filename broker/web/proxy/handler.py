@@ -40,8 +40,8 @@ METHODS: Final = (
     "DELETE",
 )  # aiohttp answers HEAD where it answers GET
 OTHERS: Final = (
-    "(token-broker: under /sns/ are GET /sns/userinfo, /sns/auth and /sns/oauth2/refresh_token, and,"
-    " with [compat] enabled = true, logins)"
+    "(token-broker: under /sns/ are GET /sns/userinfo, /sns/auth and /sns/oauth2/refresh_token,"
+    " and, with [compat] enabled = true, logins)"
 )
 ITS_OWN: Final = (
     "(token-broker: a token path is never passed on; [compat] enabled = true answers it here)"

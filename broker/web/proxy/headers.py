@@ -1,4 +1,7 @@
-"""Headers on their way through the proxy: what concerns one connection, or who asks us, ends here."""
+"""Headers on their way through the proxy.
+
+Those that concern one connection, or say who asks the broker, are not passed on.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -54,7 +57,10 @@ def onward(headers: Headers) -> CIMultiDict[str]:
 
 
 def back(headers: Headers, token: str | None) -> CIMultiDict[str]:
-    """The headers of an answer, for the client; none that quotes the token, escaped or not, as a redirect may."""
+    """Return the headers of an answer for the client.
+
+    A header that quotes the token, as that of a redirect may, is left out, escaped or not.
+    """
     passed = _kept(headers, THEIRS)
     if token is None:
         return passed
@@ -66,7 +72,10 @@ def back(headers: Headers, token: str | None) -> CIMultiDict[str]:
 
 
 def is_packed(headers: Headers) -> bool:
-    """Whether a request's body is in a coding besides chunks: aiohttp undoes some of them, and cannot make them again."""
+    """Return True if a request's body is in a coding besides chunks.
+
+    aiohttp undoes some of these codings and cannot make them again.
+    """
     transfer = {value.strip().lower() for value in headers.getall(hdrs.TRANSFER_ENCODING, [])}
     return headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity" or not transfer <= {
         "chunked"

@@ -1,4 +1,4 @@
-"""How much may go through the proxy: requests a second of each client, and calls under way of each app."""
+"""How much may go through the proxy at once, and in a second."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ class Busy(Exception):  # noqa: N818 -- an answer, raised
 
 
 class TooFast(Busy):
-    """Too many of one client's, whoever the calls are for: a service that loops, or a `rate` that is too small."""
+    """One client makes too many requests: its service loops, or `rate` is too small."""
 
 
 class ProxyLimits:

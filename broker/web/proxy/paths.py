@@ -1,4 +1,7 @@
-"""Which URLs are passed on to WeChat, and how: a plain path that is no token call, and the query as it came."""
+"""Which URLs are passed on to WeChat, and how.
+
+The path must be a plain one that is no token call. The query goes on as it came.
+"""
 
 import re
 from collections.abc import Iterable
@@ -31,19 +34,22 @@ _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
 
 
 def pattern(prefixes: Iterable[str]) -> str:
-    """A route for everything under the prefixes, and /sns/: with any number of slashes before it, as SDKs send."""
+    """Return a route for everything under the prefixes and /sns/.
+
+    Any number of slashes may stand before it, as SDKs send (WECHAT.md W88).
+    """
     names = "|".join(re.escape(prefix.strip("/")) for prefix in (*prefixes, OTHER_TOKENS))
     return "/{proxied:/*(?:" + names + ")/.*}"
 
 
 def plain(raw: str) -> str | None:
-    """The path as it is passed on, with one slash before it; None where it has anything unusual in it."""
+    """Return the path with one slash before it; None if it has anything unusual in it."""
     found = _PLAIN.fullmatch(raw)
     return f"/{found[1]}" if found else None
 
 
 def is_token_path(path: str) -> bool:
-    """Whether a plain path may be a token call, to whoever reads it: in any case, or with more behind it."""
+    """Return True if a server may take a plain path for a token call, in whatever case."""
     lowered = path.lower()
     return any(lowered == known or lowered.startswith(f"{known}/") for known in TOKEN_PATHS)
 
@@ -55,7 +61,10 @@ def presented(query: str) -> list[str]:
 
 
 def is_doubtful(query: str) -> bool:
-    """Whether somebody may take a parameter of a raw query for the token that is none to us, and so would not be replaced."""
+    """Return True if a server may take another parameter of a raw query for the token.
+
+    The proxy would not replace the value of such a parameter.
+    """
     for part in query.split("&"):
         first, *behind = (one.partition("=")[0] for one in _OTHER_JOINTS.split(part))
         if any(_is_like_it(name) for name in behind) or (
@@ -66,7 +75,10 @@ def is_doubtful(query: str) -> bool:
 
 
 def with_token(query: str, token: str) -> str:
-    """The same query, byte by byte, with this token in the place of the other, or behind the rest where there is none."""
+    """Return the same query, byte by byte, with this token in the place of the client's.
+
+    Where the query has none, the token is added at its end.
+    """
     said = f"{PARAMETER}={quote(token, safe='')}"
     parts = query.split("&") if query else []
     if not any(_is_token(part) for part in parts):
@@ -75,7 +87,10 @@ def with_token(query: str, token: str) -> str:
 
 
 def visible(query: str) -> str:
-    """A query as it may stand in a request line: bytes that may not are escaped, the others stay as they are."""
+    """Return a query as it may stand in a request line.
+
+    Bytes that may not stand there are escaped, the others stay as they are.
+    """
     return (
         query
         if query.isascii() and query.isprintable() and "#" not in query

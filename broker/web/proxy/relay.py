@@ -1,4 +1,4 @@
-"""One proxied call on the wire: a body on its way up, the first look at the answer, the answer on its way down.
+"""One proxied call on the wire: the body on its way up, and the answer on its way down.
 
 Nothing is kept but the beginning of an upload, for a second try, and that of an answer, to see
 whether it is a refusal.
@@ -29,7 +29,7 @@ _REFUSAL: Final = re.compile(rb"4(?:0001|0014|2001)")
 
 
 class IdleDeadline:
-    """The deadline of an exchange: so long without a byte in either direction, and so long altogether.
+    """The deadline of an exchange: how long no byte may move, and how long all of it may take.
 
     As a context it raises TimeoutError. Calling it says that a byte has come or gone.
     """
@@ -176,7 +176,10 @@ async def pass_on(
 
 
 def cut(request: web.Request) -> None:
-    """End the connection in the middle of an answer, so that nobody takes what has come for all of it."""
+    """End the connection in the middle of an answer.
+
+    The client then does not take what has come for all of it.
+    """
     if request.transport is not None:
         request.transport.abort()
 

@@ -1,4 +1,4 @@
-"""The way out for proxied calls: a pool of connections of its own, and a client that changes nothing on the way.
+"""The way out for proxied calls: a client with a pool of its own that changes nothing on the way.
 
 A request goes over the wire once, whatever becomes of it; redirects, cookies and compression are
 the caller's business.
