@@ -280,7 +280,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
     # J. Disk and files, second round
     "66": (
         "test_disk::test_a_start_serves_what_is_stored_and_writes_when_it_can",
-        "test_disk::test_in_its_last_minutes_a_token_that_was_found_on_a_full_disk_costs_the_emergency_budget_only",
+        "test_disk::test_in_its_last_minutes_a_token_on_a_full_disk_costs_the_emergency_budget_only",
         "test_postgres_odd::test_a_database_that_is_away_at_the_start_is_taken_up_when_it_is_back",
         "test_shared_daemons::test_a_database_that_is_not_there_is_said_in_a_sentence_without_its_address",
     ),
