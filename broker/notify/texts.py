@@ -93,8 +93,8 @@ TEXTS: Final[Mapping[str, Texts]] = {
             "store-failing": (
                 "the store takes no writes",
                 (
-                    "Look at the disk or the database of {about}: tokens are served from memory, and"
-                    " no call is made without a record."
+                    "Look at the disk or the database of {about}: tokens are served from memory,"
+                    " and no call is made without a record."
                 ),
             ),
             "broker-silent": (
