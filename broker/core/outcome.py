@@ -1,4 +1,7 @@
-"""What came of a token call, as the change it makes: pure, so that a store can apply it inside its own transaction."""
+"""What came of a token call, as the change it makes.
+
+The changes are pure functions, so that a store can apply them inside its own transaction.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -44,7 +47,10 @@ class OutcomeRules:
 
     @staticmethod
     def withheld(grant: Grant) -> tuple[str, Change]:
-        """A call that was not made after all, since it would have come too late: spent, and nothing else."""
+        """Return the outcome of a call that was not made, since it would have come too late.
+
+        It counts as spent and changes nothing else.
+        """
 
         def change(held: Credential, _: float) -> Credential | None:
             return replace(held, reserved_call=None) if held.reserved_call == grant.call else None
@@ -81,7 +87,10 @@ class OutcomeRules:
         )
 
     def abandoned(self, call: int | None, *, force: bool) -> Change:
-        """A reserved call whose process died: spent, perhaps minted, and a failure like others, from when it began."""
+        """Return the outcome of a reserved call whose process died.
+
+        The call counts as spent, may have minted a token, and is a failure from when it began.
+        """
         safe_for = overlap_after_replacement(self.account.endpoint, self.policy, force=force)
         failure = Failure(Kind.TRANSIENT, FailureCode.STOPPED_IN_CALL, lost=True, wall=self.wall)
 

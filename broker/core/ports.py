@@ -46,7 +46,10 @@ class Clock(Protocol):
 
 
 def wall_offset(clock: Clock) -> float:
-    """What the wall would have shown when the steady clock was at 0; another value later means that it was set."""
+    """Return what the wall clock would have shown when the steady clock was at 0, in unix seconds.
+
+    Another value later means that the wall clock was set in between.
+    """
     return clock.wall() - clock.now()
 
 
@@ -119,7 +122,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """No call: why, the steady time from which it is worth asking again, and which limit where it is a limit."""
+    """No call: why, and the steady time from which it is worth asking again.
+
+    `limit` names the limit that is reached, where that is the reason.
+    """
 
     reason: Reason
     until: float
@@ -149,7 +155,9 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One of the processes that share a store, as it last said; times are unix time by the store's clock.
+    """One of the processes that share a store, as it last reported itself.
+
+    Times are unix seconds by the store's clock.
 
     `notified_at`: when it last heard from the store that another one changed something. `versions`:
     by account, what it serves.
@@ -183,7 +191,7 @@ class Store(Protocol):
 
     @property
     def last_error(self) -> str | None:
-        """What keeps it from working, as far as it knows without being asked; None where nothing does."""
+        """What keeps the store from working, as far as is known without asking it; or None."""
 
     @property
     def node(self) -> str:
@@ -191,10 +199,15 @@ class Store(Protocol):
 
     @property
     def nodes(self) -> Sequence[Node]:
-        """Who shares it, this process among them, as last read; nobody where it has a sole owner."""
+        """The processes that share the store, this one included, as last read.
+
+        Empty where the store has a sole owner.
+        """
 
     def watch(self, on_store_changed: OnStoreChanged, versions: Versions) -> None:
-        """Call `on_store_changed(id)` on the loop after another process may have changed that account; `on_store_changed(None)`: any of them.
+        """Call `on_store_changed(id)` on the loop when another process may have changed an account.
+
+        `on_store_changed(None)` says that any of them may have changed.
 
         A hint: it may come late, twice or for nothing, but after each change that is not our own
         one comes, if need be when the connection is back. `versions` is asked now and then for what
@@ -220,7 +233,9 @@ class Store(Protocol):
         *,
         emergency: bool = False,
     ) -> Credential:
-        """Write the outcome of a call and what it changes; return what is held then, which may be a newer token.
+        """Write the outcome of a call and what it changes.
+
+        Return what is held afterwards, which may be a newer token.
 
         `emergency` says in the ledger that the call was made while the store was broken. Where the
         reservation is no longer this grant's (another process took it for dead), `change` sees that
@@ -228,10 +243,16 @@ class Store(Protocol):
         """
 
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
-        """Change what is held, unless `change` returns None; returns what is held then, and whether this changed it."""
+        """Change what is held, unless `change` returns None.
+
+        Return what is held afterwards, and True if this call changed it.
+        """
 
     async def history(self, since: float, account: Account) -> list[dict[str, Any]]:
-        """Return an account's calls since a wall time, oldest first: lane, forced, outcome, emergency, lease_lost, wall_at and more."""
+        """Return an account's calls since a wall time, oldest first.
+
+        Each is a row with lane, forced, outcome, emergency, lease_lost, wall_at and more.
+        """
 
     async def close(self) -> None:
         """Finish what is under way and let go of the files."""

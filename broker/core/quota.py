@@ -41,7 +41,7 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One call in the ledger: when it began, on the steady clock and on the wall, and what it counts."""
+    """One call in the ledger: when it began, by both clocks, and how many calls it counts as."""
 
     at: float
     wall: float

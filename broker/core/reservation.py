@@ -32,7 +32,11 @@ def admit(account: Account, policy: Policy, seen: str | None, claim: Claim, leas
 
 
 def _allowed_at(credential: Credential, policy: Policy, lane: Lane) -> float:
-    """A person need not sit out a pause that is ours; `min_gap`, and what WeChat itself ordered, bind people too."""
+    """Return from when a call in this lane may be made, in steady seconds.
+
+    A person need not sit out a pause that is ours. `min_gap` and a pause that WeChat ordered bind
+    people too.
+    """
     ordered = credential.failure is not None and credential.failure.kind in {
         Kind.QUOTA,
         Kind.BLOCKED,

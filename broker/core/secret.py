@@ -6,7 +6,10 @@ from typing import NoReturn
 
 
 class Secret:
-    """A string that cannot print itself: ``repr``, ``str`` and ``format`` say ``[secret]``, and it does not pickle."""
+    """A string that does not show itself.
+
+    ``repr``, ``str`` and ``format`` give ``[secret]``, and it cannot be pickled.
+    """
 
     __slots__ = ("_value",)
 
@@ -21,7 +24,10 @@ class Secret:
         return self._value
 
     def matches(self, text: str) -> bool:
-        """Whether this is what somebody says, who may say anything; how long it takes tells nothing of where it differs."""
+        """Return True if this secret is what a stranger said.
+
+        The time that the comparison takes does not depend on where the two differ.
+        """
         return hmac.compare_digest(self._value.encode(), text.encode("utf-8", "surrogatepass"))
 
     def __repr__(self) -> str:
@@ -38,5 +44,8 @@ class Secret:
 
 
 def fingerprint(secret: Secret, salt: str) -> str:
-    """16 bits of a salted hash: enough to see that a secret was changed, far too few to learn anything of it."""
+    """Return 16 bits of a salted hash.
+
+    That is enough to see that a secret was changed, and far too little to learn it.
+    """
     return hashlib.sha256(f"{salt} {secret.reveal()}".encode()).hexdigest()[:4]

@@ -1,4 +1,7 @@
-"""The signatures that web pages need: made here, so that a ticket need not leave the broker (WECHAT.md W57, W58)."""
+"""Signatures that web pages need (WECHAT.md W57, W58).
+
+They are made here so that no ticket has to leave the broker.
+"""
 
 import hashlib
 
@@ -6,7 +9,10 @@ from broker.core.secret import Secret
 
 
 def jsapi(ticket: Secret, nonce: str, timestamp: int, url: str) -> str:
-    """Sign a page for the JS-SDK; `url` as the browser shows it, what follows a `#` does not count. 40 hex digits."""
+    """Sign a page for the JS-SDK. Return 40 hexadecimal digits.
+
+    `url` is the address as the browser shows it; WeChat ignores what follows a `#`.
+    """
     page = url.partition("#")[0]
     return _sha1(
         f"jsapi_ticket={ticket.reveal()}&noncestr={nonce}&timestamp={timestamp}&url={page}"
@@ -14,7 +20,10 @@ def jsapi(ticket: Secret, nonce: str, timestamp: int, url: str) -> str:
 
 
 def card(ticket: Secret, *values: str) -> str:
-    """Sign a card: its values (timestamp, nonce, card_id, code, openid: those there are) in any order. 40 hex digits."""
+    """Sign a card. Return 40 hexadecimal digits.
+
+    `values` are the timestamp, nonce, card_id, code and openid that the card has, in any order.
+    """
     return _sha1("".join(sorted([ticket.reveal(), *values])))
 
 

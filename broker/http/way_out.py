@@ -69,7 +69,7 @@ class WayOut:
         return False
 
     def tls(self) -> ssl.SSLContext:
-        """Return the TLS settings of a client. Raises OSError and ssl.SSLError for a bad ca_file."""
+        """Return a client's TLS settings. Raises OSError or ssl.SSLError for a bad ca_file."""
         context = ssl.create_default_context()
         if self.ca_file is not None:
             context.load_verify_locations(self.ca_file)

@@ -22,8 +22,9 @@ MOST_REMEMBERED: Final = 10_000  # states
 class Rules:
     """Seconds. A state must have lasted `hold` before it is told.
 
-    It is told again after `remind` (0: never). A state that nobody has seen for `grace` is over; where several brokers look, each at its own
-    time, that is longer than they take to look. `broker` is this one's name among them.
+    It is told again after `remind` (0: never). A state that nobody has seen for `grace` is over.
+    Several brokers look at different times, so there `grace` is longer than a look takes. `broker`
+    is the name of this broker among them.
     """
 
     hold: float = 300

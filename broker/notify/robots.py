@@ -1,4 +1,4 @@
-"""The group robots of 企业微信, 钉钉 and 飞书: what they are sent, how signed, and what they answer.
+"""The group robots of 企业微信, 钉钉 and 飞书: their messages, signatures and answers.
 
 All three answer HTTP 200 even where they refuse. A robot that wants signatures has its secret
 beside the URL, as `&secret=…` or `?secret=…`, which is taken off before it is asked.

@@ -1,4 +1,4 @@
-"""The states of the daemon that need a person, read off what keepers and store show of themselves."""
+"""The states of the daemon that need a person, as keepers and store show them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -58,8 +58,8 @@ TEXTS: Final[Mapping[str, Texts]] = {
             "confirmation-needed": (
                 "an administrator must confirm the server of {app}",
                 (
-                    "The administrator of {appid} has a message from WeChat: confirm the request in it."
-                    " Errcode {errcode}."
+                    "The administrator of {appid} has a message from WeChat: confirm the request in"
+                    " it. Errcode {errcode}."
                 ),
             ),
             "denied-by-administrator": (
@@ -79,22 +79,22 @@ TEXTS: Final[Mapping[str, Texts]] = {
             "quota-nearly-spent": (
                 "the token calls of {app} are nearly spent",
                 (
-                    "Four fifths of {limit} calls of {app} ({appid}) are spent. The status page shows"
-                    " what made them."
+                    "Four fifths of {limit} calls of {app} ({appid}) are spent. The status page"
+                    " shows what made them."
                 ),
             ),
             "second-issuer": (
                 "somebody else fetches tokens of {app}",
                 (
-                    "Find the program that calls the token endpoint with the AppSecret of {appid}, or"
-                    " change the AppSecret."
+                    "Find the program that calls the token endpoint with the AppSecret of {appid},"
+                    " or change the AppSecret."
                 ),
             ),
             "store-failing": (
                 "the store takes no writes",
                 (
-                    "Look at the disk or the database of {about}: tokens are served from memory, and no"
-                    " call is made without a record."
+                    "Look at the disk or the database of {about}: tokens are served from memory,"
+                    " and no call is made without a record."
                 ),
             ),
             "broker-silent": (

@@ -36,7 +36,7 @@ class Sink(Protocol):
         """Write a token, unless there is a newer one. Raises SinkError."""
 
     async def clear(self) -> None:
-        """Take away the token that we wrote, unless another broker wrote later. Raises SinkError."""
+        """Remove the token that we wrote, unless another broker wrote later. Raises SinkError."""
 
     async def close(self) -> None:
         """Let go of connections; the token stays."""

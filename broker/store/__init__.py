@@ -1,1 +1,1 @@
-"""Where tokens and the ledger live: a SQLite file of this host, or a PostgreSQL database that several hosts share."""
+"""Where tokens and the ledger of calls are kept: in a file of one host, or in a shared database."""

@@ -1,6 +1,6 @@
 """Which store a configuration means: a file of this host, or a database that several share.
 
-Nobody else knows there are two.
+Only this module knows that there are two kinds.
 """
 
 from collections.abc import AsyncIterator
@@ -22,12 +22,15 @@ from broker.system import log
 
 
 class FullStore(Store, Movable, HandoutStore, DocumentStore, Protocol):
-    """A store with all it can do."""
+    """A store as both kinds are: what the daemon needs of it, and what `migrate` needs."""
 
 
 @asynccontextmanager
 async def store(settings: StoreSettings, clock: BootClock) -> AsyncIterator[FullStore]:
-    """The store, open. Raises StoreBusy, StoreRefused, StoreError, ConfigError."""
+    """Open the store, and close it at the end.
+
+    Raises StoreBusy, StoreRefused, StoreError, ConfigError.
+    """
     opened = await _opened(settings, clock)
     try:
         yield opened
@@ -36,7 +39,9 @@ async def store(settings: StoreSettings, clock: BootClock) -> AsyncIterator[Full
 
 
 async def move(source: StoreSettings, target: StoreSettings, clock: BootClock) -> tuple[int, int]:
-    """Move everything from one to the other, while nobody runs on either; how many accounts and calls (transfer.py).
+    """Move everything from one to the other, while no broker runs on either (transfer.py).
+
+    Return how many accounts and how many calls that were.
 
     Raises StoreBusy, StoreRefused, StoreError, ConfigError.
     """
@@ -49,7 +54,10 @@ async def move(source: StoreSettings, target: StoreSettings, clock: BootClock) -
 
 
 async def inspect(settings: StoreSettings) -> list[str]:
-    """What is wrong with the store, all of it, without changing or owning it; empty where it is good or not there yet."""
+    """Return what is wrong with the store, as sentences; empty where it is good or not there yet.
+
+    Nothing is changed, and a broker may run meanwhile.
+    """
     if settings.path is None:
         _need_psycopg()
         from broker.store.postgres.check import (  # noqa: PLC0415
@@ -90,7 +98,7 @@ def _seal(settings: StoreSettings) -> Seal:
 def _need_psycopg() -> None:
     try:
         import psycopg  # noqa: F401, PLC0415 -- the same
-    except ImportError:  # it is there, but not the C library it needs
+    except ImportError:  # the package is there, but not the C library that it needs
         raise ConfigError(
             ["store.url: psycopg cannot be loaded: pip install 'wechat-token-broker[postgres]'"]
         ) from None

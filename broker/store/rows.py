@@ -74,6 +74,8 @@ _NEVER_NULL: Final = {
     "appid",
     "endpoint",
     "failures",
+    "checks",
+    "alive",
     "rivals",
     "fingerprint",
     "boot_id",

@@ -1,8 +1,8 @@
-"""Moving to another store: tokens, ledger and all, while nobody runs on either (their locks prove it).
+"""Moving to another store: tokens, ledger and all.
 
-Versions stay as they are where the other store can keep them (a database does, a file begins an
-epoch of its own); what is spent stays spent. All of it goes in one transaction; the store that is
-left is not changed.
+Nobody runs on either store meanwhile: their locks prove it. Versions stay as they are where the
+other store can keep them (a database does, a file begins an epoch of its own). What is spent stays
+spent. All of it goes in one transaction, and the store that is left is not changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,23 @@ from broker.store.rows import MOVED_COLUMNS
 
 CallRow = dict[str, Any]
 
-SAME_MOMENT_S: Final = 1.0  # two clocks have gone over an instant that was moved
+# An instant that was moved was put on another clock, and may differ by what that took.
+SAME_MOMENT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AccountExport:
-    """What a store holds of an account: instants on the mover's steady clock, calls as `history` gives them."""
+    """What a store holds of an account.
+
+    Instants are on the mover's steady clock, calls are as `history` returns them.
+    """
 
     account: Account
     credential: Credential
     calls: Sequence[CallRow]
 
     def is_like(self, other: "AccountExport") -> bool:
-        """Whether the other one is this, moved."""
+        """Return True if the other one is this one, moved."""
         same_token = _value(self.credential) == _value(other.credential)
         # By their time: a wall that was set back leaves numbers and times in different orders, and
         # each store has its own.
@@ -43,7 +47,7 @@ class Movable(Protocol):
     """A store that can be left, and moved into."""
 
     async def accounts(self) -> list[tuple[Account, bool]]:
-        """Every account it holds, whoever configured it, and whether it holds a token of it.
+        """Return each account that the store holds, and whether it holds a token of that account.
 
         Raises StoreError.
         """
@@ -55,11 +59,11 @@ class Movable(Protocol):
         """See :class:`broker.core.ports.Store`."""
 
     async def import_accounts(self, exports: Sequence[AccountExport]) -> None:
-        """Take all of that into an empty store, or nothing of it. Raises StoreError."""
+        """Write all of that into an empty store, or nothing of it. Raises StoreError."""
 
 
 async def move(source: Movable, target: Movable) -> tuple[int, int]:
-    """Move everything; how many accounts and calls.
+    """Move everything, and return how many accounts and how many calls that were.
 
     Nothing is done where the target holds just that already.
 
@@ -81,7 +85,10 @@ async def move(source: Movable, target: Movable) -> tuple[int, int]:
 
 
 def renumbered(credential: Credential, numbers: Mapping[int, int]) -> Credential:
-    """The same, its calls by other numbers; a token whose call is no longer in the ledger came with none of them."""
+    """Return a credential whose calls have other numbers in another store.
+
+    A token whose call is no longer in the ledger is given the number 0.
+    """
     token = credential.token and replace(
         credential.token, call=numbers.get(credential.token.call, 0)
     )

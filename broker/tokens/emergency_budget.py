@@ -1,4 +1,6 @@
-"""A few token calls for when the disk is broken and the token dies: counted elsewhere, in a directory that needs no disk.
+"""A few token calls for when the disk is broken and the token dies.
+
+They are counted in a directory that needs no disk.
 
 systemd gives every service a RuntimeDirectory on a tmpfs. It is gone with the boot, and so the
 steady clock suits it.
@@ -12,11 +14,10 @@ from typing import Final
 
 from broker.core.quota import DAY
 
-BUDGET: Final = 12  # a day: what a token lifetime of two hours needs, and no more
+BUDGET: Final = 12  # calls a day: what tokens that live two hours need, and no more
 GAP_S: Final = 300.0
-LAST_MINUTES_S: Final = (
-    300.0  # of a token's life: before that, memory serves and the disk may yet recover
-)
+# Earlier in a token's life memory serves, and the disk may yet recover.
+LAST_MINUTES_S: Final = 300.0
 
 
 class EmergencyBudget:
@@ -29,16 +30,19 @@ class EmergencyBudget:
         self._file = directory / "emergency.json" if directory else None
 
     def spent(self, account: str) -> list[float]:
-        """When this account's emergency calls of the last day or so were made, on the steady clock."""
+        """Return when emergency calls of the last day were made, in steady seconds."""
         return self._read(account, "made")
 
     def unrecorded(self, account: str) -> list[float]:
-        """Those that the ledger does not have yet."""
+        """Return when the calls were made that the ledger does not have yet, in steady seconds."""
         recorded = self._read(account, "recorded")
         return [at for at in self.spent(account) if at not in recorded and at != math.inf]
 
     def spend(self, account: str, now: float) -> bool:
-        """Take one call, noted before it is made; False where there is none to take, or no way to note it."""
+        """Take one call, and note it before it is made.
+
+        Return False if none is left, or if it cannot be noted.
+        """
         made = [at for at in self.spent(account) if at > now - DAY]
         if len(made) >= BUDGET or any(at > now - GAP_S for at in made):
             return False

@@ -76,7 +76,7 @@ class Registry:
             self._plan(keeper.account.name, NEVER)
 
     def on_store_changed(self, account: str | None) -> None:
-        """Another process that shares the store may have changed an account, or any of them where none is named."""
+        """Note that another process may have changed this account, or any account for None."""
         for keeper in self:
             if account in {None, keeper.account.id}:
                 keeper.on_store_changed()

@@ -1,4 +1,6 @@
-"""Tickets (WECHAT.md W54, W55, W68, W69): kept like tokens, by keepers of their own, for the apps and types that somebody asks for.
+"""Tickets (WECHAT.md W54, W55, W68, W69), for the apps and types that somebody asks for.
+
+They are kept like tokens, by keepers of their own.
 
 Nobody is fetched a ticket he never asked for: not every account may have them, and most do not need
 them.
@@ -33,7 +35,10 @@ class Issuer(Protocol):
 
 
 class ByToken:
-    """A :class:`broker.core.ports.Upstream` for tickets: each costs a call with the app's token, two where it is refused."""
+    """A :class:`broker.core.ports.Upstream` for tickets.
+
+    Each ticket costs one call with the app's token, and two where that token is refused.
+    """
 
     def __init__(self, tokens: Registry, issuer: Issuer, timeout_s: float) -> None:
         self._tokens = tokens

@@ -68,7 +68,7 @@ class ToldMoment(ClockSample):
 class ToldRows(AccountRows):
     """The real rows at told moments."""
 
-    sample = ToldMoment
+    sampler = ToldMoment
 
 
 class ToldStore(PostgresStore):

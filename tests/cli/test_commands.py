@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from broker import __version__
-from broker.store.sqlite.file import MIGRATIONS
+from broker.store.sqlite.schema import MIGRATIONS
 from tests.harness import invariants
 from tests.harness.crashpoints import ForkedDaemon
 from tests.harness.doubles import APPID, CANARY

@@ -43,6 +43,7 @@ from broker.store import open as stores
 from broker.store.sqlite import file as storefile
 from broker.store.sqlite import store as sqlite
 from broker.store.sqlite.file import StoreFile
+from broker.store.sqlite.schema import MIGRATIONS as RELEASED
 from broker.store.sqlite.store import SqliteStore
 from broker.system import sockets as listen
 from broker.tokens import registry
@@ -264,7 +265,7 @@ WIRINGS: Final[Mapping[str, Sequence[Part]]] = {
     "hammering": [(stores, "SqliteStore", HammeringStore)],
     "stumbling": [(registry, "Keeper", StumblingKeeper)],
     "migrating": [
-        (storefile, "MIGRATIONS", (*storefile.MIGRATIONS, *MIGRATIONS)),
+        (storefile, "MIGRATIONS", (*RELEASED, *MIGRATIONS)),
         (sqlite3, "connect", _traced),
     ],
 }

@@ -168,7 +168,7 @@ class OneSnapshot(MortalRows):
     _early: Sequence[Entry] | None = None
 
     async def reserve(self, decide: Decide) -> Grant | Denied:
-        self._moment = await self.sample.take(self._session, self._clock)
+        self._sample = await self.sampler.take(self._session, self._clock)
         self._early = await super()._entries(None)
         await asyncio.sleep(WAIT_S)
         return await super().reserve(decide)

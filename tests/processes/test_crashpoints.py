@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from broker.store.sqlite.file import MIGRATIONS
+from broker.store.sqlite.schema import MIGRATIONS
 from tests.harness import invariants
 from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID

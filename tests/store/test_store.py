@@ -17,7 +17,7 @@ import pytest
 from broker.core.credential import Doubt
 from broker.core.ports import Claim, Grant, StoreBusy, StoreError, StoreRefused
 from broker.core.quota import Lane
-from broker.store.sqlite.file import MIGRATIONS
+from broker.store.sqlite.schema import MIGRATIONS
 from broker.store.sqlite.store import SqliteStore
 from tests.harness.doubles import ACCOUNT, LOST, Bench, looked, value_of
 

@@ -15,7 +15,7 @@ from broker.store.postgres.check import inspect
 from broker.store.postgres.schema import UPGRADES
 from broker.store.postgres.store import PostgresStore
 from broker.store.sqlite import file as storefile
-from broker.store.sqlite.file import MIGRATIONS
+from broker.store.sqlite.schema import MIGRATIONS
 from tests.harness.cluster import Cluster
 from tests.harness.doubles import ACCOUNT, CANARY, Bench, ManualClock, looked, value_of
 from tests.harness.places import ROOT

@@ -1,8 +1,8 @@
 """One account's rows, inside one transaction: what the port's methods do to them.
 
-The account's row is locked first; only then a second statement reads the ledger. At READ COMMITTED
-each statement sees what was committed when it began: read together with the lock, the ledger would
-be as it was before the wait for it.
+The account's row is locked first, and a second statement reads the ledger. At READ COMMITTED each
+statement sees what was committed when it began. If one statement did both, it would see the ledger
+as it was before it waited for the lock.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ from broker.store.rows import (
 )
 
 _KEY: Final = "appid = %(appid)s and endpoint = %(endpoint)s"
-# The checkpoint's lags behind a promotion
+# Of the present write position: the last checkpoint's timeline lags behind a promotion.
 _TIMELINE: Final = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 # Of constants
 _FIND: Final = f"select *, {_TIMELINE} as timeline_now from token_broker.accounts where {_KEY}"  # noqa: S608
@@ -54,24 +54,26 @@ _CREATE: Final = f"""insert into token_broker.accounts (appid, endpoint, epoch, 
 _LEDGER: Final = f"""select lane, forced, cost, at from token_broker.calls
  where {_KEY} and at >= least(%(day_ago)s, %(called_at)s) order by at desc limit %(most)s"""  # noqa: S608
 _CALL: Final = f"""with stale as (delete from token_broker.calls where {_KEY} and at < %(before)s)
- insert into token_broker.calls (appid, endpoint, epoch, id, lane, forced, cost, outcome, at, node) values
- (%(appid)s, %(endpoint)s, %(epoch)s, %(id)s, %(lane)s, %(forced)s, %(cost)s, %(outcome)s, %(at)s, %(node)s)"""  # noqa: S608
+ insert into token_broker.calls
+ (appid, endpoint, epoch, id, lane, forced, cost, outcome, at, node) values
+ (%(appid)s, %(endpoint)s, %(epoch)s, %(id)s, %(lane)s, %(forced)s, %(cost)s, %(outcome)s, %(at)s,
+ %(node)s)"""  # noqa: S608
 _ITS_CALL: Final = f"{_KEY} and epoch = %(epoch)s and id = %(id)s"
 _SETTLE: Final = f"""update token_broker.calls
  set outcome = %(outcome)s, emergency = %(emergency)s, lease_lost = %(lease_lost)s
  where {_ITS_CALL} and outcome is null returning id"""  # noqa: S608
 _IS_THERE: Final = f"select id from token_broker.calls where {_ITS_CALL}"  # noqa: S608
-_HISTORY: Final = f"""select id, lane, forced, cost, outcome, emergency, lease_lost, at as wall_at, node
- from token_broker.calls where {_KEY} and at >= %(since)s order by at, id"""  # noqa: S608
+_HISTORY: Final = f"""select id, lane, forced, cost, outcome, emergency, lease_lost, node,
+ at as wall_at from token_broker.calls where {_KEY} and at >= %(since)s order by at, id"""  # noqa: S608
 
 
 class AccountRows:
     """To be used once, in a transaction.
 
-    `changes` is the row's counter after what was changed; 0 where nothing was.
+    `changes` is the row's counter after the change, 0 where nothing was changed.
     """
 
-    sample = ClockSample  # which asks the database; a simulated day has another
+    sampler = ClockSample  # simulations put one here that asks no database
 
     def __init__(
         self,
@@ -93,10 +95,10 @@ class AccountRows:
         self._node = node
         self._sender = sender
         self._row: dict[str, Any]
-        self._moment: ClockSample
+        self._sample: ClockSample
 
     async def load(self) -> Held:
-        """What is held, without a lock, since nothing is decided upon it."""
+        """Read what is held, without a lock, since nothing is decided upon it."""
         found = await self._find(_FIND)
         await (
             self._open_read(found[0]) if found and self._loss(found[0]) is None else self._open()
@@ -104,26 +106,26 @@ class AccountRows:
         return await self._held()
 
     async def reserve(self, decide: Decide) -> Grant | Denied:
-        """Decide under the lock; the ledger's row and the reservation go together."""
+        """Decide under the lock, and write the ledger's row together with the reservation."""
         await self._open()
         held = await self._held()
-        decision = decide(held.credential, held.entries, self._moment.now)
+        decision = decide(held.credential, held.entries, self._sample.now)
         if isinstance(decision, Denial):
             return Denied(decision, held.credential, held.entries)
         call = self._row["calls"] + 1
         await self._add_call(call, decision)
-        credential = reserved(held.credential, call, self._moment.now)
-        # Exactly the database's moment: from here others count the lease and the gap.
-        await self._write({"calls": call, "reserved_call": call, "called_at": self._moment.db})
+        credential = reserved(held.credential, call, self._sample.now)
+        # The database's own moment, not one of ours: others count the lease and the gap from it.
+        await self._write({"calls": call, "reserved_call": call, "called_at": self._sample.db})
         entries = with_call(
-            held.entries, decision, self._moment.now, self._moment.db, self._account
+            held.entries, decision, self._sample.now, self._sample.db, self._account
         )
-        return Grant(call, self._moment.now, decision, credential, entries)
+        return Grant(call, self._sample.now, decision, credential, entries)
 
     async def settle(
         self, grant: Grant, outcome: str, change: Change, *, emergency: bool = False
     ) -> Credential:
-        """Write the outcome, and in `lease_lost` whether the reservation is another call's by now."""
+        """Write the outcome; `lease_lost` says that the reservation is another call's by now."""
         await self._open()
         held = self._credential()
         is_ours = held.reserved_call == grant.call and held.epoch == grant.credential.epoch
@@ -153,16 +155,16 @@ class AccountRows:
         return self._credential(), is_changed
 
     async def history(self, since: float) -> list[dict[str, Any]]:
-        """Calls since a wall time of the caller's, with `wall_at` on the caller's wall."""
-        self._moment = await self.sample.take(self._session, self._clock)
-        ahead = self._clock.wall() - self._moment.db
-        rows = await self._session.run(_HISTORY, {**self._key, "since": since - ahead})
-        return [{**row, "wall_at": row["wall_at"] + ahead} for row in rows]
+        """Return the calls since a wall time; both are on the caller's wall."""
+        self._sample = await self.sampler.take(self._session, self._clock)
+        wall_minus_db = self._clock.wall() - self._sample.db
+        rows = await self._session.run(_HISTORY, {**self._key, "since": since - wall_minus_db})
+        return [{**row, "wall_at": row["wall_at"] + wall_minus_db} for row in rows]
 
     # --- the account's row ------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        """Lock the row, make it where there is none, and see whether the database lost something."""
+        """Lock the row, make it where there is none, and see if the database lost something."""
         rows = await self._find(f"{_FIND} for update")
         if not rows:
             await self._session.run(_CREATE, {**self._key, "epoch": epoch.drawn()})
@@ -183,10 +185,10 @@ class AccountRows:
         return rows
 
     def _loss(self, row: dict[str, Any]) -> Loss | None:
-        """What was lost as far as we know; and after a promotion there may be more, which only others know of.
+        """Return what was lost, None where nothing was as far as we know.
 
-        Whoever is the first to write must not hand out a number again, so he begins an epoch even
-        if he knows of no loss.
+        After a promotion more may be lost, which only other brokers know of. Numbers must not be
+        handed out again, so the first to write begins an epoch even if it knows of no loss.
         """
         if loss := self._lost_commits.found(row):
             return loss
@@ -198,56 +200,56 @@ class AccountRows:
 
     async def _open_read(self, row: dict[str, Any]) -> None:
         self._row = row
-        self._moment = await self.sample.take(
+        self._sample = await self.sampler.take(
             self._session, self._clock
         )  # after the wait for the lock
         if self._loss(row) is None:
             self._lost_commits.remember(row)
 
     def _credential(self) -> Credential:
-        return credential_of(self._row, self._row["epoch"], self._seal, self._moment.to_local)
+        return credential_of(self._row, self._row["epoch"], self._seal, self._sample.to_local)
 
     async def _held(self) -> Held:
         return Held(self._credential(), await self._entries(self._row["called_at"]))
 
     async def _entries(self, called_at: float | None) -> Sequence[Entry]:
         asked = {
-            "day_ago": self._moment.db - DAY,
+            "day_ago": self._sample.db - DAY,
             "called_at": called_at,
             "most": self._account.daily_quota,
         }
         rows = await self._session.run(_LEDGER, {**self._key, **asked})
         return entries_of(
             [
-                {**row, "boot_at": row["at"] + self._moment.to_local, "wall_at": row["at"]}
+                {**row, "boot_at": row["at"] + self._sample.to_local, "wall_at": row["at"]}
                 for row in rows
             ]
         )
 
     async def _apply(self, held: Credential, change: Change) -> bool:
-        changed = change(held, self._moment.now)
+        changed = change(held, self._sample.now)
         if changed is None:
             return False
-        # Only what changed is written: an instant that is read and written back would age each
-        # time.
+        # Only what changed is written. An instant that was read and written back would be moved by
+        # a round trip each time.
         before, after = (
-            account_row(it, self._key, self._seal, self._moment.to_database)
+            account_row(it, self._key, self._seal, self._sample.to_database)
             for it in (held, changed)
         )
         if changed.token == held.token:
-            after["token"] = before["token"]  # sealed twice, it looks different
+            after["token"] = before["token"]  # sealed twice, one token looks like two
         await self._write({name: value for name, value in after.items() if value != before[name]})
         return True
 
     async def _write(self, columns: Row) -> None:
-        """Write columns of the row, and tell the others."""
+        """Write columns of the row, and notify the other brokers."""
         if not columns:
             return
         assignments = ", ".join(f"{name} = %({name})s" for name in columns)
-        statement = f"""with changed as (update token_broker.accounts set {assignments}, changes = changes + 1
- where {_KEY} returning changes)
- select changes, pg_notify('{CHANNEL}', concat_ws(' ', %(_sender)s::text, changes, %(endpoint)s::text, %(appid)s::text))
- from changed"""  # noqa: S608 -- columns are ours
+        statement = f"""with changed as (update token_broker.accounts
+ set {assignments}, changes = changes + 1 where {_KEY} returning changes)
+ select changes, pg_notify('{CHANNEL}', concat_ws(' ', %(_sender)s::text, changes,
+ %(endpoint)s::text, %(appid)s::text)) from changed"""  # noqa: S608 -- columns are ours
         (row,) = await self._session.run(
             statement, {**self._key, **columns, "_sender": self._sender}
         )
@@ -264,15 +266,18 @@ class AccountRows:
             "cost": cost,
             "outcome": outcome,
         }
-        where = {"epoch": self._row["epoch"], "at": self._moment.db, "node": self._node}
+        where = {"epoch": self._row["epoch"], "at": self._sample.db, "node": self._node}
         await self._session.run(
-            _CALL, {**self._key, **row, **where, "before": self._moment.db - KEPT_DAYS * DAY}
+            _CALL, {**self._key, **row, **where, "before": self._sample.db - KEPT_DAYS * DAY}
         )
 
     async def _enter(self, loss: Loss) -> None:
-        """Begin a new epoch where numbers could recur, and count the lost calls as made now: so nobody calls meanwhile."""
+        """Count lost calls as made now, and begin an epoch where numbers could recur.
+
+        Since `called_at` is now too, nobody makes a call for a while.
+        """
         columns: dict[str, Any] = {
-            "called_at": self._moment.db,
+            "called_at": self._sample.db,
             "prior_epoch": loss.epoch,
             "prior_calls": loss.until,
         }

@@ -36,7 +36,10 @@ _MAY_CHANGE = """select bool_and(pg_has_role(relowner, 'usage')) as is_allowed f
 
 
 async def inspect(url: str) -> list[str]:
-    """What is wrong, as sentences; empty where the store is good, or can be made by the first broker."""
+    """Return what is wrong, as sentences.
+
+    Nothing is where the store is good, or where the first broker can make it.
+    """
     try:
         pool = ConnectionPool(url)
         await refuse_pooling(pool, NAME)

@@ -1,8 +1,14 @@
-"""Between two clocks: the database's, on which everything is written, and the caller's steady one.
+"""How instants are put from the database's clock on the caller's steady clock, and back.
 
-The database said `db` at some time between `sent` and `got`. What is read is put on the caller's
-clock as though it had been at `sent`, what is written as though at `got`: so a slow answer makes
-tokens look older than they are, never younger.
+Everything in the database is written on the database's clock. It said `db` at some time between
+`sent` and `got`, as the caller's clock has it. What is read is put on the caller's clock as though
+the database had answered at `sent`, what is written as though at `got`. So a slow answer makes
+tokens look older than they are, and never younger:
+
+    caller:    sent=100.0 ......... got=100.4
+    database:            db=5000
+    read:      5000 is taken for 100.0
+    written:   100.4 is taken for 5000, so 100.0 becomes 4999.6
 """
 
 from dataclasses import dataclass
@@ -13,7 +19,10 @@ from broker.store.postgres.pool import NO_SESSION, Session
 
 @dataclass(frozen=True, slots=True)
 class ClockSample:
-    """One reading of the clock in a transaction: unix seconds by the database, steady seconds before and after it was asked."""
+    """One reading of the database's clock, within a transaction.
+
+    `db` is in unix seconds, `sent` and `got` are steady seconds of the caller's.
+    """
 
     db: float
     sent: float
@@ -21,7 +30,7 @@ class ClockSample:
 
     @classmethod
     async def take(cls, session: Session, clock: Clock) -> "ClockSample":
-        """Ask the database.
+        """Ask the database what its clock shows.
 
         Raises psycopg.Error, and StoreError where a pooler gave us somebody else's session.
         """
@@ -35,7 +44,7 @@ class ClockSample:
 
     @property
     def now(self) -> float:
-        """The sample on the caller's clock, for decisions."""
+        """The moment of the sample on the caller's clock, for decisions."""
         return self.sent
 
     @property

@@ -1,4 +1,7 @@
-"""What PostgreSQL and libpq complain of, in sentences of ours: theirs may hold hosts, users, or what was stored."""
+"""What PostgreSQL and libpq complain of, in sentences of ours.
+
+Theirs may hold hosts, users, or what was stored.
+"""
 
 from typing import Final
 
@@ -70,7 +73,7 @@ _BY_WORDS: Final = (
 
 
 def store_error(error: Exception) -> StoreError:
-    """The same in words that hold nothing of the connection, of what was stored, or of what was asked."""
+    """Return an error that says the same without a host, a user, or anything that was stored."""
     return StoreError(f"PostgreSQL: {_sentence(error)}")
 
 

@@ -1,7 +1,9 @@
-"""The connection that listens: it hears of others' changes, tells that we live, and reads who else does.
+"""The connection that listens for what other brokers change.
 
-A notification is a hint; the rows' own counters are the truth, and are looked at with each
-heartbeat, so that what was missed is found. After a new connection everything may have changed.
+With each heartbeat it writes that this broker lives and what it serves, and reads the same of the
+others. A notification is only a hint. What counts are the counters in the accounts' rows: each
+heartbeat compares them with those we know, so that a change whose notification was missed is found.
+After a new connection any account may have changed.
 """
 
 import asyncio
@@ -24,12 +26,13 @@ LONGEST_PAUSE_S: Final = 2.0  # between two attempts to connect
 FORGOTTEN_AFTER_S: Final = 86_400.0
 NAMES: Final = LOCKS + 1  # the first half of the locks on nodes' names
 
-_BEAT: Final = """insert into token_broker.nodes (name, seen_at, versions)
+_BEAT: Final = """insert into token_broker.nodes as it (name, seen_at, versions)
  values (%(name)s, extract(epoch from clock_timestamp()), %(versions)s)
  on conflict (name) do update set seen_at = excluded.seen_at, versions = excluded.versions,
- notified_at = case when %(was_notified)s then excluded.seen_at else token_broker.nodes.notified_at end"""
+ notified_at = case when %(was_notified)s then excluded.seen_at else it.notified_at end"""
 _LOOK: Final = """select name, seen_at, notified_at, versions, pg_backend_pid() as pid,
- (select coalesce(sum(changes), 0)::bigint from token_broker.accounts) as changes from token_broker.nodes order by name"""
+ (select coalesce(sum(changes), 0)::bigint from token_broker.accounts) as changes
+ from token_broker.nodes order by name"""
 _FORGET: Final = (
     "delete from token_broker.nodes where seen_at < extract(epoch from clock_timestamp()) - %s"
 )
@@ -49,9 +52,8 @@ class Listener:
         self._pool = pool
         self._wanted = name
         self._sender = sender
-        self._known: dict[
-            tuple[str, str], int
-        ] = {}  # each account's counter, as far as we were told or did it ourselves
+        # Each account's counter, as far as we were told of it or raised it ourselves.
+        self._known: dict[tuple[str, str], int] = {}
         self._was_notified = False
         self._task: asyncio.Task[None] | None = None
         self._on_store_changed: OnStoreChanged
@@ -69,8 +71,8 @@ class Listener:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def did(self, appid: str, endpoint: str, changes: int) -> None:
-        """Note a change of our own, of which there is nothing to hear."""
+    def note_counter(self, appid: str, endpoint: str, changes: int) -> None:
+        """Know an account's counter as it is after a change of our own, or one we were told of."""
         self._known[appid, endpoint] = max(changes, self._known.get((appid, endpoint), 0))
 
     async def _live(self) -> None:
@@ -90,14 +92,14 @@ class Listener:
                 self.last_error = str(store_error(error))
             except (StoreBusy, StoreError) as error:
                 self.last_error = str(error)
-            # The daemon overlap_after_replacement its bugs
+            # A bug here must not end the daemon.
             except Exception as error:  # noqa: BLE001
                 self.last_error = f"the listener failed: {type(error).__name__}"
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
     async def _begin(self, session: Session) -> None:
-        """LISTEN first, then look: what changes between the two is heard."""
+        """LISTEN first, then read the counters: we are told of what changes between the two."""
         async with session.bounded(ANSWERS_WITHIN_S):
             await session.run(f"listen {CHANNEL}")
             await self._take_name(session)
@@ -109,13 +111,15 @@ class Listener:
         self._on_store_changed(None)
 
     async def _take_name(self, session: Session) -> None:
-        """Two brokers of one name would overwrite each other's row; refusing to run for a label would be worse."""
+        """Take a name that no living broker has, since two of one name would overwrite one row.
+
+        Refusing to run because of a label would be worse.
+        """
         number = 1
         while True:
             name = self._wanted if number == 1 else f"{self._wanted}-{number}"
-            if (
-                name == self.name and self.nodes
-            ):  # ours before the connection broke; the server may not know yet
+            # It was ours before the connection broke, which the server may not know yet.
+            if name == self.name and self.nodes:
                 return
             asked = await session.run(
                 "select pg_try_advisory_lock(%s, hashtext(%s)) as is_free", (NAMES, name)
@@ -126,7 +130,7 @@ class Listener:
             number += 1
 
     async def _beat(self, session: Session) -> None:
-        """Say that we live and what we serve; see who else does, and whether there is something we were not told."""
+        """Write that we live and what we serve; read who else does, and what we were not told."""
         mine = {
             "name": self.name,
             "versions": json.dumps(dict(self._versions())),
@@ -153,16 +157,16 @@ class Listener:
                 self._on_store_changed(row["appid"])
 
     async def _listen(self, session: Session) -> None:
-        """OnStoreChanged for a heartbeat's time; what came between is kept for us (psycopg 3.2.4)."""
-        async for said in session.connection.notifies(timeout=HEARTBEAT_S):
-            self._notified(said)
+        """Act on notifications for a heartbeat's time; psycopg keeps those between two calls."""
+        async for notify in session.connection.notifies(timeout=HEARTBEAT_S):
+            self._notified(notify)
 
-    def _notified(self, said: psycopg.Notify) -> None:
-        notification = Notification.read(said.payload)
+    def _notified(self, notify: psycopg.Notify) -> None:
+        notification = Notification.read(notify.payload)
         if notification is None or notification.sender == self._sender:
             return
         self._was_notified = True
-        self.did(notification.appid, notification.endpoint, notification.changes)
+        self.note_counter(notification.appid, notification.endpoint, notification.changes)
         self._on_store_changed(notification.appid)
 
 

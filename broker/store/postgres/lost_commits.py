@@ -32,7 +32,7 @@ class LostCommits:
         self._met: dict[tuple[str, str], dict[str, int]] = {}
 
     def remember(self, row: Row, calls: int | None = None) -> None:
-        """Note the newest call that a row names, or `calls`, which was just granted in its epoch."""
+        """Note a row's newest call, or `calls`, which was just granted in its epoch."""
         met = self._met.setdefault((row["appid"], row["endpoint"]), {})
         newest = max(row["calls"] if calls is None else calls, met.pop(row["epoch"], 0))
         met[row["epoch"]] = newest
@@ -40,18 +40,19 @@ class LostCommits:
     def found(self, row: Row) -> Loss | None:
         """Return what the database has lost as far as this process knows, None where nothing.
 
-        Read from top to bottom; the first line that fits counts. E is the row's epoch, L the latest
-        epoch that this process met, P the epoch before E as the row names it:
+        E is the row's epoch, L the latest epoch that this process met. P is the epoch before E, as
+        the row names it. Read from top to bottom; the first line that fits counts. "New" means that
+        an epoch begins:
 
-        | E and what was met              | calls                    | means                 | loss |
-        | ------------------------------- | ------------------------ | --------------------- | ---- |
-        | nothing was met                 |                          | we have just started  | none |
-        | E is L                          | not fewer than met in L  | all is there          | none |
-        | E is L                          | fewer than met in L      | the last commits gone | the difference, new epoch |
-        | E was met, L came after it      |                          | an old state restored | what was met beyond the row, new epoch |
-        | E was not met, P is not named   |                          | emptied, or older yet | all that was met, new epoch |
-        | E was not met, P is named       | P's all accounted for    | another broker noticed the loss | none |
-        | E was not met, P is named       | more met in P than that  | the same, and it knew of fewer calls than we do | the difference |
+        what was met   calls                        it means                     the loss
+        -------------  ---------------------------  ---------------------------  --------------
+        nothing        any                          this process has started     none
+        E, which is L  as many as we know, or more  all is there                 none
+        E, which is L  fewer than we know           the last commits are gone    those, new
+        E, and then L  any                          an old state was restored    all since, new
+        not E          the row names no P           emptied, or older than that  all, new
+        not E          P's are all accounted for    another broker saw the loss  none
+        not E          we know more of P's          it knew of fewer than we do  the difference
         """
         met = self._met.get((row["appid"], row["endpoint"]))
         if not met:

@@ -1,4 +1,7 @@
-"""What brokers tell each other through NOTIFY: who changed which account, and how often it was changed by then."""
+"""What brokers tell each other through NOTIFY: who changed which account.
+
+A counter says how often the account was changed by then.
+"""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ _COUNTER: Final = re.compile(r"[0-9]{1,19}")  # a bigint
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One notification's payload. `sender` tells processes apart, so that nobody heeds his own."""
+    """One notification's payload. By `sender` a process knows its own, which it ignores."""
 
     sender: str
     changes: int
@@ -19,7 +22,7 @@ class Notification:
 
     @staticmethod
     def read(payload: str) -> "Notification | None":
-        """Return what was said; None where it is not from a broker.
+        """Return what a payload says; None where it is not from a broker.
 
         Whoever may connect to the database may notify, and say anything.
         """

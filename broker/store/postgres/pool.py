@@ -1,8 +1,8 @@
 """Connections to PostgreSQL: few, made when needed, and never waited for longer than a few seconds.
 
-A pool of our own rather than psycopg_pool: that one reconnects in the background at growing
-intervals and tells who asks only that it has none; here whoever asks meets the fault itself, and
-the first to ask after it was cured has a connection.
+It is a pool of our own rather than psycopg_pool. That one reconnects in the background at growing
+intervals, and all it tells a caller is that it has no connection. Here the caller meets the fault
+itself, and the first to ask after the fault was cured has a connection.
 """
 
 import asyncio
@@ -22,13 +22,12 @@ from broker.store.postgres.errors import store_error
 
 T = TypeVar("T")
 
-MOST_CONNECTIONS: Final = (
-    4  # beside the listener's; ten brokers fit into PostgreSQL's own default of 100
-)
+# Beside the listener's. Ten brokers fit into PostgreSQL's own default of 100.
+MOST_CONNECTIONS: Final = 4
 CONNECT_S: Final = 2  # per host
 DEADLINE_S: Final = 5.0  # of a transaction, whatever the server does
 LOCKS: Final = 0x746B6272  # the first half of every advisory lock of ours
-# Held, shared, by every connection of a running broker: whoever has it alone knows that nobody runs
+# Every connection of a broker holds it, shared: whoever has it alone knows that none runs.
 RUNS: Final = 1
 SCHEMA: Final = 2  # held by whoever creates or migrates the tables
 NO_SESSION: Final = (
@@ -43,9 +42,9 @@ _DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "5000",
 }
-# A stopped process that holds a row is rid of it before those who wait for the row give up. The
-# server's own keepalives: locks of a host that vanished are not held for hours. Set by statement,
-# since poolers take no such options.
+# The server ends a transaction that a stopped process leaves open (2 s) before those who wait for
+# its row give up (3 s). It sends keepalives, so that the locks of a host that vanished are not held
+# for hours. All this is set by statement, since poolers take no such options.
 _SESSION: Final = {
     "idle_in_transaction_session_timeout": "2s",
     "lock_timeout": "3s",
@@ -59,13 +58,14 @@ _SET: Final = ", ".join(
     f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items()
 )
 # A database may be set to lose what it has just committed; a reservation must stay.
-_DURABLE: Final = """set_config('synchronous_commit', case when current_setting('synchronous_commit')
- in ('off', 'local', 'remote_write') then 'on' else current_setting('synchronous_commit') end, false)"""
+_DURABLE: Final = """set_config('synchronous_commit', case
+ when current_setting('synchronous_commit') in ('off', 'local', 'remote_write') then 'on'
+ else current_setting('synchronous_commit') end, false)"""
 
 
 @dataclass
 class Session:
-    """A connection in use. `pid` is the server process behind it."""
+    """A connection in use; `pid` is the server process behind it, `is_cut` that we cut it."""
 
     connection: psycopg.AsyncConnection[DictRow]
     pid: int = 0
@@ -73,12 +73,12 @@ class Session:
     warnings: list[str] = field(default_factory=list)
 
     async def run(self, statement: str, row: Any = ()) -> list[DictRow]:
-        """A statement's rows. Raises psycopg.Error."""
+        """Run a statement and return its rows. Raises psycopg.Error."""
         cursor = await self.connection.execute(statement.encode(), row)
         return await cursor.fetchall() if cursor.description else []
 
     def cut(self) -> None:
-        """Make whatever waits for the server fail at once, however deaf the network is."""
+        """Make whatever waits for the server fail at once, even if the network drops everything."""
         self.is_cut = True
         with (
             suppress(OSError, psycopg.Error),
@@ -88,7 +88,7 @@ class Session:
 
     @asynccontextmanager
     async def bounded(self, seconds: float) -> AsyncIterator[None]:
-        """Cut the connection where it takes longer. Raises TimeoutError then."""
+        """Cut the connection, and raise TimeoutError, where the work takes longer."""
         timer = asyncio.get_running_loop().call_later(seconds, self.cut)
         try:
             yield
@@ -101,9 +101,10 @@ class Session:
 
 
 class ConnectionPool:
-    """Where the database is, and the connections to it; `alone`: one, and no broker may run meanwhile.
+    """The connections to one database.
 
-    Raises StoreRefused where the URL names none.
+    With `alone` there is one, and no broker may run meanwhile. Raises StoreRefused where the URL
+    names no database.
     """
 
     def __init__(self, url: str, *, alone: bool = False) -> None:
@@ -119,7 +120,10 @@ class ConnectionPool:
         self._prepare = _prepare("" if alone else "_shared")
 
     async def connect(self, name: str) -> Session:
-        """A new connection as `name`, made ready. Raises psycopg.Error, TimeoutError, StoreBusy."""
+        """Make a connection as `name`, ready for use.
+
+        Raises psycopg.Error, TimeoutError, and StoreBusy where the store is being moved.
+        """
         session = await self.bare(name)
         try:
             async with session.bounded(DEADLINE_S):
@@ -136,7 +140,7 @@ class ConnectionPool:
         return session
 
     async def bare(self, name: str) -> Session:
-        """A new connection as it comes. Raises psycopg.Error and TimeoutError."""
+        """Make a connection and set nothing on it. Raises psycopg.Error and TimeoutError."""
         where = make_conninfo(self._where, application_name=f"token-broker {name}")
         async with asyncio.timeout(self._patience_s):
             connection = await psycopg.AsyncConnection.connect(
@@ -144,19 +148,17 @@ class ConnectionPool:
             )
         session = Session(connection)
         connection.add_notice_handler(
-            lambda said: session.warnings.append(said.severity_nonlocalized or "")
+            lambda notice: session.warnings.append(notice.severity_nonlocalized or "")
         )
         return session
 
     async def transaction(
         self, name: str, work: Callable[[Session], Awaitable[T]], deadline_s: float = DEADLINE_S
     ) -> T:
-        """Do it in one READ COMMITTED transaction.
+        """Do the work in one READ COMMITTED transaction.
 
-        Raises StoreError: then nothing is committed, or nobody knows.
-
-        What each caller makes of "nobody knows" (the pool was cut during COMMIT) is written at the
-        store's methods.
+        Raises StoreError: then nothing is committed, or nobody knows, where the connection was cut
+        during COMMIT. What that means for each caller is written at the store's methods.
         """
         try:
             async with asyncio.timeout(self._patience_s):
@@ -183,9 +185,9 @@ class ConnectionPool:
             self._slots.release()
 
     async def _begun(self, name: str) -> Session:
-        """A session in a transaction.
+        """Return a session in a transaction.
 
-        One that broke while nobody used it costs nothing: nothing was asked of it yet.
+        An idle one that broke meanwhile is passed over: nothing was asked of it yet.
         """
         while self._idle:
             session = self._idle.pop()
@@ -200,11 +202,11 @@ class ConnectionPool:
         return session
 
     def keep(self, session: Session) -> None:
-        """Have a session used by whoever needs one next."""
+        """Keep a session for whoever needs one next."""
         self._idle.append(session)
 
     async def close(self) -> None:
-        """Let go of what is not in use."""
+        """Close the connections that are not in use."""
         while self._idle:
             await self._idle.pop().connection.close()
 
@@ -222,9 +224,9 @@ async def _begin(session: Session) -> None:
 
 
 async def _commit(session: Session) -> None:
-    """Commit, for good.
+    """Commit, and see that it is durable.
 
-    A synchronous standby that does not confirm in time is only a warning to PostgreSQL.
+    To PostgreSQL it is only a warning where a synchronous standby did not confirm.
     """
     session.warnings.clear()
     await session.run("commit")

@@ -1,4 +1,4 @@
-"""The tables: made and migrated under an advisory lock, recognised, and what a role must be allowed."""
+"""The tables: made and migrated under an advisory lock, recognised, and the rights they need."""
 
 from collections.abc import Iterable
 from importlib.resources import files
@@ -89,9 +89,9 @@ def pending(found: int) -> tuple[str, ...]:
 
 
 async def version(session: Session) -> int:
-    """Which version the tables have; 0 where there are none.
+    """Return which version the tables have, 0 where there are none.
 
-    Raises StoreRefused where the role may not look.
+    Raises StoreRefused where the role may not look, or the tables are not ours.
     """
     (row,) = await session.run(
         "select exists (select from pg_namespace where nspname = 'token_broker') as is_there"
@@ -129,7 +129,7 @@ async def missing_columns(session: Session) -> str:
 
 
 async def missing_rights(session: Session) -> str:
-    """What the role may not do with the tables and must, as a sentence; empty where nothing is missing."""
+    """Return which rights the role lacks, as a sentence; empty where it lacks none."""
     lacking = [
         f"{right} on token_broker.{table}"
         for table, rights in RIGHTS.items()
@@ -144,13 +144,12 @@ async def missing_rights(session: Session) -> str:
 
 
 async def refuse_pooling(pool: ConnectionPool, name: str) -> None:
-    """See that a connection keeps its server session.
+    """Raise StoreRefused where a pooler takes a connection's server session away.
 
-    Raises StoreRefused where a pooler takes it away.
-
-    Who asks through a pooler is given a number of the pooler's for the server process. Then the
-    server process of an idle connection is looked for behind a second one: poolers hand out the one
-    used last, or all of them in turn.
+    Through a pooler, the number that libpq was given for the server process is one of the pooler's
+    own. So where that number is right, there is no pooler. Else a second connection is made while
+    the first is idle: if the pooler shares sessions, the second gets the session of the first, or
+    the first has another one afterwards.
     """
     first = await pool.bare(name)
     try:

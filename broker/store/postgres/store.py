@@ -1,7 +1,7 @@
-"""The store's port on PostgreSQL: each method one transaction, under the lock of the account's row.
+"""The store on PostgreSQL: each method is one transaction, under the lock of the account's row.
 
-A StoreError may mean that nobody knows whether the transaction is committed (the pool broke during
-COMMIT). Each method says why that is safe.
+A StoreError may mean that nobody knows whether the transaction is committed, where the connection
+broke during COMMIT. Each method says why that is safe.
 """
 
 import asyncio
@@ -51,9 +51,7 @@ class PostgresStore:
     """
 
     sole_owner = False
-    rows = (
-        AccountRows  # what a transaction does; tests that take something away from it name another
-    )
+    rows = AccountRows  # what a transaction does; tests that take something away put another here
 
     def __init__(
         self, url: str, clock: Clock, seal: Seal, node: str, *, alone: bool = False
@@ -131,7 +129,7 @@ class PostgresStore:
 
     @property
     def node(self) -> str:
-        """See :class:`broker.core.ports.Store`; another name than configured where that is taken."""
+        """See :class:`broker.core.ports.Store`. Another name than configured if that is taken."""
         return self._listener.name
 
     @property
@@ -146,26 +144,26 @@ class PostgresStore:
     async def load(self, account: Account) -> Held:
         """See :class:`broker.core.ports.Store`.
 
-        It writes only what a loss demands; written twice or not, that is found again.
+        It writes only where the database has lost something. That is found again the next time,
+        whether it was written or not.
         """
         return await self._run(account, lambda rows: rows.load())
 
     async def reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         """See :class:`broker.core.ports.Store`.
 
-        Where nobody knows, no call is made: what may stand there as an open reservation is a call
-        that counts as spent, and is closed as an orphan by whoever meets it when its time is over.
+        Where nobody knows, no call is made. An open reservation may stand there then: it counts as
+        spent, and whoever meets it when its lease is over closes it as abandoned.
         """
         granted = await self._run(account, lambda rows: rows.reserve(decide))
         if isinstance(granted, Grant):
-            # Only now: a number that was rolled back was never handed out, and will be another
-            # call's.
-            named = {
+            # Only after the commit: a number that was rolled back is given to another call.
+            its_epoch = {
                 "appid": account.id,
                 "endpoint": account.endpoint.value,
                 "epoch": granted.credential.epoch,
             }
-            self._lost_commits.remember(named, granted.call)
+            self._lost_commits.remember(its_epoch, granted.call)
         return granted
 
     async def settle(
@@ -179,8 +177,8 @@ class PostgresStore:
     ) -> Credential:
         """See :class:`broker.core.ports.Store`.
 
-        Where nobody knows, the caller settles again: the ledger's row tells whether it was settled,
-        and then nothing is changed a second time.
+        Where nobody knows, the caller settles again. The ledger's row tells whether it was settled;
+        then nothing is changed a second time.
         """
         return await self._run(
             account, lambda rows: rows.settle(grant, outcome, change, emergency=emergency)
@@ -189,9 +187,8 @@ class PostgresStore:
     async def amend(self, account: Account, change: Change) -> tuple[Credential, bool]:
         """See :class:`broker.core.ports.Store`.
 
-        Where nobody knows, the caller goes by its memory until it reads anew, which the counter of
-        changes makes it do; `change` looks at what is held, so that doing it again does nothing
-        twice.
+        Where nobody knows, the caller goes by its memory until it reads again, which the account's
+        counter makes it do. `change` looks at what is held, so that applying it twice is harmless.
         """
         return await self._run(account, lambda rows: rows.amend(change))
 
@@ -245,7 +242,7 @@ class PostgresStore:
         return await self._kept(self._pool.transaction(self._listener.name, work))
 
     async def _kept(self, work: Coroutine[Any, Any, T]) -> T:
-        """Work to the end: whoever stops waiting for it does not stop it half-way."""
+        """See work to its end, even if the caller stops waiting for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -260,7 +257,7 @@ class PostgresStore:
     ) -> T:
         changes = 0
 
-        async def kept(session: Session) -> T:
+        async def work_on(session: Session) -> T:
             nonlocal changes
             rows = self.rows(
                 session,
@@ -277,9 +274,9 @@ class PostgresStore:
 
         try:
             await self._make_ready()
-            done = await self._pool.transaction(self._listener.name, kept)
+            done = await self._pool.transaction(self._listener.name, work_on)
         except (StoreBusy, StoreRefused) as error:
             raise StoreError(str(error)) from None
         if changes:
-            self._listener.did(account.id, account.endpoint.value, changes)
+            self._listener.note_counter(account.id, account.endpoint.value, changes)
         return done

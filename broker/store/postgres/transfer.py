@@ -1,7 +1,4 @@
-"""Moving into a database: everything in one transaction.
-
-What it takes to move out is the store's own.
-"""
+"""Moving into a database, in one transaction. Moving out needs only the store's own methods."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -20,7 +17,7 @@ _CALL: Final = f"""insert into token_broker.calls ({", ".join(_CALL_COLUMNS)})
 
 
 async def accounts(session: Session) -> list[dict[str, Any]]:
-    """Every account's row, as far as it tells whose it is and whether there is a token."""
+    """Return of every account's row whose it is, and its token."""
     return await session.run(
         "select appid, endpoint, token from token_broker.accounts order by appid, endpoint"
     )
@@ -29,12 +26,12 @@ async def accounts(session: Session) -> list[dict[str, Any]]:
 async def import_accounts(
     exports: Sequence[AccountExport], clock: Clock, seal: Seal, node: str, session: Session
 ) -> None:
-    """Write all of it; calls keep their numbers, and numbers go on from the newest.
+    """Write all of it. Calls keep their numbers, and new numbers go on from the newest.
 
     Raises psycopg.Error.
     """
     sample = await ClockSample.take(session, clock)
-    ahead = clock.wall() - sample.db
+    wall_minus_db = clock.wall() - sample.db
     for export in exports:
         key, credential = key_of(export.account), export.credential
         token_call = credential.token.call if credential.token else 0
@@ -51,7 +48,13 @@ async def import_accounts(
         # Columns of ours
         await session.run(f"insert into token_broker.accounts ({names}) values ({places})", row)  # noqa: S608
         calls = [
-            {**call, **key, "epoch": credential.epoch, "at": call["wall_at"] - ahead, "node": node}
+            {
+                **call,
+                **key,
+                "epoch": credential.epoch,
+                "at": call["wall_at"] - wall_minus_db,
+                "node": node,
+            }
             for call in export.calls
         ]
         await session.connection.cursor().executemany(_CALL, calls)

@@ -13,10 +13,10 @@ are copied. A row says "written at 12:00", and the call in it was made 100 s bef
 2. The volume was moved to a host that has been up for 20 days; it is 12:01. The wall puts the
    writing 60 s ago, long after this host's boot, and the call 160 s ago: it still counts. The token
    is in doubt, since two hosts' walls were compared and one of them may be wrong.
-3. The battery is empty: the wall shows 1970, 60 s after the boot. The row is from the future, so the
-   wall is no help. The writing is taken for having happened now, and the call 100 s ago: a wrong
-   wall neither frees spent quota, nor locks us out for longer than a call that was made now would.
-   The token is in doubt.
+3. The battery is empty: the wall shows 1970, 60 s after the boot. The row is from the future, so
+   the wall is no help. The writing is taken for having happened now, and the call 100 s ago: a
+   wrong wall neither frees spent quota, nor locks us out for longer than a call that was made now
+   would. The token is in doubt.
 4. The row was written in 1970, and the wall is right by now. Again it is no help: as in 3.
 
 Within one boot there is one more case. A wall that is set back shows that what it placed before
@@ -75,7 +75,7 @@ class Anchor:
         return self.wall - self.steady
 
     def of_wall(self, wall: float) -> float:
-        """Return the steady time at which the wall showed `wall`; the present where it cannot tell."""
+        """Return the steady time at which the wall showed `wall`, the present if it cannot tell."""
         return wall - self.offset if BEFORE_US <= wall <= self.wall else self.steady
 
 

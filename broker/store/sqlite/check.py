@@ -12,13 +12,17 @@ from pathlib import Path
 from sqlite_utils import Database
 
 from broker.store.sqlite.content import oddities
-from broker.store.sqlite.file import BUSY_TIMEOUT_S, MIGRATIONS, newer
+from broker.store.sqlite.file import BUSY_TIMEOUT_S, newer
 from broker.store.sqlite.lock import OWNER_ONLY
 from broker.store.sqlite.place import files_of, is_on_container_layer, refusals
+from broker.store.sqlite.schema import MIGRATIONS
 
 
 def inspect(path: Path) -> list[str]:
-    """Return what is wrong with a store file, as sentences; empty where it is good or not there yet."""
+    """Return what is wrong with a store file, as sentences.
+
+    Nothing is where it is good, or not there yet.
+    """
     found = refusals(path)
     if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
         found.append(f"the directory {path.parent} cannot be written by this user")

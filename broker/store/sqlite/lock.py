@@ -69,7 +69,7 @@ class StoreLock:
         self._note(f"{epoch} {call:020d}\n".encode())
 
     def lost(self) -> str | None:
-        """Return what happened to a file that is no longer where it was claimed, None where all are."""
+        """Return what happened to a file that is not where it was claimed, None where all are."""
         return self._lock.lost() or self._database.lost()
 
     def reclaim(self) -> None:
@@ -164,7 +164,7 @@ def _opened(path: Path) -> int:
 
 
 def narrowed(path: Path) -> tuple[Path, int] | None:
-    """Take away what a file's mode allows to others; return what it was, None where that is nothing.
+    """Take away what a file's mode allows to others; return its mode, None where it was right.
 
     A file of root's that we may only read, or one on a read-only mount, stays as it is.
     """

@@ -111,7 +111,7 @@ def is_on_container_layer(path: Path, mounts: Path = MOUNTS) -> bool:
 
 
 def refusals(path: Path) -> list[str]:
-    """Return why a store must not be at `path`, as sentences that name the cure; empty where it may."""
+    """Return why a store must not be at `path`, as sentences that name the cure."""
     directory = path.parent
     if not directory.is_dir():
         return [f"the directory {directory} does not exist: create it, owned by the daemon's user"]

@@ -210,7 +210,7 @@ class SqliteStore:
         )
 
     async def _change(self, work: Callable[..., T], *args: Any) -> T:
-        """Run what writes: first see to it that the file is the one people see, and takes writes."""
+        """Run what writes, after seeing to it that the file is the one people see, and takes it."""
         return await self._run(self._on_the_right_file, work, *args)
 
     def _translated(self, work: Callable[..., T], *args: Any) -> T:
