@@ -98,8 +98,9 @@ async def serve(settings: Settings) -> None:
         hung_up.set()
     async with daemon(settings, supervisor, hung_up) as addresses:
         # The contract's line
-        print(f"token-broker {__version__} serves on {', '.join(addresses)}", flush=True)  # noqa: T201
-        supervisor.notify("READY=1", f"STATUS=serves on {', '.join(addresses)}")
+        serves_on = f"serves on {', '.join(addresses)}"
+        print(f"token-broker {__version__} {serves_on}", flush=True)  # noqa: T201
+        supervisor.notify("READY=1", f"STATUS={serves_on}")
         await stopped.wait()
         supervisor.notify("STOPPING=1", "STATUS=answers what is under way")
 
@@ -284,7 +285,7 @@ def secret_rereader(
 async def reaching(
     settings: Settings, store: stores.FullStore, registry: Registry, clock: SystemClock
 ) -> AsyncIterator[tuple[Sinks, Notifier]]:
-    """Write tokens where programs look, and tell people when they are needed. Raises ConfigError."""
+    """Write tokens to sinks and notify people while the context lasts. Raises ConfigError."""
     sinks = Sinks(registry.find, clock.wall, clock.now, iso)
 
     def look() -> set[TroubleState]:
@@ -330,7 +331,10 @@ def together(*each: Callable[P, object]) -> Callable[P, None]:
 
 
 def patience(settings: Settings) -> float:
-    """Seconds a request waits for a refresh: a call, or the time in which WeCom's last token serves no more (min_serve)."""
+    """Return the seconds a request waits for a refresh.
+
+    They cover a call, and the time in which WeCom's last token is no longer served (min_serve).
+    """
     gaps = [
         settings.policy.min_serve + RENEWED_AFTER
         for app in settings.apps.values()
@@ -346,14 +350,8 @@ def admit(gate: Gate, settings: Settings, bound: Bound) -> None:
     """
     hosts = [sock.getsockname()[0] for _, sock in bound if sock.family != socket.AF_UNIX]
     if not settings.clients and not all(map(is_loopback, hosts)):
-        raise ConfigError(
-            [
-                (
-                    "clients: needed, since a socket listens beyond loopback: anybody who reaches it"
-                    " would get tokens"
-                )
-            ]
-        )
+        why = "needed, since a socket listens beyond loopback: anybody who reaches it gets tokens"
+        raise ConfigError([f"clients: {why}"])
     keys = {
         client.key_sha256: Client(client.name, client.scopes, client.apps)
         for client in settings.clients.values()
@@ -379,7 +377,10 @@ def _say_how_we_are(why_not: str) -> None:
 
 
 def _runtime_directory() -> Path | None:
-    """A directory that needs no disk: systemd's for this service, else the user's; None where there is neither."""
+    """Return a directory that needs no disk, or None.
+
+    It is systemd's for this service, or else the user's.
+    """
     named = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or os.environ.get(
         "XDG_RUNTIME_DIR", ""
     )

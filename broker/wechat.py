@@ -1,4 +1,4 @@
-"""The only module that speaks to WeChat with an AppSecret: for tokens, for tickets, and for people who log in.
+"""The only module that speaks to WeChat with an AppSecret: for tokens, tickets and logins.
 
 Errors of others end here, without their text: it holds the URL, the URL the secret.
 """
@@ -193,7 +193,10 @@ class WeChat:
 
 
 def _note_when_sent() -> aiohttp.TraceConfig:
-    """Tell a call that never left (nothing was minted) from one whose answer is lost (something may have been)."""
+    """Tell a call that never left from one whose answer is lost.
+
+    The first minted nothing; the second may have minted a token.
+    """
 
     async def note(
         _session: aiohttp.ClientSession, context: SimpleNamespace, _params: object

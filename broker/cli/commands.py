@@ -209,7 +209,7 @@ def status(config: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click
 @CONFIG
 @click.option("--test", is_flag=True, required=True, help="Send one notification that says so.")
 def notify(config: Path | None, test: bool) -> None:  # noqa: ARG001, FBT001 -- click's way
-    """Try whether notifications arrive: tell everyone whom [notify] names, and print what came back."""
+    """Send a test message to everyone whom [notify] names, and print what came back."""
     from broker.cli import notify as trying
     from broker.config.load import ConfigError
     from broker.system import log
@@ -230,8 +230,9 @@ def notify(config: Path | None, test: bool) -> None:  # noqa: ARG001, FBT001 -- 
 @CONFIG
 @KEY_FILE
 @JSON
-# Click's way
-def get(app: str, config: Path | None, key_file: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def get(  # click passes every option by its name
+    app: str, config: Path | None, key_file: Path | None, *, as_json: bool
+) -> None:
     """Print the token of APP and nothing else, for scripts."""
     import json
     from urllib.parse import quote
@@ -305,7 +306,7 @@ def demo() -> None:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on uvloop if that is installed (the extra [speed]), else on asyncio's loop."""
+    """Run a coroutine, on uvloop's loop if the extra [speed] is installed."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(work)
 

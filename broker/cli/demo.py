@@ -1,4 +1,4 @@
-"""`token-broker demo`: the whole house on loopback, as real processes, in a directory that goes away again."""
+"""`token-broker demo`: sandbox, daemon and companion on loopback, in a temporary directory."""
 
 import contextlib
 import os

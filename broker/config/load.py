@@ -1,8 +1,8 @@
-"""Turns the configuration into frozen settings, and tells all that is wrong with it at once, by key.
+"""Turns the configuration into frozen settings, and tells all that is wrong with it at once.
 
-:func:`load` is for the daemon and the commands beside it. :func:`load_avatars` is for the companion,
-which reads no secret of an app. schema.py has the keys, sources.py reads them, and secret_files.py
-reads secrets.
+:func:`load` is for the daemon and the commands beside it. :func:`load_avatars` is for the
+companion, which reads no secret of an app. schema.py has the keys, sources.py reads them, and
+secret_files.py reads secrets.
 """
 
 import hashlib
@@ -389,5 +389,5 @@ def _way_out_of_environment(reader: SecretReader, ca_file: Path | None) -> WayOu
 
 
 def _proxy(url: Secret) -> Secret:
-    """Check the URL of a proxy, which may hold a password. Raises ValueError, without quoting it."""
+    """Check the URL of a proxy. Raises ValueError without quoting it: it may hold a password."""
     return Secret(parse_proxy(url.reveal(), with_password=True))

@@ -302,7 +302,10 @@ class NotifyTable(Table):
 
 
 class SinkFormat(StrEnum):
-    """How a token is written where a program reads it; the last five are of Redis, `json` and `token` of files."""
+    """How a token is written where a program reads it.
+
+    `json` and `token` are formats of files, the last five are formats of Redis.
+    """
 
     JSON = "json"
     TOKEN = "token"  # noqa: S105 -- the format's name

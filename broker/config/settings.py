@@ -72,9 +72,10 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class AvatarsSettings:
-    """What the companion is configured with; `wechat` and `allowed_hosts` it shares with the daemon.
+    """What the companion is configured with.
 
-    `broker` is the origin of a URL or `unix:/path`. `key` is only read by :func:`load_avatars`.
+    It shares `wechat` and `allowed_hosts` with the daemon. `broker` is the origin of a URL or
+    `unix:/path`. `key` is only read by :func:`load_avatars`.
     """
 
     listen: Address

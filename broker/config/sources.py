@@ -44,8 +44,8 @@ class Names(NamedTuple):
 WHERE_ELSE: Final = (
     "; name another with --config or $TOKEN_BROKER_CONFIG; `token-broker init` writes one"
 )
-# The reasons of tomllib that quote nothing but an equals sign or a bracket. The others quote keys or
-# characters, which may be part of a secret.
+# The reasons of tomllib that quote nothing but an equals sign or a bracket. The others quote keys
+# or characters, which may be part of a secret.
 _TOML_ERROR: Final = re.compile(
     r"((?:[A-Za-z /-]|'[=\]]+')+) \(at ((?:line \d+, column \d+)|end of document)\)"
 )

@@ -1,7 +1,7 @@
 """Keeps a SIGHUP from killing a daemon that is still starting, and remembers that it came.
 
-A program that has not said what SIGHUP means to it is killed by one. To import the daemon takes half
-a second, so this is done before anything is imported, and imports nothing itself.
+A SIGHUP kills a program that has not set a handler for it. Importing the daemon takes half a
+second, so the handler is set before anything is imported, and this module imports nothing itself.
 """
 
 import signal

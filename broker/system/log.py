@@ -35,10 +35,10 @@ WARNINGS = {
 
 
 def configure(level: str = "", stream: TextIO = sys.stderr) -> None:
-    """Set up structlog, and the standard library's logging (APScheduler, aiohttp) to go the same way.
+    """Set up structlog, and send the standard library's logging (APScheduler, aiohttp) through it.
 
-    `level` is `debug`, `info`, … as $TOKEN_BROKER_LOG_LEVEL has it; whatever else it is, it is
-    `info`. Libraries speak from WARNING on, and at `debug` all they have to say.
+    `level` is that of $TOKEN_BROKER_LOG_LEVEL (`debug`, `info`, …); unknown ones mean `info`.
+    Libraries are heard from WARNING on, and at `debug` from their lowest level on.
     """
     chosen = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [

@@ -46,7 +46,7 @@ async def listeners(
 
 
 def _socket(family: int) -> socket.socket:
-    """Return a socket that does not block and is not inherited; not every system has flags for it."""
+    """Return a socket that does not block and is not inherited."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)  # noqa: FBT003 -- the standard library's signature
     return sock
