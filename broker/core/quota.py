@@ -35,6 +35,7 @@ class Limit(StrEnum):
 
     DAILY_QUOTA = "daily_quota"
     REPORT_QUOTA = "report_quota"
+    SCHEDULE_SHARE = "schedule_share"  # what is left is the schedule's
     FORCE_REFRESH = "force_refresh"
     HOURLY_QUOTA = "hourly_quota"  # of WeCom's tickets
 
@@ -52,21 +53,24 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class QuotaLimits:
-    """What an account may spend.
+    """What an account may spend, in calls within any 24 hours.
 
-    `report` is what reports may cause, and never what the schedule itself needs. `hourly` is what
-    WeChat allows within any hour; None where it counts by the day only.
+    `report` is what reports may cause. `share` is what the schedule needs: reports and people
+    together leave it that much of `total`. `hourly` is what WeChat allows within any hour; None
+    where it counts by the day only.
     """
 
     total: int
     report: int
     hourly: int | None = None
+    share: int = 0
 
     @classmethod
     def of(cls, daily_quota: int, endpoint: Endpoint, policy: Policy) -> "QuotaLimits":
         """Limits of an account under a policy."""
-        spare = daily_quota - calls_per_day(endpoint, policy)
-        return cls(daily_quota, max(0, min(policy.report_quota, spare)), HOURLY.get(endpoint))
+        share = calls_per_day(endpoint, policy)
+        report = max(0, min(policy.report_quota, daily_quota - share))
+        return cls(daily_quota, report, HOURLY.get(endpoint), share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,9 @@ def full(
     """Whether a call in `lane` would break a limit; None where it may be made."""
     rolling = _rolling(entries, now)
     checks = [(Limit.DAILY_QUOTA, rolling, limits.total)]
+    if lane is not Lane.SCHEDULED:
+        others = [e for e in rolling if e.lane is not Lane.SCHEDULED]
+        checks.append((Limit.SCHEDULE_SHARE, others, max(0, limits.total - limits.share)))
     if lane is Lane.REPORT:
         checks.append(
             (Limit.REPORT_QUOTA, [e for e in rolling if e.lane is Lane.REPORT], limits.report)

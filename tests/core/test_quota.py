@@ -8,7 +8,9 @@ from broker.core.credential import Endpoint, Policy
 from broker.core.quota import (
     DAY,
     Entry,
+    Full,
     Lane,
+    Limit,
     QuotaLimits,
     calls_per_day,
     day_began,
@@ -23,25 +25,32 @@ WISHES = st.lists(
 )
 
 
-@given(WISHES, st.integers(1, 30), st.integers(0, 10), st.integers(int(NOON), int(NOON + DAY)))
+@given(
+    WISHES,
+    st.integers(1, 30),
+    st.integers(0, 10),
+    st.integers(0, 35),
+    st.integers(int(NOON), int(NOON + DAY)),
+)
 @settings(max_examples=300)
 def test_no_sequence_of_calls_breaks_a_window_and_a_freed_slot_is_free(
-    wishes: list[tuple[int, Lane, bool]], total: int, report: int, wall: int
+    wishes: list[tuple[int, Lane, bool]], total: int, report: int, share: int, wall: int
 ) -> None:
-    limits, offset, now = QuotaLimits(total, report), wall - 5000.0, 5000.0
+    limits, offset, now = QuotaLimits(total, report, share=share), wall - 5000.0, 5000.0
     made: list[Entry] = []
     for wait, lane, force in wishes:
         now += wait
         reached = full(made, limits, lane, now, force=force)
         if reached is None:
             made.append(Entry(now, now + offset, lane, forced=force))
-        elif lane is not Lane.REPORT or report > 0:
+        elif lane is Lane.SCHEDULED or (share < total and (lane is Lane.ADMIN or report > 0)):
             assert reached.until > now
             assert full(made, limits, lane, reached.until, force=force) is None
     for entry in made:
         window = [e for e in made if entry.at - DAY < e.at <= entry.at]
         assert len(window) <= total
         assert sum(e.lane is Lane.REPORT for e in window) <= report
+        assert sum(e.lane is not Lane.SCHEDULED for e in window) <= max(0, total - share)
         assert sum(e.forced for e in window) <= 20
         assert sum(day_began(e.wall) == day_began(entry.wall) for e in made) <= total
 
@@ -94,3 +103,16 @@ def test_usage_counts_both_windows_and_what_remains_by_the_fuller() -> None:
     ]
     spent = usage(made, 10, 100.0, midnight + 3700)
     assert (spent.today, spent.last_24h, spent.remaining) == (1, 2, 8)
+
+
+def test_people_and_reports_together_leave_the_schedule_its_share() -> None:
+    policy = Policy()
+    limits = QuotaLimits.of(40, Endpoint.TOKEN, policy)
+    spare = 40 - calls_per_day(Endpoint.TOKEN, policy)
+    assert limits.report == spare
+    made = [Entry(float(i), NOON + i, Lane.ADMIN) for i in range(spare - 1)]
+    assert full(made, limits, Lane.ADMIN, 1000.0) is None
+    made.append(Entry(500.0, NOON + 500, Lane.REPORT))
+    for lane in (Lane.ADMIN, Lane.REPORT):
+        assert full(made, limits, lane, 1000.0) == Full(Limit.SCHEDULE_SHARE, DAY)
+    assert full(made, limits, Lane.SCHEDULED, 1000.0) is None

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from broker.core.credential import NEVER, Policy
+from broker.core.credential import NEVER, Endpoint, Policy
 from broker.core.errcodes import Failure, FailureCode, Kind, rule_for
 from broker.core.ports import Claim, Grant, Minted, StoreError, Verdict
-from broker.core.quota import Lane
+from broker.core.quota import Lane, Limit, calls_per_day
 from broker.core.secret import Secret
 from broker.core.serving import Code, ReportOutcome, Served, TokenState, Unavailable
 from broker.tokens.keeper import Keeper
 from broker.tokens.live import LiveCredential
+from broker.web.words.english import unavailable
 from tests.harness.doubles import ACCOUNT, CANARY, DOWN, LOST, Bench, looked, stable, value_of
 
 
@@ -632,6 +633,7 @@ async def test_an_administrator_need_not_sit_out_a_backoff(bench: Bench) -> None
 
 async def test_the_daily_quota_holds_whatever_asks(bench: Bench) -> None:
     account = replace(ACCOUNT, daily_quota=40)
+    spare = 40 - calls_per_day(Endpoint.TOKEN, Policy())
     keeper = await bench.keeper(account)
     for _ in range(400):
         bench.clock.pass_(31)
@@ -639,12 +641,31 @@ async def test_the_daily_quota_holds_whatever_asks(bench: Bench) -> None:
         await keeper.refresh(1)
         await keeper.report(1, version=keeper.credential.version)
         keeper = await bench.restarted(account)
-    assert bench.wechat.calls == 40
+    made = [row["lane"] for row in await bench.rows()]
+    assert len(made) == bench.wechat.calls <= 40
+    assert len(made) - made.count("scheduled") == spare
     answer = await keeper.refresh(1)
     assert isinstance(answer, Unavailable)
     assert answer.code is Code.QUOTA_EXHAUSTED
     bench.clock.pass_(answer.retry_after)
     assert isinstance(await keeper.refresh(1), Served)
+
+
+async def test_refreshes_in_a_loop_leave_the_schedule_its_share(bench: Bench) -> None:
+    # SCENARIOS.md 58
+    keeper = await kept(bench)
+    refused: Unavailable | None = None
+    for _ in range(2 * 86400 // 40):
+        bench.clock.pass_(40)
+        await looked(keeper)
+        assert keeper.serve() is not None
+        answer = await keeper.refresh(1)
+        refused = answer if isinstance(answer, Unavailable) else refused
+    assert refused is not None
+    assert refused.code is Code.QUOTA_EXHAUSTED
+    assert refused.limit is Limit.SCHEDULE_SHARE
+    assert unavailable(refused).startswith("All of daily_quota that the schedule does not need is ")
+    assert {facts["lane"] for facts in bench.told("quota-spent")} == {"admin"}
 
 
 # --- watching -------------------------------------------------------------------------------------

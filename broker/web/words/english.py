@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.core.errcodes import Advice, Failure, FailureCode, Flaw
+from broker.core.quota import Limit
 from broker.core.serving import Unavailable, UnavailableReason
 from broker.web.words.failures import FailureWords
 
@@ -136,13 +137,17 @@ UNAVAILABLE: Final[Mapping[UnavailableReason, str]] = {
 }
 
 
+# The limit of people and reports, which has no key of its own in the configuration.
+SHARE: Final = "All of daily_quota that the schedule does not need"
+
+
 def unavailable(answer: Unavailable, thing: str = FAILURES.token) -> str:
     """Say in a sentence why there is no `thing` now."""
     failure = answer.failure
     return UNAVAILABLE[answer.reason].format(
         thing=thing,
         store_error=answer.store_error,
-        limit=answer.limit,
+        limit=SHARE if answer.limit is Limit.SCHEDULE_SHARE else answer.limit,
         reason=FAILURES.reason(failure) if failure else "",
         advice=FAILURES.advice(failure, thing) if failure else "",
     )
