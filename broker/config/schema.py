@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import NoDecode
 
 from broker.core.credential import Endpoint, Policy
+from broker.core.interfaces import REFUSED
 from broker.system.address import (
     Address,
     own_host,
@@ -154,6 +155,15 @@ Prefix = Annotated[
 ]
 
 
+def _refused(path: str) -> str:
+    if path not in REFUSED:
+        raise ValueError(f"must be one of those refused by default: {', '.join(REFUSED)}")
+    return path
+
+
+Refused = Annotated[str, AfterValidator(_refused)]
+
+
 def _store_url(url: str) -> str:
     if re.match(r"postgres(ql)?://", url):
         return _postgres_url(url)
@@ -249,7 +259,10 @@ class CompatTable(Table):
 
 
 class ProxyTable(Table):
-    """[proxy]: bodies are in bytes, `rate` is in requests a second of one client."""
+    """[proxy]: bodies are in bytes, `rate` is in requests a second of one client.
+
+    `allow` names interfaces that are refused by default and pass all the same.
+    """
 
     enabled: Flag = False
     prefixes: Annotated[tuple[Prefix, ...], Field(min_length=1)] = (
@@ -259,6 +272,7 @@ class ProxyTable(Table):
         "/card/",
         "/datacube/",
     )
+    allow: tuple[Refused, ...] = ()
     max_concurrency: Annotated[WholeNumber, Field(ge=1, le=200)] = 64
     rate: Annotated[Number, Field(gt=0, le=1_000_000)] = 100
     burst: Annotated[WholeNumber, Field(ge=1, le=1_000_000)] = 200

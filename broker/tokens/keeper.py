@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
-from broker.core.credential import Account, Credential, Policy
+from broker.core.credential import Account, Credential, HeldToken, Policy
 from broker.core.decision import check_allowed_at, steady_check_at
 from broker.core.ports import Claim, Reason, Verdict
 from broker.core.quota import Lane, Usage, usage
@@ -256,6 +256,11 @@ class Keeper:
     def credential(self) -> Credential:
         """What is in force."""
         return self._live.credential
+
+    @property
+    def previous(self) -> HeldToken | None:
+        """The token before the one in force, where it was seen to be replaced."""
+        return self._live.previous
 
     @property
     def store_error(self) -> str | None:

@@ -37,7 +37,7 @@ class LiveCredential:
         self._on_change = on_change
         self._changed = asyncio.Event()
         self._stale_at = self._ends_at = NEVER
-        self._previous: HeldToken | None = None  # the token before this one
+        self.previous: HeldToken | None = None  # the token before the one in force
         self._replaced_at = NEVER
 
     def adopt(self, credential: Credential) -> bool:
@@ -53,7 +53,7 @@ class LiveCredential:
         if is_new or credential.suspicion != held.suspicion or credential.token != held.token:
             self._time(credential)
         if is_new:
-            self._previous, self._replaced_at = held.token, self._clock.now()
+            self.previous, self._replaced_at = held.token, self._clock.now()
             self.wake()
         return is_new
 
@@ -104,7 +104,7 @@ class LiveCredential:
 
     def recognizes(self, token: str) -> bool:
         """Return True for the token in force, and for the one before it while that may live."""
-        held, before = self.credential.token, self._previous
+        held, before = self.credential.token, self.previous
         if held is not None and held.value.matches(token):
             return True
         may_live = self._clock.now() < self._replaced_at + self.policy.overlap

@@ -381,6 +381,10 @@ def test_without_a_url_the_store_is_in_the_state_directory_or_else_here(
             "proxy.prefixes[1]: must look like /cgi-bin/",
         ),
         ("[proxy]\nprefixes = []", "proxy.prefixes: "),
+        (
+            '[proxy]\nallow = ["/cgi-bin/token"]',
+            "proxy.allow[0]: must be one of those refused by default: /cgi-bin/openapi/rid/get, ",
+        ),
         ("[proxy]\nrate = 0", "proxy.rate: must be greater than 0"),
         (
             "[proxy]\nmax_concurrency = 0",

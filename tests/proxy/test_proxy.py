@@ -20,13 +20,6 @@ from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcod
 GET = "/cgi-bin/user/get"
 
 
-@pytest.fixture
-async def broker(bench: Bench, wechat: Hostile) -> AsyncIterator[Proxied]:
-    async with Proxied(bench, wechat).serving() as broker:
-        await broker.look()
-        yield broker
-
-
 def value(number: int) -> str:
     return f"{CANARY}-main-t{number}"
 

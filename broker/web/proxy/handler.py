@@ -19,6 +19,7 @@ from yarl import URL
 
 from broker.config.schema import ProxyTable as Table
 from broker.core.credential import Account
+from broker.core.interfaces import REFUSED, refused_by_default
 from broker.core.serving import Served, Unavailable
 from broker.http.way_out import PROXY_ERRORS, OutgoingSession, failure_of_call
 from broker.tokens.keeper import Keeper
@@ -29,6 +30,7 @@ from broker.web.proxy import headers as hops
 from broker.web.proxy import paths
 from broker.web.proxy.callers import Callers
 from broker.web.proxy.limits import Busy, ProxyLimits, TooFast
+from broker.web.proxy.masking import Masks, WithheldError, masked
 from broker.web.proxy.relay import IdleDeadline, Peek, TooLarge, Upload, cut, look, pass_on
 from broker.web.words import english
 
@@ -51,6 +53,10 @@ PACKED: Final = (  # aiohttp would unpack it on its way
 )
 DOUBTFUL: Final = (
     "(token-broker: a parameter is named almost like access_token, or stands behind ; ? or ,)"
+)
+QUOTED: Final = (
+    "(token-broker: the answer quotes the token in a packed body that is too long to mask;"
+    " ask without Accept-Encoding)"
 )
 AWAY: Final = "(token-broker: WeChat could not be reached, or did not answer in time)"
 
@@ -102,6 +108,7 @@ class Proxy:
         self._table, self._callers, self._limits = table, callers, limits
         self._out, self._base, self._counters = out, base, counters
         self._patience_s = patience_s
+        self._masks = Masks()
 
     def routes(self) -> list[web.RouteDef]:
         """One route for all that may be asked, behind those of the drop-in."""
@@ -120,7 +127,7 @@ class Proxy:
             return web.json_response(WECHAT.refusal(refusal), headers=NO_STORE)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        path, query = _target(request)
+        path, query = self._target(request)
         if request.body_exists and hops.is_packed(request.headers):
             raise ErrcodeError(47001, PACKED)
         if paths.is_doubtful(query):
@@ -183,18 +190,61 @@ class Proxy:
         async with self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             if not seen.is_refusal:
-                return await _given(call, answer, seen, served, "passed")
+                return await self._given(call, answer, seen, served, "passed")
         call.pace(patience_s)
         reported = await call.keeper.report(patience_s, version=served.credential.version)
         call.pace()
         if isinstance(reported, Unavailable) or not call.upload.can_be_sent_again:
-            return await _given(call, answer, seen, served, "token-refused")
+            return await self._given(call, answer, seen, served, "token-refused")
         served = reported[1]
         async with self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
-            return await _given(
+            return await self._given(
                 call, answer, seen, served, "token-refused" if seen.is_refusal else "retried"
             )
+
+    async def _given(
+        self,
+        call: ProxiedCall,
+        answer: aiohttp.ClientResponse,
+        seen: Peek,
+        served: Served,
+        outcome: str,
+    ) -> web.StreamResponse:
+        """Return the answer as the client gets it."""
+        mask = self._masks.of(call.keeper, served)
+        try:
+            head, coding = masked(mask, seen.head, seen.coding, whole=seen.whole)
+        except WithheldError:
+            call.outcome = "withheld"
+            raise ErrcodeError(-1, QUOTED) from None
+        headers = hops.back(answer.headers, mask)
+        if coding != seen.coding:
+            headers.popall(hdrs.CONTENT_ENCODING, None)
+        if seen.whole and call.request.method != hdrs.METH_HEAD:
+            headers.popall(hdrs.CONTENT_LENGTH, None)
+            call.outcome = outcome
+            return web.Response(status=answer.status, headers=headers, body=head)
+        call.response = web.StreamResponse(status=answer.status, headers=headers)
+        await pass_on(call.response, call.request, answer, head, call.pace)
+        call.outcome = outcome
+        return call.response
+
+    def _target(self, request: web.Request) -> tuple[str, str]:
+        """Return path and query as they go on. Raises ErrcodeError for what never does."""
+        raw, _, query = request.raw_path.partition("?")
+        path = paths.plain(raw)
+        if path is None:
+            raise ErrcodeError(48001, paths.UNUSUAL)
+        if path.startswith(paths.OTHER_TOKENS):
+            raise ErrcodeError(48001, OTHERS)
+        if paths.is_token_path(path):
+            raise ErrcodeError(48001, ITS_OWN)
+        refused = refused_by_default(path)
+        if refused is not None and refused not in self._table.allow:
+            why = f"{REFUSED[refused]}; [proxy] allow = ['{refused}'] lets it through"
+            raise ErrcodeError(48001, f"(token-broker: {why})")
+        return path, paths.visible(query)
 
     @asynccontextmanager
     async def _sent(
@@ -211,31 +261,3 @@ class Proxy:
                 raise aiohttp.ClientPayloadError  # nobody asked for another protocol
             call.pace()
             yield answer
-
-
-async def _given(
-    call: ProxiedCall, answer: aiohttp.ClientResponse, seen: Peek, served: Served, outcome: str
-) -> web.StreamResponse:
-    """The answer as the client gets it."""
-    headers = hops.back(answer.headers, served.token.value.reveal())
-    if seen.whole and call.request.method != hdrs.METH_HEAD:
-        headers.popall(hdrs.CONTENT_LENGTH, None)
-        call.outcome = outcome
-        return web.Response(status=answer.status, headers=headers, body=seen.head)
-    call.response = web.StreamResponse(status=answer.status, headers=headers)
-    await pass_on(call.response, call.request, answer, seen, call.pace)
-    call.outcome = outcome
-    return call.response
-
-
-def _target(request: web.Request) -> tuple[str, str]:
-    """Path and query as they go on. Raises Refusal for what never does."""
-    raw, _, query = request.raw_path.partition("?")
-    path = paths.plain(raw)
-    if path is None:
-        raise ErrcodeError(48001, paths.UNUSUAL)
-    if path.startswith(paths.OTHER_TOKENS):
-        raise ErrcodeError(48001, OTHERS)
-    if paths.is_token_path(path):
-        raise ErrcodeError(48001, ITS_OWN)
-    return path, paths.visible(query)

@@ -6,10 +6,11 @@ Those that concern one connection, or say who asks the broker, are not passed on
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
-from urllib.parse import unquote
 
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy
+
+from broker.web.proxy.masking import Mask
 
 HOP_BY_HOP: Final = {
     "connection",
@@ -56,18 +57,15 @@ def onward(headers: Headers) -> CIMultiDict[str]:
     return passed
 
 
-def back(headers: Headers, token: str | None) -> CIMultiDict[str]:
+def back(headers: Headers, mask: Mask | None = None) -> CIMultiDict[str]:
     """Return the headers of an answer for the client.
 
-    A header that quotes the token, as that of a redirect may, is left out, escaped or not.
+    A header that quotes what the mask hides, as that of a redirect may, is left out.
     """
     passed = _kept(headers, THEIRS)
-    if token is None:
-        return passed
-    for name in [
-        name for name, value in passed.items() if token in value or token in unquote(value)
-    ]:
-        passed.popall(name, None)
+    if mask is not None:
+        for name in {name for name, value in passed.items() if mask.is_in_header(value)}:
+            passed.popall(name, None)
     return passed
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, unquote_plus
 
+from broker.core.interfaces import is_at_or_under
+
 # These hand out tokens and tickets, each call counted: they are the drop-in's (compat.py) or
 # nobody's.
 TOKEN_PATHS: Final = (
@@ -50,8 +52,7 @@ def plain(raw: str) -> str | None:
 
 def is_token_path(path: str) -> bool:
     """Return True if a server may take a plain path for a token call, in whatever case."""
-    lowered = path.lower()
-    return any(lowered == known or lowered.startswith(f"{known}/") for known in TOKEN_PATHS)
+    return any(is_at_or_under(path, known) for known in TOKEN_PATHS)
 
 
 def presented(query: str) -> list[str]:

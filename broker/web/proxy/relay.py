@@ -19,8 +19,10 @@ from aiohttp import hdrs, web
 from broker.core.answer import verdict
 from broker.core.ports import Verdict
 from broker.web.proxy import headers as hops
+from broker.web.proxy.masking import MASKED, PACKED, unpack
 
-LOOKED_AT: Final = 8192  # bytes of an answer; a refusal of WeChat's is a few hundred
+LOOKED_AT: Final = 8192  # bytes of a refusal; WeChat's have a few hundred
+TEXT: Final = b"{[<"  # what JSON and error pages begin with
 AT_ONCE: Final = 64 * 1024  # a body that is no longer is read whole, and sent in one piece
 GRAIN: Final = (
     0.1  # the part of a deadline by which it may come early: it is not moved for every byte
@@ -131,43 +133,38 @@ class Peek:
 
     head: bytes
     whole: bool
+    coding: str
     is_refusal: bool  # WeChat says that the token will not do
 
 
 async def look(answer: aiohttp.ClientResponse, pace: IdleDeadline) -> Peek:
-    """Read an answer's beginning, as far as it takes to see whether it refuses the token.
+    """Read as much of an answer as may refuse the token or quote it.
 
-    Content types lie: bytes do not.
+    What is neither text nor packed, as a picture, does neither. Content types lie, bytes do not.
     """
-    declared = hops.length(answer.headers)
-    if declared is not None and declared > LOOKED_AT:
-        return Peek(b"", whole=answer.content.at_eof(), is_refusal=False)
     coding = answer.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-    head = b""
-    while piece := await answer.content.readany():
+    content, head = answer.content, b""
+    while not content.at_eof() and len(head) <= MASKED:
+        head += await content.readany()
         pace()
-        head += piece
-        is_no_object = (
-            declared is None and coding == "identity" and head.strip()[:1] not in {b"{", b""}
-        )
-        if len(head) > LOOKED_AT or is_no_object:
-            return Peek(head, whole=False, is_refusal=False)
-    return Peek(
-        head, whole=True, is_refusal=answer.status == HTTPStatus.OK and _refuses(head, coding)
-    )
+        if coding not in PACKED and (begins := head.lstrip()[:1]) and begins not in TEXT:
+            break
+    whole = content.at_eof()
+    may_refuse = whole and len(head) <= LOOKED_AT and answer.status == HTTPStatus.OK
+    return Peek(head, whole, coding, is_refusal=may_refuse and _refuses(head, coding))
 
 
 async def pass_on(
     response: web.StreamResponse,
     request: web.Request,
     answer: aiohttp.ClientResponse,
-    seen: Peek,
+    head: bytes,
     pace: IdleDeadline,
 ) -> None:
-    """Write the rest of an answer as it comes, no faster than the client reads it."""
+    """Write the head of an answer, and the rest as it comes, no faster than the client reads."""
     await response.prepare(request)
-    if seen.head:
-        await response.write(seen.head)
+    if head:
+        await response.write(head)
     while piece := await answer.content.readany():
         pace()
         await response.write(piece)
@@ -185,9 +182,9 @@ def cut(request: web.Request) -> None:
 
 
 def _refuses(body: bytes, coding: str) -> bool:
-    if coding in {"gzip", "x-gzip", "deflate"}:
+    if coding in PACKED:
         try:
-            body = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(body, LOOKED_AT)
+            body = unpack(body)[0][:LOOKED_AT]
         except zlib.error:
             return False
     return _REFUSAL.search(body) is not None and verdict(body) is Verdict.DEAD

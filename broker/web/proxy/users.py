@@ -149,7 +149,7 @@ class UserCalls:
                         return None
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
-        passed = hops.back(answer.headers, None)
+        passed = hops.back(answer.headers)
         passed.popall(hdrs.CONTENT_LENGTH, None)
         passed.update(NO_STORE)
         return web.Response(status=answer.status, headers=passed, body=body)
