@@ -77,7 +77,11 @@ class AsyncTokenClient:
             await self._session.close()
 
     async def get(self, min_ttl: float = 0) -> str:
-        """The token's value, good for at least `min_ttl` seconds. From memory it costs no I/O."""
+        """Return the token's value, good for at least `min_ttl` seconds.
+
+        From memory that costs no I/O. What counts is the broker's promise (:class:`Token`); while
+        the broker cannot be reached it is WeChat's own end.
+        """
         until, value = self._memory.held
         if until > now() + min_ttl:
             return value
@@ -95,13 +99,13 @@ class AsyncTokenClient:
             return self._memory.good(min_ttl) or await self._fetch(min_ttl)
         except BrokerUnavailable:
             if (token := self._memory.good(min_ttl)) is not None:
-                return token  # the broker is away, the copy is good
+                self._start_following()
+                return token  # The broker is away, or has nothing new: the copy is good.
             raise
 
     async def _fetch(self, min_ttl: float) -> Token:
         await self._ask("GET", protocol.token_path(self._app, min_ttl))
-        if self._follower is None or self._follower.done():
-            self._follower = asyncio.create_task(self._follow())
+        self._start_following()
         return self._memory.taken()
 
     async def ticket(self, kind: str = "jsapi") -> Token:
@@ -174,6 +178,10 @@ class AsyncTokenClient:
 
     # --- following --------------------------------------------------------------------------------
 
+    def _start_following(self) -> None:
+        if self._follower is None or self._follower.done():
+            self._follower = asyncio.create_task(self._follow())
+
     async def _follow(self) -> None:
         failures = 0
         while not self._closed:
@@ -202,12 +210,19 @@ class AsyncTokenClient:
         headers: dict[str, str] | None = None,
         into: Memory | None = None,
     ) -> dict[str, Any]:
-        answer = await self._answer(method, path, body, headers)
-        token, fields = protocol.read(answer, waited="wait=" in path)
-        if token is not None:
-            (into or self._memory).keep(token, answer.asked_at)
-            self._changed.set()
-            self._changed = asyncio.Event()
+        memory = into or self._memory
+        try:
+            answer = await self._answer(method, path, body, headers)
+            token, fields = protocol.read(answer, waited="wait=" in path)
+        except BrokerError as error:
+            memory.came_through(error)
+            raise
+        if token is None:
+            memory.came_through(None)
+            return fields
+        memory.keep(token, answer.asked_at)
+        self._changed.set()
+        self._changed = asyncio.Event()
         return fields
 
     async def _answer(

@@ -15,6 +15,8 @@ from urllib.parse import quote, urlsplit
 
 # What WeChat's data APIs say of a bad token (WECHAT.md W31).
 REFUSED: Final = frozenset({40001, 40014, 42001})
+# Errors that mean that no broker answered. Any other is the broker's word.
+OUT_OF_REACH: Final = frozenset({"unreachable", "not-a-broker"})
 WATCH_S: Final = 55.0
 TIMEOUT_S: Final = 30.0
 # So long before its end a copy is asked for anew. Until the end it is still used.
@@ -33,34 +35,44 @@ def now() -> float:
 class Token:
     """A token or ticket.
 
-    `expires_at` is on :func:`now`'s clock, counted from before the request: never later than the
-    truth.
+    `expires_at` is the end of the broker's promise, its own next refresh included;
+    `token_expires_at` is WeChat's own end, which counts only while the broker cannot be reached:
+    then nobody replaces the token. Both are on :func:`now`'s clock, counted from before the
+    request: never later than the truth.
     """
 
     value: str = field(repr=False)
     version: str
     app: str
     expires_at: float
+    token_expires_at: float
 
     @property
     def expires_in(self) -> int:
-        """Whole seconds left, 0 where it is over."""
+        """Whole seconds of the promise that are left, 0 where it is over."""
         return max(0, math.floor(self.expires_at - now()))
+
+    @property
+    def token_expires_in(self) -> int:
+        """Whole seconds until WeChat's own end, 0 where it is over."""
+        return max(0, math.floor(self.token_expires_at - now()))
 
 
 class Memory:
-    """The newest token.
+    """The newest token, and whether the broker can be reached.
 
-    `held` is until when it may be used without asking, and its value: one attribute, so that
-    threads see both or neither.
+    `held` is until when the token may be used without asking, and its value: one attribute, so that
+    threads see both or neither. While the broker cannot be reached that is until WeChat's own end:
+    the follower goes on asking, and nobody else has to wait for a broker that does not answer.
     """
 
-    __slots__ = ("_as_of", "held", "token")
+    __slots__ = ("_as_of", "_is_out_of_reach", "held", "token")
 
     def __init__(self) -> None:
         self.held: tuple[float, str] = (-1.0, "")
         self.token: Token | None = None
         self._as_of = -1.0
+        self._is_out_of_reach = False
 
     def keep(self, token: Token, asked_at: float) -> Token:
         """Take the token of an answer and return the token that is held now.
@@ -68,19 +80,26 @@ class Memory:
         An answer that was asked for before the held one came in may be the older of the two, and is
         not taken.
         """
-        if self.token is not None and asked_at < self._as_of and self.token.expires_at > now():
-            return self.token
-        self.token, self._as_of = token, now()
-        self.held = (token.expires_at - NEAR_EXPIRY_S, token.value)
-        return token
+        if self.token is None or asked_at >= self._as_of or self.token.expires_at <= now():
+            self.token, self._as_of = token, now()
+        self.came_through(None)
+        return self.token
+
+    def came_through(self, error: "BrokerError | None") -> None:
+        """Note what came of a request: an answer (None) or an error."""
+        self._is_out_of_reach = error is not None and error.code in OUT_OF_REACH
+        if self.token is not None:
+            margin = 0.0 if self._is_out_of_reach else NEAR_EXPIRY_S
+            self.held = (self._end_of(self.token) - margin, self.token.value)
 
     def good(self, min_ttl: float, margin: float = 0.0) -> Token | None:
-        """The token held, if it lives longer than `min_ttl` and a margin."""
-        return (
-            self.token
-            if self.token is not None and self.token.expires_at - margin > now() + min_ttl
-            else None
-        )
+        """Return the token held, if it is good for longer than `min_ttl` and a margin."""
+        if self.token is None or self._end_of(self.token) - margin <= now() + min_ttl:
+            return None
+        return self.token
+
+    def _end_of(self, token: Token) -> float:
+        return token.token_expires_at if self._is_out_of_reach else token.expires_at
 
     def taken(self) -> Token:
         """What an answer has just brought."""
@@ -236,10 +255,15 @@ def read(answer: Answer, *, waited: bool) -> tuple[Token | None, dict[str, Any]]
         fields = json.loads(answer.body)
         if answer.status == 200:  # noqa: PLR2004 -- good
             value = fields["ticket"] if "ticket" in fields else fields["access_token"]
-            return (
-                Token(value, fields["version"], fields["app"], from_then + fields["expires_in"]),
-                fields,
+            ends = fields.get("token_expires_in", fields["expires_in"])  # tickets have one end only
+            token = Token(
+                value,
+                fields["version"],
+                fields["app"],
+                from_then + fields["expires_in"],
+                from_then + ends,
             )
+            return token, fields
     except (ValueError, KeyError, TypeError):
         raise _not_a_broker(answer) from None
     raise problem_of(answer)

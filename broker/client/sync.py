@@ -73,7 +73,11 @@ class TokenClient:
             self._changed.notify_all()
 
     def get(self, min_ttl: float = 0) -> str:
-        """The token's value, good for at least `min_ttl` seconds. From memory it costs no I/O."""
+        """Return the token's value, good for at least `min_ttl` seconds.
+
+        From memory that costs no I/O. What counts is the broker's promise (:class:`Token`); while
+        the broker cannot be reached it is WeChat's own end.
+        """
         until, value = self._memory.held
         if until > now() + min_ttl:
             return value
@@ -103,7 +107,7 @@ class TokenClient:
             self._ask("GET", path, into=memory)
         except BrokerUnavailable:
             if (token := memory.good(min_ttl)) is not None:
-                return token  # the broker is away, the copy is good
+                return token  # The broker is away, or has nothing new: the copy is good.
             raise
         return memory.taken()
 
@@ -185,11 +189,19 @@ class TokenClient:
         headers: dict[str, str] | None = None,
         into: Memory | None = None,
     ) -> dict[str, Any]:
-        answer = self._answer(method, path, body, headers)
-        token, fields = protocol.read(answer, waited="wait=" in path)
-        if token is not None:
+        memory = into or self._memory
+        try:
+            answer = self._answer(method, path, body, headers)
+            token, fields = protocol.read(answer, waited="wait=" in path)
+        except BrokerError as error:
             with self._changed:
-                (into or self._memory).keep(token, answer.asked_at)
+                memory.came_through(error)
+            raise
+        with self._changed:
+            if token is None:
+                memory.came_through(None)
+            else:
+                memory.keep(token, answer.asked_at)
                 self._changed.notify_all()
         return fields
 

@@ -5,6 +5,7 @@ It answers from memory, stays up to date, and says so when it has nothing.
 
 import asyncio
 import contextlib
+import json
 import random
 import socketserver
 import subprocess
@@ -22,7 +23,7 @@ import requests
 
 from broker.client import AsyncTokenClient, BrokerError, BrokerUnavailable, TokenClient
 from broker.client.adapters import aiohttp_middleware, httpx_auth, requests_auth
-from broker.client.protocol import Answer, Memory, Token, now, read
+from broker.client.protocol import Answer, BrokerAddress, Memory, Token, now, read
 from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.processes import ask, until
@@ -287,6 +288,138 @@ def test_while_the_broker_is_away_the_copy_is_used_and_without_one_it_says_so(
         client.close()
 
 
+# --- the promise, and WeChat's own end -----------------------------------------------------------
+
+PROMISE_OVER, IN_ITS_LAST_SECONDS, OVER = (-1, 3600), (4, 3600), (-10, -1)
+NOBODY = "http://127.0.0.1:9"
+
+
+def _problem(code: str) -> bytes:
+    body = json.dumps({"code": code, "detail": "no"}).encode()
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _token(value: str, call: int, promised: int) -> bytes:
+    fields = {"app": "main", "access_token": value, "version": f"e-{call}"}
+    body = json.dumps({**fields, "expires_in": promised, "token_expires_in": 7000}).encode()
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Asking:
+    """One of the two clients, which holds a token already."""
+
+    def __init__(self, broker: str, left: tuple[int, int], *, is_async: bool) -> None:
+        self.client = AsyncTokenClient(broker) if is_async else TokenClient(broker)
+        promised, ends = (now() + seconds for seconds in left)
+        self.client._memory.keep(Token("t", "e-1", "main", promised, ends), now())
+
+    async def get(self, min_ttl: float = 0) -> str:
+        if isinstance(self.client, TokenClient):
+            return await asyncio.to_thread(self.client.get, min_ttl)
+        return await self.client.get(min_ttl)
+
+    async def no_more(self, value: str) -> None:
+        """Ask until it is another token; raises what asking raises."""
+        async with asyncio.timeout(60):
+            while await self.get() == value:
+                await asyncio.sleep(0.05)
+
+    async def ended(self) -> None:
+        if isinstance(self.client, TokenClient):
+            self.client.close()
+        else:
+            await self.client.close()
+
+
+either = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+
+
+@contextlib.asynccontextmanager
+async def holding(broker: str, left: tuple[int, int], *, is_async: bool) -> AsyncIterator[Asking]:
+    asking = Asking(broker, left, is_async=is_async)
+    try:
+        yield asking
+    finally:
+        await asking.ended()
+
+
+@either
+async def test_a_token_says_how_long_it_is_promised_and_how_long_wechat_lets_it_live(
+    house: ForkedDaemon, client: TokenClient, aio: AsyncTokenClient, *, is_async: bool
+) -> None:
+    token = await aio.token() if is_async else await asyncio.to_thread(client.token)
+    said = (await asyncio.to_thread(house.get, "/v1/tokens/main"))[1]
+    assert said["expires_in"] < said["token_expires_in"]
+    assert said["expires_in"] - 5 <= token.expires_in <= said["expires_in"] + 5
+    assert said["token_expires_in"] - 5 <= token.token_expires_in <= said["token_expires_in"] + 5
+
+
+@either
+async def test_after_its_promise_a_token_is_used_while_the_broker_cannot_be_reached(
+    *, is_async: bool
+) -> None:
+    async with holding(NOBODY, PROMISE_OVER, is_async=is_async) as asking:
+        assert await asking.get() == await asking.get(min_ttl=60) == "t"
+        with pytest.raises(BrokerUnavailable, match="unreachable"):
+            await asking.get(min_ttl=4000)
+    async with holding(NOBODY, OVER, is_async=is_async) as asking:
+        with pytest.raises(BrokerUnavailable, match="unreachable"):
+            await asking.get()
+    with _answering(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n") as (broker, _):
+        async with holding(broker, PROMISE_OVER, is_async=is_async) as asking:
+            assert await asking.get() == "t"  # what answers is not the broker
+
+
+@either
+async def test_after_its_promise_a_token_is_not_used_where_the_broker_says_there_is_none(
+    *, is_async: bool
+) -> None:
+    with _answering(_problem("upstream-unavailable")) as (broker, _):
+        async with holding(broker, PROMISE_OVER, is_async=is_async) as asking:
+            with pytest.raises(BrokerUnavailable, match="upstream-unavailable"):
+                await asking.get()
+        async with holding(broker, IN_ITS_LAST_SECONDS, is_async=is_async) as asking:
+            assert await asking.get() == "t"  # a promise holds, whatever happened since
+
+
+@either
+async def test_an_outage_is_not_asked_into_again_and_again(*, is_async: bool) -> None:
+    with _answering(b"") as (broker, asked):
+        async with holding(broker, PROMISE_OVER, is_async=is_async) as asking:
+            assert {await asking.get() for _ in range(50)} == {"t"}
+            assert len(asked) <= 3  # by a caller, and by the follower
+
+
+@either
+async def test_when_the_broker_is_back_its_token_is_taken_up(*, is_async: bool) -> None:
+    with _answering(b"") as (broker, _):
+        async with holding(broker, PROMISE_OVER, is_async=is_async) as asking:
+            assert await asking.get() == "t"
+            with _answering(_token("u", 2, 100)) as (back, _):
+                asking.client._address = BrokerAddress.parse(back)
+                await asking.no_more("t")
+                assert await asking.get() == "u"
+
+
+@either
+async def test_when_the_broker_is_back_with_nothing_the_copy_is_over(*, is_async: bool) -> None:
+    with _answering(b"") as (broker, _):
+        async with holding(broker, PROMISE_OVER, is_async=is_async) as asking:
+            assert await asking.get() == "t"
+            with _answering(_problem("quota-exhausted")) as (back, _):
+                asking.client._address = BrokerAddress.parse(back)
+                with pytest.raises(BrokerUnavailable, match="quota-exhausted"):
+                    await asking.no_more("t")
+
+
+def test_a_broker_that_knows_no_promise_means_wechats_end() -> None:
+    body = b'{"app":"main","access_token":"t","version":"e-1","expires_in":100}'
+    token, _ = read(Answer(200, body, 50.0, 50.1), waited=False)
+    assert token
+    assert (token.expires_at, token.token_expires_at) == (150.0, 150.0)
+
+
 @pytest.mark.parametrize("broker", ["https://x", "127.0.0.1:1", "unix:x", "http://h/path", ""])
 def test_an_address_that_is_none_is_refused(broker: str) -> None:
     with pytest.raises(ValueError, match="unix:/PATH"):
@@ -338,7 +471,7 @@ def test_a_wait_that_the_broker_ends_at_once_is_a_failure_that_backs_off() -> No
 def test_a_follower_does_not_spin_on_a_broker_that_answers_at_once() -> None:
     with _answering(b"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n") as (broker, asked):
         client = TokenClient(broker)
-        client._memory.keep(Token("t", "e-1", "main", now() + 7200), now())
+        client._memory.keep(Token("t", "e-1", "main", now() + 7200, now() + 7200), now())
         client._follow()
         until(lambda: len(asked) == 2, "it asks again")
         client.close()
@@ -347,10 +480,13 @@ def test_a_follower_does_not_spin_on_a_broker_that_answers_at_once() -> None:
 
 def test_an_answer_asked_for_before_the_newest_came_in_changes_nothing() -> None:
     memory = Memory()
-    newer = memory.keep(Token("new", "e-2", "main", now() + 100), now())
-    assert memory.keep(Token("old", "e-1", "main", now() + 100), now() - 5) is newer
+    newer = memory.keep(Token("new", "e-2", "main", now() + 100, now() + 100), now())
+    assert memory.keep(Token("old", "e-1", "main", now() + 100, now() + 100), now() - 5) is newer
     assert memory.held[1] == "new"
-    assert memory.keep(Token("newest", "e-3", "main", now() + 100), now() + 5).value == "newest"
+    assert (
+        memory.keep(Token("newest", "e-3", "main", now() + 100, now() + 100), now() + 5).value
+        == "newest"
+    )
 
 
 def test_a_forked_worker_follows_by_itself(house: ForkedDaemon) -> None:
