@@ -1,23 +1,27 @@
-"""The wiring: what is plugged into what. Start-up is a list of contexts, shutdown its reverse."""
+"""Puts the daemon together. Start-up is a list of contexts, and shutdown is its reverse."""
 
 import asyncio
+import math
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, ParamSpec
 
 from aiohttp import web
 
 from broker import __version__
-from broker.config.load import ConfigError, load
+from broker.config.load import ConfigError
 from broker.config.reload import reloading
+from broker.config.secret_watch import SecretWatch
 from broker.config.settings import Settings
-from broker.core.credential import Account, Endpoint
 from broker.core.decision import RENEWED_AFTER
+from broker.core.errcodes import Advice, Failure
 from broker.core.ports import EventSink
+from broker.core.secret import Secret
 from broker.http.way_out import OutgoingSession
 from broker.logins import limits as login_limits
 from broker.logins.limits import LoginLimits
@@ -47,7 +51,6 @@ from broker.web.api.status import StatusReport
 from broker.web.api.tickets import TicketDesk
 from broker.web.api.tokens import TokenDesk
 from broker.web.client_stats import ClientStats
-from broker.web.connection.cached_response import OnAnswered
 from broker.web.connection.connections import Connections, most_connections
 from broker.web.connection.fast_path import ResponseCache
 from broker.web.connection.lifecycle import accepting, answering, answers
@@ -74,6 +77,7 @@ BOOT_ID: Final = (
 )
 CALLS_AT_ONCE: Final = 16  # to WeChat, over all apps
 PATIENCE_SLACK_S: Final = 2.0  # beyond a call's timeout: a waiter hears of its outcome
+SECRET_REFUSED: Final = (Advice.SECRET, Advice.WECOM_SECRET)
 
 P = ParamSpec("P")
 
@@ -106,127 +110,277 @@ async def serve(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def daemon(  # noqa: PLR0915 -- start-up is one list, from top to bottom
+async def daemon(
     settings: Settings, supervisor: Supervisor = NOBODY, hung_up: asyncio.Event | None = None
 ) -> AsyncIterator[Sequence[str]]:
-    """The running daemon, as its addresses.
+    """Run the daemon while the context lasts; yield its addresses.
 
     It reads its configuration again each time `hung_up` is set.
     """
-    metrics, clock, wechat = Metrics(), SystemClock(os.environ.get(BOOT_ID)), settings.wechat
+    clock, metrics = SystemClock(os.environ.get(BOOT_ID)), Metrics()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(stores.store(settings.store, clock))
+        enter = stack.enter_async_context
+        store = await enter(stores.store(settings.store, clock))
         # Before the first look: a daemon that cannot serve must not spend a call.
-        bound = await stack.enter_async_context(
-            listeners(settings.server.listen, supervisor.sockets)
-        )
+        bound = await enter(listeners(settings.server.listen, supervisor.sockets))
         gate = Gate({}, [])
         admit(gate, settings, bound)
-        upstream = await stack.enter_async_context(
+        wechat = settings.wechat
+        upstream = await enter(
             WeChat.connect(wechat.api_base, wechat.timeout, wechat.wecom_base, wechat.way_out)
         )
-        client_stats, handouts = ClientStats(clock.now), Handouts(store, clock.now, clock.wall)
-        most = most_connections(
-            login_limits.MOST_AT_ONCE + (MOST_CONNECTIONS if settings.proxy.enabled else 0)
-        )
-        response_cache = ResponseCache(
-            Connections(most, clock.now),
-            _count(metrics, client_stats, handouts),
-            enabled=settings.server.express_lane,
-        )
+        counts = Counts(metrics, ClientStats(clock.now), Handouts(store, clock.now, clock.wall))
+        response_cache = response_cache_for(settings, counts, clock)
+        watch = SecretWatch(settings)
         dependencies = Dependencies(
             store=store,
             upstream=upstream,
             clock=clock,
             policy=settings.policy,
             slots=asyncio.Semaphore(CALLS_AT_ONCE),
-            emit=_emit(metrics),
-            call_timeout_s=settings.wechat.timeout,
+            emit=_emit(metrics, watch),
+            call_timeout_s=wechat.timeout,
             emergency_budget=EmergencyBudget(_runtime_directory()),
             on_change=response_cache.drop,
         )
         registry = Registry(list(settings.apps.values()), dependencies)
         await registry.start()
         tickets = Tickets(registry, dependencies, upstream)
-        logins = logins_over(upstream, settings, dependencies, metrics, registry)
-        sinks, notifier = await stack.enter_async_context(
-            reaching(settings, store, registry, clock)
-        )
+        logins = logins_over(upstream, settings, dependencies, metrics, watch)
+        sinks, notifier = await enter(reaching(settings, store, registry, clock))
         store.watch(
             together(registry.on_store_changed, tickets.on_store_changed), registry.versions
         )
-        patience_s, pages = patience(settings), SharedPages()
-        handles = Handles(gate, registry) if settings.proxy.enabled else None
-        report = StatusReport(
-            registry,
-            clock,
-            pages,
-            tickets.of,
-            lambda: store.nodes,
-            logins.record,
-            Reach(notifier.status, sinks.status),
+        parts = Parts(
+            settings=settings,
+            bound=bound,
+            store=store,
+            clock=clock,
+            upstream=upstream,
+            gate=gate,
+            counts=counts,
+            response_cache=response_cache,
+            registry=registry,
+            tickets=tickets,
+            logins=logins,
+            sinks=sinks,
+            notifier=notifier,
+            watch=watch,
         )
-        metrics.show(report)
-        routes = [
-            *TokenDesk(registry, response_cache, patience_s, clock.wall).routes(),
-            *TicketDesk(registry, tickets, patience_s, clock.wall).routes(),
-            *report.routes(),
-            *HandoutDesk(registry, handouts, response_cache).routes(),
-            *Probes(registry, metrics, response_cache, pages, logins.news).routes(),
-            *StatusPage(
-                report, Plots(store.history, clock), client_stats, response_cache, pages, handouts
-            ).routes(),
-            *LoginDesk(logins, gate, compat=settings.compat).routes(),
-            *openapi.routes(),
-            *(
-                Compat(gate, registry, tickets, patience_s, clock.now, handles).routes()
-                if settings.compat
-                else ()
-            ),
-        ]
-        if handles is not None:  # after the routes of Compat, whose paths the proxy never passes on
-            out = await stack.enter_async_context(
-                outgoing(settings.proxy.connect_timeout, wechat.way_out)
-            )
-            routes += proxied(settings, gate, registry, handles, out, upstream, metrics, clock)
-        await stack.enter_async_context(handouts.kept(response_cache.account))
-        front = Front(gate, registry, response_cache, client_stats, handouts, metrics, log.crash)
-        runner = await stack.enter_async_context(answering(application(front, routes)))
-        for kept in (
-            registry,
-            tickets,
-        ):  # those who wait for a call under way are answered by its end
+        routes = await enter(routes_of(parts))
+        await enter(counts.handouts.kept(response_cache.account))
+        runner = await enter(answering(application(front_of(parts), routes)))
+        # Those who wait for a call under way are answered by its end.
+        for kept in (registry, tickets):
             stack.push_async_callback(kept.drain)
-        look = together(registry.tick, tickets.tick)
-        ticks = await stack.enter_async_context(AsyncExitStack())
-        await ticks.enter_async_context(every(settings.policy.tick, look))
-        await stack.enter_async_context(
-            accepting(runner, [sock for _, sock in bound], response_cache)
-        )
-
-        async def apply(read: Settings) -> None:
-            told = receivers(read.notify)
-            admit(gate, read, bound)
-            logins.admit(read.apps.values())
-            notifier.apply(read.notify, told)
-            await sinks.apply(read.sinks)
-            pace = dependencies.policy.tick
-            response_cache.admit_anew()
-            together(registry.apply_policy, tickets.apply_policy)(read.policy)
-            if read.policy.tick != pace:
-                await ticks.aclose()
-                await ticks.enter_async_context(every(read.policy.tick, look))
-
-        await stack.enter_async_context(
-            reloading(settings, hung_up or asyncio.Event(), apply, supervisor)
-        )
+        ticks = await enter(Ticks.running(settings.policy.tick, parts.look))
+        sockets = [sock for _, sock in bound]
+        await enter(accepting(runner, sockets, response_cache))
+        await enter(watch.watching(parts.take_secret))
+        reload = Reload(parts, ticks)
+        await enter(reloading(settings, hung_up or asyncio.Event(), reload.apply, supervisor))
         # A Unix socket if there is one: strangers cannot crowd it.
-        nearest = min((sock for _, sock in bound), key=lambda sock: sock.family != socket.AF_UNIX)
-        await stack.enter_async_context(
-            supervisor.watched(wellness(registry, nearest), _say_how_we_are)
-        )
+        nearest = min(sockets, key=lambda sock: sock.family != socket.AF_UNIX)
+        await enter(supervisor.watched(wellness(registry, nearest), _say_how_we_are))
         stack.callback(together(registry.stop, tickets.stop, logins.stop))
         yield [address for address, _ in bound]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Who counts what was answered: in all, for each client, and which token was handed to whom."""
+
+    metrics: Metrics
+    client_stats: ClientStats
+    handouts: Handouts
+
+    def on_answered(
+        self,
+        resource: web.AbstractResource | None,
+        client: Client | None,
+        handed: Handed | None,
+        status: int,
+        number: int,
+        last: float,
+    ) -> None:
+        """Count answers that the response cache gave."""
+        self.metrics.request(resource, status, number)
+        if client is not None:
+            self.client_stats.record(client.name, number, last)
+            if handed is not None:
+                self.handouts.record(client.name, handed, status, number, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a running daemon that routes and a reload need."""
+
+    settings: Settings
+    bound: Bound
+    store: stores.FullStore
+    clock: SystemClock
+    upstream: WeChat
+    gate: Gate
+    counts: Counts
+    response_cache: ResponseCache
+    registry: Registry
+    tickets: Tickets
+    logins: Logins
+    sinks: Sinks
+    notifier: Notifier
+    watch: SecretWatch
+
+    def look(self) -> None:
+        """Have all keepers look whether something is due."""
+        self.registry.tick()
+        self.tickets.tick()
+
+    def take_secret(self, app: str, secret: Secret) -> None:
+        """Go by another secret of an app, for logins and tokens."""
+        account, keeper = self.logins.find(app), self.registry.find(app)
+        if account is not None:
+            self.logins.use(replace(account, secret=secret))
+        if keeper is not None:
+            keeper.change_secret(secret)
+
+
+def response_cache_for(settings: Settings, counts: Counts, clock: SystemClock) -> ResponseCache:
+    """Return the response cache, which also bounds how many connections there may be."""
+    out = login_limits.MOST_AT_ONCE + (MOST_CONNECTIONS if settings.proxy.enabled else 0)
+    return ResponseCache(
+        Connections(most_connections(out), clock.now),
+        counts.on_answered,
+        enabled=settings.server.express_lane,
+    )
+
+
+def front_of(parts: Parts) -> Front:
+    """Return what every request passes before a handler."""
+    return Front(
+        parts.gate,
+        parts.registry,
+        parts.response_cache,
+        parts.counts.client_stats,
+        parts.counts.handouts,
+        parts.counts.metrics,
+        log.crash,
+    )
+
+
+@asynccontextmanager
+async def routes_of(parts: Parts) -> AsyncIterator[list[web.RouteDef]]:
+    """Yield all routes. They are good while the context lasts."""
+    settings, gate, registry = parts.settings, parts.gate, parts.registry
+    cache, clock, counts = parts.response_cache, parts.clock, parts.counts
+    patience_s, pages = patience(settings), SharedPages()
+    report = StatusReport(
+        registry,
+        clock,
+        pages,
+        parts.tickets.of,
+        lambda: parts.store.nodes,
+        parts.logins.record,
+        Reach(parts.notifier.status, parts.sinks.status),
+    )
+    counts.metrics.show(report)
+    plots = Plots(parts.store.history, clock)
+    page = StatusPage(report, plots, counts.client_stats, cache, pages, counts.handouts)
+    routes = [
+        *TokenDesk(registry, cache, patience_s, clock.wall).routes(),
+        *TicketDesk(registry, parts.tickets, patience_s, clock.wall).routes(),
+        *report.routes(),
+        *HandoutDesk(registry, counts.handouts, cache).routes(),
+        *Probes(registry, counts.metrics, cache, pages, parts.logins.news).routes(),
+        *page.routes(),
+        *LoginDesk(parts.logins, gate, compat=settings.compat).routes(),
+        *openapi.routes(),
+    ]
+    handles = Handles(gate, registry) if settings.proxy.enabled else None
+    if settings.compat:
+        compat = Compat(gate, registry, parts.tickets, patience_s, clock.now, handles)
+        routes += compat.routes()
+    if handles is None:
+        yield routes
+        return
+    async with outgoing(settings.proxy.connect_timeout, settings.wechat.way_out) as out:
+        # After the routes of Compat, whose paths the proxy never passes on.
+        yield [*routes, *proxied(parts, handles, out)]
+
+
+def proxied(parts: Parts, handles: Handles, out: OutgoingSession) -> list[web.RouteDef]:
+    """Return the proxy's routes, which come after all others."""
+    settings, gate, metrics = parts.settings.proxy, parts.gate, parts.counts.metrics
+    callers = Callers(gate, parts.registry, handles)
+    limits = ProxyLimits(settings, parts.clock.now)
+    proxy = Proxy(
+        settings, callers, limits, out, parts.upstream.base, metrics, patience(parts.settings)
+    )
+    users = UserCalls(gate, limits, out, parts.upstream.wechat_base, metrics)
+    return [*users.routes(), *proxy.routes()]
+
+
+# --- reload ---------------------------------------------------------------------------------------
+
+
+class Ticks:
+    """Has the keepers look every few seconds; how often can be changed."""
+
+    def __init__(self, stack: AsyncExitStack, look: Callable[[], None]) -> None:
+        self._stack, self._look = stack, look
+        self._interval_s = math.nan
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, interval_s: float, look: Callable[[], None]) -> AsyncIterator["Ticks"]:
+        """Look at once, and then every so many seconds until the context ends."""
+        async with AsyncExitStack() as stack:
+            ticks = cls(stack, look)
+            await ticks.apply(interval_s)
+            yield ticks
+
+    async def apply(self, interval_s: float) -> None:
+        """Look every so many seconds from now on."""
+        if interval_s != self._interval_s:
+            self._interval_s = interval_s
+            await self._stack.aclose()
+            await self._stack.enter_async_context(every(interval_s, self._look))
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Applies new settings to a running daemon."""
+
+    parts: Parts
+    ticks: Ticks
+
+    async def apply(self, read: Settings) -> list[str]:
+        """Apply what can be applied. Return the keys that could not be, each with the reason.
+
+        Raises ConfigError, and changes nothing, if anybody from anywhere would be let in, or if
+        people cannot be notified in the new way.
+        """
+        parts, accounts = self.parts, list(read.apps.values())
+        check_admission(read, parts.bound)
+        told = receivers(read.notify)
+        failed = await parts.registry.apply_accounts(accounts)
+        # From here to the cache nothing is awaited that waits, so nobody is let in for an app that
+        # is not there yet, nor answered about one that is gone.
+        await parts.tickets.apply_accounts(accounts)
+        admit(parts.gate, read, parts.bound)
+        parts.logins.admit(accounts)
+        parts.watch.follow(read)
+        parts.registry.apply_policy(read.policy)
+        parts.tickets.apply_policy(read.policy)
+        parts.response_cache.admit_anew()
+        parts.notifier.apply(read.notify, told)
+        await parts.sinks.apply(read.sinks)
+        await self.ticks.apply(read.policy.tick)
+        if waiting := parts.registry.being_replaced():
+            log.tell("apps-being-replaced", apps=waiting)
+        return [f"apps.{name} (the store: {error})" for name, error in failed.items()]
+
+
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def logins_over(
@@ -234,16 +388,9 @@ def logins_over(
     settings: Settings,
     dependencies: Dependencies,
     metrics: Metrics,
-    registry: Registry,
+    watch: SecretWatch,
 ) -> Logins:
-    """Every app's logins. A secret that WeChat refuses there is read again, for tokens too."""
-
-    async def take_secret(account: Account) -> None:
-        logins.use(account)
-        keeper = registry.find(account.name)
-        if keeper is not None and keeper.account.secret != account.secret:
-            await keeper.change_secret(account.secret)
-
+    """Return every app's logins. A secret file is read again when WeChat refuses its secret."""
     clock = dependencies.clock
     logins = Logins(
         upstream,
@@ -251,34 +398,10 @@ def logins_over(
         clock,
         dependencies.emit,
         metrics.login,
-        secret_rereader(settings.path, take_secret),
+        watch.doubt,
     )
     logins.admit(settings.apps.values())
     return logins
-
-
-def secret_rereader(
-    path: Path | None, use: Callable[[Account], Awaitable[None]]
-) -> Callable[[str], None]:
-    """Return what reads an app's secret again, on a task of its own, and has `use` take it."""
-    reading: set[asyncio.Task[None]] = set()
-
-    async def reread(app: str) -> None:
-        try:
-            # On a thread: a file that is slow to read must not hold up those who ask.
-            account = (await asyncio.to_thread(load, path)).apps.get(app)
-        except ConfigError as error:
-            log.tell("reload-refused", errors=error.errors)
-            return
-        if account is not None:
-            await use(account)
-
-    def begin(app: str) -> None:
-        task = asyncio.create_task(reread(app), name=f"read the secret of {app} again")
-        reading.add(task)
-        task.add_done_callback(reading.discard)
-
-    return begin
 
 
 @asynccontextmanager
@@ -302,24 +425,6 @@ async def reaching(
             yield sinks, notifier
 
 
-def proxied(  # noqa: PLR0913, PLR0917 -- the wiring knows everybody
-    settings: Settings,
-    gate: Gate,
-    registry: Registry,
-    handles: Handles,
-    out: OutgoingSession,
-    upstream: WeChat,
-    metrics: Metrics,
-    clock: SystemClock,
-) -> list[web.RouteDef]:
-    """Return the proxy's routes, which come after all others."""
-    callers = Callers(gate, registry, handles)
-    limits = ProxyLimits(settings.proxy, clock.now)
-    proxy = Proxy(settings.proxy, callers, limits, out, upstream.base, metrics, patience(settings))
-    users = UserCalls(gate, limits, out, upstream.wechat_base, metrics)
-    return [*users.routes(), *proxy.routes()]
-
-
 def together(*each: Callable[P, object]) -> Callable[P, None]:
     """What calls each of them in turn."""
 
@@ -331,34 +436,37 @@ def together(*each: Callable[P, object]) -> Callable[P, None]:
 
 
 def patience(settings: Settings) -> float:
-    """Return the seconds a request waits for a refresh.
+    """Return how many seconds a request waits for a refresh.
 
-    They cover a call, and the time in which WeCom's last token is no longer served (min_serve).
+    They cover a call to WeChat, and the time in which the last token of a WeCom app is not served
+    any more (min_serve): a reload may add such an app.
     """
-    gaps = [
-        settings.policy.min_serve + RENEWED_AFTER
-        for app in settings.apps.values()
-        if app.endpoint is Endpoint.WECOM
-    ]
-    return max([settings.wechat.timeout, *gaps]) + PATIENCE_SLACK_S
+    gap = settings.policy.min_serve + RENEWED_AFTER
+    return max(settings.wechat.timeout, gap) + PATIENCE_SLACK_S
+
+
+def check_admission(settings: Settings, bound: Bound) -> None:
+    """Raise ConfigError if these settings would let in anybody from anywhere."""
+    if not settings.clients and not all(map(is_loopback, _hosts(bound))):
+        why = "needed, since a socket listens beyond loopback: anybody who reaches it gets tokens"
+        raise ConfigError([f"clients: {why}"])
 
 
 def admit(gate: Gate, settings: Settings, bound: Bound) -> None:
-    """Let in whom the configuration names.
-
-    Raises ConfigError, and changes nothing, where that is anybody from anywhere.
-    """
-    hosts = [sock.getsockname()[0] for _, sock in bound if sock.family != socket.AF_UNIX]
-    if not settings.clients and not all(map(is_loopback, hosts)):
-        why = "needed, since a socket listens beyond loopback: anybody who reaches it gets tokens"
-        raise ConfigError([f"clients: {why}"])
+    """Let in whom the settings name. Raises ConfigError like :func:`check_admission`."""
+    check_admission(settings, bound)
     keys = {
         client.key_sha256: Client(client.name, client.scopes, client.apps)
         for client in settings.clients.values()
     }
     named = [address.host for address in settings.server.listen if address.kind == "tcp"]
-    allowed = [*hosts, *named, *settings.server.allowed_hosts]
+    allowed = [*_hosts(bound), *named, *settings.server.allowed_hosts]
     gate.admit(keys, allowed, settings.server.trusted_proxies)
+
+
+def _hosts(bound: Bound) -> list[str]:
+    """Return the IP addresses that are listened on."""
+    return [sock.getsockname()[0] for _, sock in bound if sock.family != socket.AF_UNIX]
 
 
 def wellness(registry: Registry, listener: socket.socket) -> WhyUnhealthy:
@@ -387,29 +495,14 @@ def _runtime_directory() -> Path | None:
     return Path(named) if named else None
 
 
-def _count(metrics: Metrics, client_stats: ClientStats, handouts: Handouts) -> OnAnswered:
-    """Who counts the answers that the response cache gave."""
+def _emit(metrics: Metrics, watch: SecretWatch) -> EventSink:
+    """Return a sink that tells metrics and log, and the watch when WeChat refuses a secret."""
 
-    def count(
-        resource: web.AbstractResource | None,
-        client: Client | None,
-        handed: Handed | None,
-        status: int,
-        number: int,
-        last: float,
-    ) -> None:
-        metrics.request(resource, status, number)
-        if client is not None:
-            client_stats.record(client.name, number, last)
-            if handed is not None:
-                handouts.record(client.name, handed, status, number, last)
-
-    return count
-
-
-def _emit(metrics: Metrics) -> EventSink:
-    def both(event: str, app: str, **facts: object) -> None:
+    def emit(event: str, app: str, **facts: object) -> None:
         metrics.emit(event, app, **facts)
         log.emit(event, app, **english.event_facts(facts))
+        failure = facts.get("failure")
+        if isinstance(failure, Failure) and failure.advice in SECRET_REFUSED:
+            watch.doubt(app)
 
-    return both
+    return emit

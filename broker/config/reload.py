@@ -1,15 +1,13 @@
-"""SIGHUP: the configuration is read again.
+"""Reads the configuration again on SIGHUP, and applies to the running daemon what can be applied.
 
-Who may ask and the policy change under way; nobody is called, nothing is cut off.
-
-All of a file or none: where it will not do, what is in force stays. What a running daemon cannot
-change (where it listens, its store, its apps, where WeChat is) stays as a whole until a restart,
-and is named.
+Apps, clients and the policy change while the daemon runs; calls and waiting requests go on. A
+configuration that is wrong is refused as a whole, and the one in force stays. What needs a restart
+(where it listens, the store, where WeChat is) is named, and the rest is applied.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
 from broker.config.load import ConfigError, load
@@ -17,16 +15,17 @@ from broker.config.settings import Settings
 from broker.system import log
 from broker.system.systemd import Supervisor
 
-Apply = Callable[[Settings], Awaitable[None]]
+Apply = Callable[[Settings], Awaitable[Collection[str]]]
 
 
 @asynccontextmanager
 async def reloading(
     settings: Settings, hung_up: asyncio.Event, apply: Apply, supervisor: Supervisor
 ) -> AsyncIterator[None]:
-    """Each time `hung_up` is set, read the file again and `apply` by it.
+    """Read the configuration again each time `hung_up` is set, and `apply` it.
 
-    `apply` raises ConfigError and changes nothing.
+    `apply` returns the keys that it could not apply, each with the reason. It raises ConfigError
+    before it has changed anything if the settings must be refused.
     """
     task = asyncio.create_task(
         _reload_each_time(settings, hung_up, apply, supervisor), name="reload"
@@ -49,31 +48,33 @@ async def _reload_each_time(
 
 
 async def _reload(settings: Settings, apply: Apply) -> str:
-    """What came of it, for `systemctl status`; the log has it too."""
+    """Reload once; return the outcome in words for `systemctl status`. The log has it too."""
     try:
         # On a thread: a file that is slow to read must not hold up those who ask.
         read = await asyncio.to_thread(load, settings.path)
-        await apply(read)
+        failed = await apply(read)
     except ConfigError as error:
         log.tell("reload-refused", errors=error.errors)
-        return (
-            f"the configuration is refused, the old one stays: {'; '.join(error.errors)}".replace(
-                "\n", " "
-            )
-        )
-    # A bug here must not end the daemon, nor the next reload
+        errors = "; ".join(error.errors).replace("\n", " ")
+        return f"the configuration is refused, the old one stays: {errors}"
+    # A bug here must not end the daemon, nor the next reload.
     except Exception as error:  # noqa: BLE001
         log.crash("reload", error)
-        return "the configuration could not be read for a bug, see the log; the old one stays"
-    if left := needs_restart(settings, read):
-        log.tell("restart-needed", keys=left)
-        return f"configuration read; a restart is needed for: {', '.join(left)}"
-    log.tell("reloaded", path=str(settings.path))
-    return "configuration read"
+        return "the configuration could not be applied because of a bug, see the log"
+    waiting, status = needs_restart(settings, read), []
+    if failed:
+        log.tell("reload-incomplete", failed=list(failed))
+        status.append(f"not applied: {', '.join(failed)}")
+    if waiting:
+        log.tell("restart-needed", keys=waiting)
+        status.append(f"a restart is needed for: {', '.join(waiting)}")
+    if not status:
+        log.tell("reloaded", path=str(settings.path or "the environment"))
+    return "; ".join(["configuration read", *status])
 
 
 def needs_restart(running: Settings, read: Settings) -> list[str]:
-    """The keys whose new values wait for a restart."""
+    """Return the keys whose new values need a restart; `running` is what the daemon began with."""
     pairs = {
         "server.listen": (running.server.listen, read.server.listen),
         "server.express_lane": (running.server.express_lane, read.server.express_lane),
@@ -82,6 +83,5 @@ def needs_restart(running: Settings, read: Settings) -> list[str]:
         "logins": (running.logins, read.logins),
         "store": (running.store, read.store),
         "wechat": (running.wechat, read.wechat),
-        "apps": (running.apps, read.apps),
     }
     return [key for key, (old, new) in pairs.items() if old != new]

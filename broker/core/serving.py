@@ -38,6 +38,7 @@ class Code(StrEnum):
     UPSTREAM_UNAVAILABLE = "upstream-unavailable"
     REPORT_THROTTLED = "report-throttled"
     REFRESH_THROTTLED = "refresh-throttled"
+    UNKNOWN_APP = "unknown-app"
 
 
 class UnavailableReason(StrEnum):
@@ -53,6 +54,7 @@ class UnavailableReason(StrEnum):
     NOT_VERIFIED = "not-verified"  # WeChat could not be asked whether the token lives
     JUST_VERIFIED = "just-verified"
     TOO_SOON = "too-soon"  # min_gap, or a pause that WeChat ordered
+    REMOVED = "removed"  # the configuration was read again and does not name the app any more
 
 
 @dataclass(frozen=True, slots=True)

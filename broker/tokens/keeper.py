@@ -25,9 +25,8 @@ from broker.core.serving import (
     why_not,
 )
 from broker.tokens.dependencies import Dependencies
-from broker.tokens.live import LiveCredential
-from broker.tokens.refresher import Flight, Refresher
-from broker.tokens.store_sync import StoreSync
+from broker.tokens.refresher import Flight
+from broker.tokens.upkeep import Upkeep
 
 # How long a report waits for what another process is doing about the same token.
 ELSEWHERE_S: Final = 1.0
@@ -37,7 +36,7 @@ class Keeper:
     """The keeper of one app's token. Reading the token costs no I/O.
 
     `on_plan_changed` is called when the next look may be due at another time than the last tick
-    said.
+    said. `on_left` is given an upkeep that another one has succeeded; it has to be stopped.
     """
 
     def __init__(
@@ -45,49 +44,99 @@ class Keeper:
         account: Account,
         dependencies: Dependencies,
         on_plan_changed: Callable[[], None] = lambda: None,
+        upkeep: Upkeep | None = None,
+        on_left: Callable[[Upkeep], None] = Upkeep.stop,
     ) -> None:
-        self.account = account
         self._dependencies = dependencies
         self._on_plan_changed = on_plan_changed
-        self._live = LiveCredential(
-            account, dependencies.clock, dependencies.policy, dependencies.on_change
-        )
-        self._sync = StoreSync(self._live, dependencies)
-        self._refresher = Refresher(self._live, self._sync, dependencies, on_plan_changed)
+        self._on_left = on_left
+        self._successor: Upkeep | None = None
         self._stopping = False
+        self._removed = False
+        self._use(upkeep or Upkeep(account, dependencies))
+
+    def _use(self, upkeep: Upkeep) -> None:
+        self.upkeep = upkeep
+        self._live, self._sync, self._refresher = upkeep.live, upkeep.sync, upkeep.refresher
+        upkeep.on_plan_changed = self._plan_changed
+
+    @property
+    def account(self) -> Account:
+        """The account whose token is served."""
+        return self._live.account
 
     # --- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take up what the store holds. Calls nobody. Raises StoreError."""
-        await self._refresher.start()
+        await self.upkeep.start()
 
     def tick(self) -> float:
         """Look, act if something is due, and return the steady time of the next look.
 
         The plan is in the data: a lost tick costs one tick.
         """
-        self._refresher.look()
-        return self._refresher.due_at()
+        due_at = self.upkeep.look()
+        if self._successor is not None:
+            due_at = min(due_at, self._successor.look())
+            self._succeed_if_ready()
+        return due_at
+
+    def _plan_changed(self) -> None:
+        self._succeed_if_ready()
+        self._on_plan_changed()
 
     def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on."""
-        self._live.apply_policy(policy)
+        for upkeep in self.upkeeps():
+            upkeep.live.apply_policy(policy)
         self._on_plan_changed()
 
-    async def change_secret(self, secret: Secret) -> None:
+    def change_secret(self, secret: Secret) -> None:
         """Go by another AppSecret from the next call on.
 
-        A pause that was about the secret before ends.
+        A pause that was about the secret before ends with the next look.
         """
-        self.account = self._live.account = replace(self.account, secret=secret)
-        await self._sync.after_secret_change()
-        self._on_plan_changed()
+        upkeep = self._successor or self.upkeep
+        upkeep.take(replace(upkeep.account, secret=secret))
 
     def stop(self) -> None:
         """Begin no more calls and wake everyone who watches; memory is handed out to the end."""
         self._stopping = True
-        self._refresher.stop()
+        for upkeep in self.upkeeps():
+            upkeep.stop()
+        self._dependencies.on_change(self.account.name)
+
+    # --- another configuration --------------------------------------------------------------------
+
+    def upkeeps(self) -> list[Upkeep]:
+        """Return the upkeep in use, and the one that waits to succeed it."""
+        return [self.upkeep] if self._successor is None else [self.upkeep, self._successor]
+
+    def succeed(self, upkeep: Upkeep, *, at_once: bool) -> None:
+        """Serve the token of this upkeep as soon as there is one, and until then as before.
+
+        With `at_once` the token of before is not served any more, and its upkeep is the caller's.
+        """
+        self._successor = None if upkeep is self.upkeep else upkeep
+        upkeep.on_plan_changed = self._plan_changed
+        self._succeed_if_ready(at_once=at_once)
+
+    def _succeed_if_ready(self, *, at_once: bool = False) -> None:
+        successor, before = self._successor, self.upkeep
+        if successor is None or not (at_once or successor.live.serve()):
+            return
+        self._successor = None
+        self._use(successor)
+        self._dependencies.on_change(self.account.name)
+        before.live.wake()  # who waits for another version looks at the successor's
+        if not at_once:
+            self._on_left(before)
+            self._dependencies.emit("app-replaced", self.account.name)
+
+    def remove(self) -> None:
+        """Serve nothing any more, since the configuration does not name the app any more."""
+        self._removed = self._stopping = True
         self._dependencies.on_change(self.account.name)
         self._live.wake()
 
@@ -99,13 +148,14 @@ class Keeper:
 
     async def drain(self) -> None:
         """See the call under way to its end; it is bounded by the call timeout."""
-        await self._refresher.drain()
+        for upkeep in self.upkeeps():
+            await upkeep.drain()
 
     # --- the token --------------------------------------------------------------------------------
 
     def serve(self, min_ttl: float = 0) -> Served | None:
         """Return the token if it may be handed out and lives at least `min_ttl` seconds more."""
-        return self._live.serve(min_ttl)
+        return None if self._removed else self._live.serve(min_ttl)
 
     async def get(self, min_ttl: float = 0, patience_s: float = 0) -> Served | Unavailable:
         """Serve at once if possible.
@@ -277,6 +327,8 @@ class Keeper:
         return usage(self._live.entries, self.account.daily_quota, clock.now(), clock.wall())
 
     def _unavailable(self) -> Unavailable:
+        if self._removed:
+            return Unavailable(Code.UNKNOWN_APP, UnavailableReason.REMOVED, 1)
         if self._stopping:
             return Unavailable(Code.STOPPING, UnavailableReason.STOPPING, 1)
         lane = self._refresher.plan.claim(self._dependencies.clock.now()).lane

@@ -99,6 +99,11 @@ class Refresher:
             self._denied_token = token
             self.denials.clear()
 
+    def forget_denials(self) -> None:
+        """Ask the ledger again: what it went by, such as the quota, is another now."""
+        self.denials.clear()
+        self._plan = None
+
     def due_at(self) -> float:
         """Return the steady time from which a look finds something to do, as things stand."""
         rests_until = max(self._sync.retry_at, self._rests_until)
@@ -180,8 +185,7 @@ class Refresher:
     async def _fly(self, *, check: bool) -> Verdict | None:
         """Put in order what was left open, verify if asked to, refresh if due."""
         if self._sync.reload_pending:  # what others changed may have ended a denial
-            self.denials.clear()
-            self._plan = None
+            self.forget_denials()
         await self._sync.catch_up()
         if self._sync.unrecorded:
             await self._emergency.record()

@@ -4,13 +4,13 @@ import asyncio
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from broker.core.credential import NEVER, Account, Endpoint, Policy
-from broker.core.ports import STEP_S, wall_offset
+from broker.core.ports import STEP_S, StoreError, wall_offset
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
+from broker.tokens.upkeep import Identity, Upkeep, identity
 
 
 class Registry:
@@ -22,38 +22,126 @@ class Registry:
     def __init__(self, accounts: Sequence[Account], dependencies: Dependencies) -> None:
         self._dependencies = dependencies
         self.login_only = [one for one in accounts if one.endpoint is Endpoint.NONE]
-        accounts = [one for one in accounts if one.endpoint is not Endpoint.NONE]
         self._keepers = {
-            account.name: Keeper(account, dependencies, partial(self._plan_changed, account.name))
+            account.name: self._new_keeper(Upkeep(account, dependencies))
             for account in accounts
+            if account.endpoint is not Endpoint.NONE
         }
-        appids = Counter(
-            account.appid for account in accounts
-        )  # a corpid may have many apps: then it names none
-        self._by_any_name = {
-            k.account.appid: k for k in self._keepers.values() if appids[k.account.appid] == 1
-        } | self._keepers
+        self._left: list[Upkeep] = []  # not in use any more, but with a call under way
+        self._index()
         self._wall_offset = wall_offset(dependencies.clock)
         self._looks: dict[str, float] = {}  # by app: when it is looked at next
-        self._agenda: list[
-            tuple[float, str]
-        ] = []  # the same as a heap, with plans that are no more
+        # The same as a heap, in which plans that hold no more stay until their time.
+        self._agenda: list[tuple[float, str]] = []
         self.ticked_at = NEVER
         self.stopping = False
 
+    def _new_keeper(self, upkeep: Upkeep) -> Keeper:
+        keeper = Keeper(
+            upkeep.account,
+            self._dependencies,
+            lambda: self._plan_changed(keeper.account.name),
+            upkeep,
+            self._leave,
+        )
+        return keeper
+
+    def _index(self) -> None:
+        """List the keepers by name and by AppID. A corpid that has several apps names none."""
+        appids = Counter(keeper.account.appid for keeper in self)
+        self._by_any_name = {
+            keeper.account.appid: keeper for keeper in self if appids[keeper.account.appid] == 1
+        } | self._keepers
+
     async def add(self, account: Account) -> Keeper:
         """Take up one more app. Raises StoreError."""
-        keeper = Keeper(account, self._dependencies, partial(self._plan_changed, account.name))
-        await keeper.start()
+        keeper = self._new_keeper(await self._begin(account))
         self._keepers[account.name] = self._by_any_name[account.name] = keeper
         self._plan(account.name, NEVER)
         return keeper
 
     def drop(self, name: str) -> None:
-        """Look no more at an app that was added."""
+        """Look no more at an app, and tell everyone who waits for its token that it is gone."""
         self._looks.pop(name, None)
-        self._keepers.pop(name, None)
-        self._by_any_name.pop(name, None)
+        if (keeper := self._keepers.pop(name, None)) is not None:
+            keeper.remove()
+            self._leave(keeper.upkeep)
+
+    async def apply_accounts(self, accounts: Sequence[Account]) -> dict[str, StoreError]:
+        """Keep these accounts from now on. Return by name why one could not be taken up.
+
+        An account that is known keeps its token under another name, secret or quota. Where a name
+        gets another account, the token of the account before is served until the new one has a
+        token. Nothing is awaited while names change, so nobody sees half of it.
+        """
+        wanted = {one.name: one for one in accounts if one.endpoint is not Endpoint.NONE}
+        upkeeps, failed = await self._upkeeps_of(wanted.values())
+        self.login_only = [one for one in accounts if one.endpoint is Endpoint.NONE]
+        before, self._keepers = self._keepers, {}
+        kept = {identity(account) for account in wanted.values()}
+        for name, account in wanted.items():
+            keeper, upkeep = before.get(name), upkeeps.get(identity(account))
+            is_going = keeper is not None and identity(keeper.account) not in kept
+            if upkeep is None:
+                if keeper is not None and is_going:
+                    self._keepers[name] = keeper
+                continue
+            upkeep.take(account)
+            if keeper is None:
+                keeper = self._new_keeper(upkeep)
+            else:
+                keeper.succeed(upkeep, at_once=not is_going or keeper.serve() is None)
+            self._keepers[name] = keeper
+        self._let_go(before, upkeeps.values())
+        self._looks.clear()
+        for name in self._keepers:
+            self._plan(name, NEVER)
+        return failed
+
+    def being_replaced(self) -> list[str]:
+        """Return the names that serve the token of the account before, until there is a new one."""
+        return [name for name, keeper in self._keepers.items() if len(keeper.upkeeps()) > 1]
+
+    async def _upkeeps_of(
+        self, accounts: Iterable[Account]
+    ) -> tuple[dict[Identity, Upkeep], dict[str, StoreError]]:
+        """Return all upkeeps there are, begun where an account has none, and what failed."""
+        upkeeps = {identity(one.account): one for keeper in self for one in keeper.upkeeps()}
+        failed = {}
+        for account in accounts:
+            if identity(account) not in upkeeps:
+                try:
+                    upkeeps[identity(account)] = await self._begin(account)
+                except StoreError as error:
+                    failed[account.name] = error
+        return upkeeps, failed
+
+    async def _begin(self, account: Account) -> Upkeep:
+        """Return the upkeep of an account that has none. Raises StoreError."""
+        # The account may have been dropped a moment ago, in the middle of a call.
+        for upkeep in self._left:
+            if identity(upkeep.account) == identity(account):
+                await upkeep.drain()
+        upkeep = Upkeep(account, self._dependencies)
+        await upkeep.start()
+        return upkeep
+
+    def _let_go(self, before: Mapping[str, Keeper], upkeeps: Iterable[Upkeep]) -> None:
+        """Remove the keepers whose names are gone, and stop the upkeeps that nobody uses."""
+        for name, keeper in before.items():
+            if name not in self._keepers:
+                keeper.remove()
+        in_use = {upkeep for keeper in self for upkeep in keeper.upkeeps()}
+        for upkeep in upkeeps:
+            if upkeep not in in_use:
+                self._leave(upkeep)
+        self._index()
+
+    def _leave(self, upkeep: Upkeep) -> None:
+        """Stop an upkeep that is not in use any more; its call under way is seen to its end."""
+        upkeep.stop()
+        self._left = [one for one in {*self._left, upkeep} if one.refresher.current is not None]
+        self._index()
 
     def find(self, app: str) -> Keeper | None:
         """The keeper of an app, named by name or AppID."""
@@ -144,4 +232,4 @@ class Registry:
 
     async def drain(self) -> None:
         """See the calls under way to their end."""
-        await asyncio.gather(*(keeper.drain() for keeper in self))
+        await asyncio.gather(*(one.drain() for one in (*self, *self._left)))

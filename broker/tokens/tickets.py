@@ -7,6 +7,7 @@ them.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -19,6 +20,7 @@ from broker.core.serving import Served
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
+from broker.tokens.upkeep import identity
 
 REFUSED: Final = Failure(Kind.TRANSIENT, FailureCode.TICKET_TOKEN_REFUSED)
 AT_ONCE: Final = 16
@@ -137,6 +139,22 @@ class Tickets:
     def on_store_changed(self, account: str | None) -> None:
         """Another process that shares the store may have changed an account."""
         self._registry.on_store_changed(account)
+
+    async def apply_accounts(self, accounts: Sequence[Account]) -> None:
+        """Let go of the tickets of apps that are not among these any more; rename the others."""
+        all_of_them = (
+            _account(account, kind)
+            for account in accounts
+            for kind in ticket_kinds(account.endpoint)
+        )
+        possible = {identity(one): one for one in all_of_them if one is not None}
+        kept, asked_at = [], {}
+        for keeper in self._registry:
+            if (account := possible.get(identity(keeper.account))) is not None:
+                kept.append(account)
+                asked_at[account.name] = self._asked_at[keeper.account.name]
+        self._asked_at = asked_at
+        await self._registry.apply_accounts(kept)  # which begins none, and so awaits nothing
 
     def apply_policy(self, policy: Policy) -> None:
         """Go by another policy from now on."""

@@ -29,6 +29,7 @@ TYPES: Final = {str: "a string", int: "an integer", bool: "true or false"}
 STATUS: Final = {
     Code.REPORT_THROTTLED: HTTPStatus.TOO_MANY_REQUESTS,
     Code.REFRESH_THROTTLED: HTTPStatus.TOO_MANY_REQUESTS,
+    Code.UNKNOWN_APP: HTTPStatus.NOT_FOUND,
 }
 
 
@@ -157,4 +158,6 @@ def unavailable(answer: Unavailable, thing: str = english.FAILURES.token) -> web
     """Build the answer that says why there is no `thing` now, and when to ask again."""
     status = STATUS.get(answer.code, HTTPStatus.SERVICE_UNAVAILABLE)
     detail = english.unavailable(answer, thing)
-    return problem(status, answer.code.value, detail, answer.retry_after)
+    # To ask again does not help where the app is gone.
+    retry_after = None if answer.code is Code.UNKNOWN_APP else answer.retry_after
+    return problem(status, answer.code.value, detail, retry_after)

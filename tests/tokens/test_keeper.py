@@ -762,7 +762,7 @@ async def test_another_secret_ends_the_pause_of_the_one_before_and_is_used_at_on
     bench.clock.pass_(60)
     await looked(keeper)
     assert bench.wechat.calls == 1  # the pause is ten minutes
-    await keeper.change_secret(Secret("another"))
+    keeper.change_secret(Secret("another"))
     assert keeper.account.secret == Secret("another")
     await looked(keeper)
     assert value_of(keeper) == f"{CANARY}-main-t2"
@@ -773,6 +773,6 @@ async def test_another_secret_leaves_a_good_token_and_another_pause_alone(bench:
     keeper = await bench.keeper()
     await looked(keeper)
     held = value_of(keeper)
-    await keeper.change_secret(Secret("another"))
+    keeper.change_secret(Secret("another"))
     await looked(keeper)
     assert (value_of(keeper), bench.wechat.calls) == (held, 1)

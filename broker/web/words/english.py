@@ -134,6 +134,7 @@ UNAVAILABLE: Final[Mapping[UnavailableReason, str]] = {
     UnavailableReason.TOO_SOON: (
         "A {thing} call was made less than min_gap ago, or WeChat itself asked for a pause."
     ),
+    UnavailableReason.REMOVED: "The configuration does not name this app any more.",
 }
 
 
