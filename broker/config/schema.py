@@ -261,7 +261,9 @@ class CompatTable(Table):
 class ProxyTable(Table):
     """[proxy]: bodies are in bytes, `rate` is in requests a second of one client.
 
-    `allow` names interfaces that are refused by default and pass all the same.
+    `allow` names interfaces that are refused by default and pass all the same. `max_concurrency` is
+    calls under way of one app, `client_concurrency` of one of [clients], whatever apps they are
+    for.
     """
 
     enabled: Flag = False
@@ -273,6 +275,7 @@ class ProxyTable(Table):
         "/datacube/",
     )
     allow: tuple[Refused, ...] = ()
+    client_concurrency: Annotated[WholeNumber, Field(ge=1, le=200)] = 48
     max_concurrency: Annotated[WholeNumber, Field(ge=1, le=200)] = 64
     rate: Annotated[Number, Field(gt=0, le=1_000_000)] = 100
     burst: Annotated[WholeNumber, Field(ge=1, le=1_000_000)] = 200

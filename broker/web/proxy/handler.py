@@ -146,7 +146,7 @@ class Proxy:
             request, keeper, path, query, hops.onward(request.headers), upload, pace, "abandoned"
         )
         try:
-            with self._limits.passing(client.name, keeper.account.name):
+            with self._limits.passing(client, keeper.account.name):
                 return await self._bounded(call)
         except Busy as why:
             call.outcome = "too-fast" if isinstance(why, TooFast) else "busy"

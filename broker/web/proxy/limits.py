@@ -1,4 +1,8 @@
-"""How much may go through the proxy at once, and in a second."""
+"""How much may go through the proxy: calls under way of a client and of an app, and their rate.
+
+Apps share one pool of connections. An app may have as many calls under way as there are places left
+in it: one that takes all it can get leaves half, and however many do so, the next one finds some.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -6,6 +10,8 @@ from contextlib import contextmanager
 from typing import Final
 
 from broker.config.schema import ProxyTable
+from broker.web.gate import LOCAL, LOCAL_SOCKET, Client
+from broker.web.proxy.session import MOST_CONNECTIONS
 
 MOST_KNOWN: Final = 4096
 
@@ -22,33 +28,42 @@ class ProxyLimits:
     """Those of the configuration's `[proxy]`, on the clock `now` (steady seconds)."""
 
     def __init__(self, table: ProxyTable, now: Callable[[], float]) -> None:
-        self._rate, self._burst, self._most, self._now = (
-            table.rate,
-            table.burst,
-            table.max_concurrency,
-            now,
-        )
+        self._table, self._now = table, now
         self._left: dict[str, tuple[float, float]] = {}  # by client: what was left, and when
-        self._under_way: Counter[str] = Counter()
+        self._of_client: Counter[str] = Counter()
+        self._of_app: Counter[str] = Counter()
+        self._total = 0
 
     @contextmanager
-    def passing(self, client: str, app: str) -> Iterator[None]:
-        """A call of that client for that app, while it is under way. Raises Busy, TooFast."""
-        self._take(client)
-        if self._under_way[app] >= self._most:
-            raise Busy(f"{self._most} calls of this app are under way")
-        self._under_way[app] += 1
+    def passing(self, client: Client, app: str) -> Iterator[None]:
+        """A call of that client for that app, while it is under way. Raises Busy, TooFast.
+
+        Where no clients are configured, only the app's limits hold: programs cannot be told apart.
+        """
+        name = client.name
+        self._take(name)
+        has_others = client is not LOCAL and client is not LOCAL_SOCKET
+        if has_others and self._of_client[name] >= self._table.client_concurrency:
+            raise Busy(f"{self._of_client[name]} calls of this client are under way")
+        if self._of_app[app] >= min(self._table.max_concurrency, MOST_CONNECTIONS - self._total):
+            raise Busy(f"{self._of_app[app]} calls of this app are under way")
+        self._of_client[name] += 1
+        self._of_app[app] += 1
+        self._total += 1
         try:
             yield
         finally:
-            self._under_way[app] -= 1
+            self._of_client[name] -= 1
+            self._of_app[app] -= 1
+            self._total -= 1
 
     def _take(self, client: str) -> None:
         now = self._now()
-        left, at = self._left.get(client, (float(self._burst), now))
-        left = min(self._burst, left + (now - at) * self._rate)
+        rate, burst = self._table.rate, self._table.burst
+        left, at = self._left.get(client, (float(burst), now))
+        left = min(burst, left + (now - at) * rate)
         if len(self._left) >= MOST_KNOWN:
             self._left.clear()  # names come from the configuration, which may be read often
         self._left[client] = (left - 1 if left >= 1 else left, now)
         if left < 1:
-            raise TooFast(f"this client may make {self._rate:g} requests a second")
+            raise TooFast(f"this client may make {rate:g} requests a second")

@@ -110,7 +110,7 @@ class UserCalls:
         url = self._base.join(URL(f"{path}?{paths.visible(query)}", encoded=True))
         outcome = "abandoned"
         try:
-            with self._limits.passing(client.name, OF_USERS):
+            with self._limits.passing(client, OF_USERS):
                 response = await self._sent(url, request)
             outcome = "passed" if response is not None else "unreachable"
         except Busy as why:
