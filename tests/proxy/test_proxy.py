@@ -199,6 +199,18 @@ async def test_a_redirect_is_an_answer_and_does_not_carry_the_token_out(broker: 
     assert len(broker.wechat.seen) == 1
 
 
+@pytest.mark.parametrize("status", ["301 Moved", "303 See Other", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize("path", [GET, "/sns/userinfo"])
+async def test_no_redirect_is_followed(broker: Proxied, path: str, status: str) -> None:
+    async with Hostile().serving() as elsewhere:
+        location = f"Location: http://127.0.0.1:{elsewhere.port}/cgi-bin/user/get"
+        broker.wechat.answers[path] = says(b"{}", location, status=status)
+        target = f"{path}?access_token=of-a-user" if path != GET else path
+        answer = await broker.get(target)
+        assert (answer.status, len(broker.wechat.seen)) == (int(status[:3]), 1)
+        assert elsewhere.connections == 0
+
+
 @pytest.mark.parametrize("size", [100, 100_000])
 async def test_packed_bytes_pass_as_they_are(broker: Proxied, size: int) -> None:
     packed = gzip.compress(
@@ -347,6 +359,17 @@ async def test_a_token_that_stays_dead_is_bounded(broker: Proxied) -> None:
         assert (await answer.json(content_type=None))["errcode"] in {40001, -1}
     assert len(broker.wechat.seen) <= 200
     assert broker.bench.wechat.calls <= 1 + 100 / broker.bench.policy.min_gap + 1
+
+
+async def test_a_call_is_sent_twice_at_most_though_each_new_token_is_refused(
+    broker: Proxied,
+) -> None:
+    broker.bench.clock.pass_(3000)
+    broker.wechat.dead = {value(number) for number in range(10)}
+    broker.bench.wechat.verdicts.extend([Verdict.DEAD] * 10)
+    answer = await broker.get(GET)
+    assert (await answer.json(content_type=None))["errcode"] == 40001
+    assert [seen.token for seen in broker.wechat.seen] == [value(1), value(2)]
 
 
 async def test_a_packed_refusal_is_found_too(broker: Proxied) -> None:
