@@ -69,6 +69,7 @@ class Browser:
         url: str,
         *,
         width: int = 1280,
+        height: int = 1000,
         dark: bool = False,
         language: str = "en",
         scripts: bool = True,
@@ -77,7 +78,7 @@ class Browser:
         self._cdp(
             "Emulation.setDeviceMetricsOverride",
             width=width,
-            height=1000,
+            height=height,
             deviceScaleFactor=1,
             mobile=width < 600,
         )

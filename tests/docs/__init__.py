@@ -1,0 +1,1 @@
+"""README and guides: what they say is true, alike in both languages, and runs."""
