@@ -287,7 +287,7 @@ async def routes_of(parts: Parts) -> AsyncIterator[list[web.RouteDef]]:
     page = StatusPage(report, plots, counts.client_stats, cache, pages, counts.handouts)
     routes = [
         *TokenDesk(registry, cache, patience_s, clock.wall).routes(),
-        *TicketDesk(registry, parts.tickets, patience_s, clock.wall).routes(),
+        *TicketDesk(registry, parts.tickets, parts.response_cache, patience_s, clock.wall).routes(),
         *report.routes(),
         *HandoutDesk(registry, counts.handouts, cache).routes(),
         *Probes(registry, counts.metrics, cache, pages, parts.logins.news).routes(),
@@ -363,15 +363,14 @@ class Reload:
         check_admission(read, parts.bound)
         told = receivers(read.notify)
         failed = await parts.registry.apply_accounts(accounts)
-        # From here to the cache nothing is awaited that waits, so nobody is let in for an app that
+        # From here to the gate nothing is awaited that waits, so nobody is let in for an app that
         # is not there yet, nor answered about one that is gone.
         await parts.tickets.apply_accounts(accounts)
-        admit(parts.gate, read, parts.bound)
         parts.logins.admit(accounts)
         parts.watch.follow(read)
         parts.registry.apply_policy(read.policy)
         parts.tickets.apply_policy(read.policy)
-        parts.response_cache.admit_anew()
+        admit(parts.gate, read, parts.bound)  # and look anew at everyone who waits
         parts.notifier.apply(read.notify, told)
         await parts.sinks.apply(read.sinks)
         await self.ticks.apply(read.policy.tick)

@@ -7,7 +7,7 @@ cannot make that address point elsewhere.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import ip_address
 from typing import Final
 
@@ -23,10 +23,16 @@ class HostCheck:
     def __init__(self, hosts: Iterable[str] = ()) -> None:
         self._hosts = LOOPBACK_NAMES | {host.strip("[]").lower() for host in hosts if host}
 
-    def is_ours(self, request: web.Request) -> bool:
-        """Return True if the request has exactly one Host header and it names this service."""
+    def is_ours(self, request: web.Request, welcome: Collection[str] = ()) -> bool:
+        """Return True if the request has exactly one Host header and it names this service.
+
+        `welcome` are further names, for this request only.
+        """
         given = request.headers.getall(hdrs.HOST, [])
-        return len(given) == 1 and self.knows(host_name(given[0]))
+        if len(given) != 1:
+            return False
+        name = host_name(given[0])
+        return self.knows(name) or name in welcome
 
     def knows(self, name: str) -> bool:
         """Return True if a name, without its port, is one of ours or an IP address."""

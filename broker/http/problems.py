@@ -18,9 +18,22 @@ class ProblemError(Exception):
         self.response = problem(status, code, detail)
 
 
+class Problem(web.Response):
+    """An error as an answer. `code` and `detail` are those of its body."""
+
+    def __init__(self, body: dict[str, object], status: int, headers: dict[str, str]) -> None:
+        super().__init__(
+            status=status,
+            text=json.dumps(body, ensure_ascii=False),
+            content_type="application/problem+json",
+            headers=headers,
+        )
+        self.code, self.detail = str(body["code"]), str(body["detail"])
+
+
 def problem(
     status: int, code: str, detail: str, retry_after: int | None = None, **headers: str
-) -> web.Response:
+) -> Problem:
     """Build the answer.
 
     `retry_after` is in whole seconds and goes into the header of that name too.
@@ -39,9 +52,4 @@ def problem(
     if retry_after is not None:
         body["retry_after"] = retry_after
         fields["Retry-After"] = str(retry_after)
-    return web.Response(
-        status=status,
-        text=json.dumps(body, ensure_ascii=False),
-        content_type="application/problem+json",
-        headers=fields,
-    )
+    return Problem(body, status, fields)

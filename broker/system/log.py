@@ -30,6 +30,7 @@ WARNINGS = {
     "store-mode-corrected",
     "store-set-aside",
     "restart-needed",
+    "throttled",
     "dangerous-configuration",
 }
 

@@ -15,7 +15,8 @@ from typing import Final, TypeVar
 from aiohttp import hdrs, web
 
 from broker.http.hosts import HostCheck
-from broker.http.problems import problem
+from broker.http.problems import Problem, problem
+from broker.web.dialect import WECHAT, Dialect
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Network = IPv4Network | IPv6Network
@@ -23,6 +24,9 @@ M = TypeVar("M", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 SCOPES: Final = frozenset({"read", "report", "login", "proxy", "admin"})
 REQUEST_HEADER: Final = "X-Token-Broker"
+# Some SDKs name these in Host whatever address they connect to (WECHAT.md W96).
+WECHAT_HOSTS: Final = frozenset({"api.weixin.qq.com", "qyapi.weixin.qq.com"})
+WECHAT_PATHS: Final = ("cgi-bin/", "sns/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,11 @@ LOCAL_SOCKET: Final = Client("socket", SCOPES)
 # Whoever came by the Unix socket without a key, where [clients] are configured.
 SOCKET: Final = Client("socket", SCOPES - {"admin"})
 CLIENT: Final = web.RequestKey("client", Client)
+# A handler sets this once it has found that the client may do what it asks: looks at that again,
+# by the rights that hold now. It returns the refusal, or raises it, and holds no reference to the
+# request, since the request refers to it.
+Judge = Callable[[web.Request], object]
+JUDGE: Final[web.RequestKey[Judge]] = web.RequestKey("judge")
 
 
 def open_to_browsers(handler: M) -> M:
@@ -69,23 +78,44 @@ def authenticates(handler: M) -> M:
     return handler
 
 
-def answers_in_errcodes(handler: M) -> M:
-    """Mark a handler for SDKs.
+def answers_in(dialect: Dialect) -> Callable[[M], M]:
+    """Mark a handler for SDKs, which is on a path of WeChat's or WeCom's.
 
-    What is refused before it is asked, too, is HTTP 200 with an errcode (WECHAT.md W89).
+    All that is refused there, by the gate too, is HTTP 200 with an errcode (WECHAT.md W89), and the
+    names of WeChat's own hosts are welcome.
     """
-    handler.answers_in_errcodes = True  # type: ignore[attr-defined]
-    return handler
+
+    def mark(handler: M) -> M:
+        handler.dialect = dialect  # type: ignore[attr-defined]
+        return handler
+
+    return mark
+
+
+answers_in_errcodes = answers_in(WECHAT)
+
+
+def dialect_of(request: web.Request) -> Dialect | None:
+    """Return how the handler of a request refuses; None if it refuses with problems."""
+    found: Dialect | None = getattr(request.match_info.handler, "dialect", None)
+    is_other_method = isinstance(request.match_info.http_exception, web.HTTPMethodNotAllowed)
+    # No SDK asks with OPTIONS, but browsers do.
+    if is_other_method and request.method != hdrs.METH_OPTIONS:
+        return WECHAT if request.path.lstrip("/").startswith(WECHAT_PATHS) else None
+    return found
 
 
 class Gate:
     """Decides who gets in.
 
     `keys` maps the SHA-256 (hex) of each bearer key to its client. It is empty where no clients are
-    configured.
+    configured. `admissions` counts how often rights have changed; `on_admitted` is called each time
+    they have.
     """
 
     def __init__(self, keys: Mapping[str, Client], hosts: Iterable[str]) -> None:
+        self.admissions = 0
+        self.on_admitted: Callable[[], None] = lambda: None
         self.admit(keys, hosts)
 
     def admit(
@@ -98,8 +128,10 @@ class Gate:
         self.keys = keys
         self._trusted_proxies = trusted_proxies
         self._hosts = HostCheck(hosts)
+        self.admissions += 1
+        self.on_admitted()
 
-    def refuse(self, request: web.Request) -> web.Response | None:
+    def refuse(self, request: web.Request) -> Problem | None:
         """Return the refusal; or None, after `request[CLIENT]` was set where a client is needed."""
         # An absolute URI names a host of its own, past our look at Host.
         if not request.raw_path.startswith("/"):
@@ -125,13 +157,14 @@ class Gate:
         """
         return self.keys.get(_sha256(key)) if self.keys else LOCAL
 
-    def _foreign(self, request: web.Request) -> web.Response | None:
-        if self._hosts.is_ours(request):
+    def _foreign(self, request: web.Request) -> Problem | None:
+        welcome = WECHAT_HOSTS if dialect_of(request) is not None else ()
+        if self._hosts.is_ours(request, welcome):
             return None
         detail = "This name is not the broker's: add it to server.allowed_hosts if it is."
         return problem(403, "host-not-allowed", detail)
 
-    def identify(self, request: web.Request) -> web.Response | None:
+    def identify(self, request: web.Request) -> Problem | None:
         """Find the client by its key, or by the header that only programs send.
 
         Returns the refusal; or None, after `request[CLIENT]` was set.
@@ -177,7 +210,7 @@ class Gate:
         return any((mapped or peer) in network for network in self._trusted_proxies)
 
 
-def _by_browser(request: web.Request) -> web.Response | None:
+def _by_browser(request: web.Request) -> Problem | None:
     for name in request.headers:
         lowered = name.lower()
         if lowered == "origin" or lowered.startswith("sec-fetch-"):
@@ -195,7 +228,7 @@ def is_forwarded(request: web.Request) -> bool:
     return any(name in {"forwarded", "via"} or name.startswith("x-forwarded-") for name in names)
 
 
-def _forwarded() -> web.Response:
+def _forwarded() -> Problem:
     return problem(
         403,
         "forwarded-request",

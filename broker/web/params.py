@@ -6,18 +6,20 @@ import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from broker.core.serving import Code, Unavailable
-from broker.http.problems import ProblemError, problem
+from broker.http.problems import Problem, ProblemError, problem
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.web.connection.connections import BODY_DEADLINE_S, read_body
 from broker.web.connection.fast_path import APP
-from broker.web.gate import CLIENT
+from broker.web.dialect import ErrcodeError
+from broker.web.gate import CLIENT, JUDGE
 from broker.web.words import english
 
 LONGEST_WAIT_S: Final = 300
@@ -58,6 +60,7 @@ def keeper_of(request: web.Request, registry: Registry, scope: str) -> Keeper:
             404, "unknown-app", "No app has this name or AppID; GET /v1/status lists them."
         )
     request[APP] = keeper.account.name
+    request[JUDGE] = lambda again: keeper_of(again, registry, scope)
     return keeper
 
 
@@ -154,7 +157,26 @@ async def body_of(request: web.Request) -> bytes:
         raise ProblemError(400, "invalid-json", detail) from None
 
 
-def unavailable(answer: Unavailable, thing: str = english.FAILURES.token) -> web.Response:
+async def sdk_params(request: web.Request) -> list[tuple[str, Any]]:
+    """Return the parameters in query and body, JSON or form, whatever the content type says.
+
+    Raises ErrcodeError if the body is neither, and what :func:`body_of` raises.
+    """
+    given: list[tuple[str, Any]] = list(request.query.items())
+    if request.method != hdrs.METH_POST or not request.can_read_body:
+        return given
+    body = await body_of(request)
+    try:
+        if body.lstrip()[:1] != b"{":
+            return [*given, *parse_qsl(body.decode())]
+        objects: list[list[tuple[str, Any]]] = []
+        json.loads(body, object_pairs_hook=objects.append)
+    except (ValueError, RecursionError):
+        raise ErrcodeError(47001) from None
+    return [*given, *objects[-1]]  # the outermost object is closed last
+
+
+def unavailable(answer: Unavailable, thing: str = english.FAILURES.token) -> Problem:
     """Build the answer that says why there is no `thing` now, and when to ask again."""
     status = STATUS.get(answer.code, HTTPStatus.SERVICE_UNAVAILABLE)
     detail = english.unavailable(answer, thing)

@@ -143,7 +143,7 @@ async def daemon_on(
     gate = Gate(keys or {}, [])
     tickets = Tickets(registry, dependencies, bench.wechat)
     compat = Compat(gate, registry, tickets, PATIENCE_S, bench.clock.now)
-    wired = Wired(registry, bench.clock, cache, gate, metrics=metrics, handouts=handouts)
+    wired = Wired(registry, bench.clock, cache, gate, tickets, metrics=metrics, handouts=handouts)
     app = wired.application(compat.routes())
     path = bench.path.parent / f"broker-{enabled}.sock"
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:

@@ -110,10 +110,12 @@ class Wired:
             *openapi.routes(),
         ]
         if self.tickets is not None:
-            routes += TicketDesk(registry, self.tickets, PATIENCE_S, wall).routes()
+            routes += TicketDesk(
+                registry, self.tickets, self.response_cache, PATIENCE_S, wall
+            ).routes()
         if self.logins is not None:
             routes += LoginDesk(self.logins, self.gate, compat=self.compat).routes()
-        front = Front(
+        self.front = Front(
             self.gate,
             registry,
             self.response_cache,
@@ -122,4 +124,4 @@ class Wired:
             self.metrics,
             lambda where, error: self.crashes.append((where, error)),
         )
-        return application(front, [*routes, *more])
+        return application(self.front, [*routes, *more])

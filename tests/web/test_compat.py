@@ -127,14 +127,9 @@ async def test_without_a_token_it_is_an_errcode_and_no_503(daemon: Daemon) -> No
 
 
 async def test_the_gate_stands_before_it(daemon: Daemon) -> None:
-    assert (
-        await daemon.http.get("/cgi-bin/token", params=GRANT, headers={"Host": "evil.example"})
-    ).status == 403
-    assert (
-        await daemon.http.get(
-            "/cgi-bin/token", params=GRANT, headers={"Origin": "https://evil.example"}
-        )
-    ).status == 403
+    for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+        answer = await daemon.http.get("/cgi-bin/token", params=GRANT, headers=headers)
+        assert (answer.status, (await answer.json())["errcode"]) == (200, 48001)
     # Whoever has a key may come through a proxy.
     forwarded = {"X-Forwarded-For": "1.2.3.4"}
     assert (await daemon.http.get("/cgi-bin/token", params=GRANT, headers=forwarded)).status == 200

@@ -9,26 +9,24 @@ proxy puts the token of the moment in their place, and sees itself what WeChat r
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from broker.core.credential import Endpoint, ticket_kinds
 from broker.core.ports import StoreError
-from broker.core.serving import Code, Served, Unavailable
-from broker.http.problems import ProblemError
+from broker.core.serving import Served, Unavailable
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
 from broker.web.askers import Askers
 from broker.web.connection.fast_path import AGAIN, APP, Again
-from broker.web.dialect import FOR_PEOPLE, WECHAT, WECOM, Dialect, ErrcodeError
-from broker.web.gate import CLIENT, Client, Gate, authenticates
+from broker.web.dialect import WECHAT, WECOM, Dialect, ErrcodeError, no_token
+from broker.web.gate import CLIENT, JUDGE, Client, Gate, answers_in, authenticates
 from broker.web.handed import note_handed
 from broker.web.handles import Handles
-from broker.web.params import NO_STORE, body_of
+from broker.web.params import NO_STORE, sdk_params
 from broker.web.words import english
 
 PATHS: Final = ("/{slashes:/*}cgi-bin/token", "/{slashes:/*}cgi-bin/stable_token")
@@ -79,25 +77,29 @@ class Compat:
             for method in ("GET", "POST")
         ]
 
+    @answers_in(WECHAT)
     @authenticates
     async def get_token(self, request: web.Request) -> web.Response:
         """Answer with the token as WeChat would."""
-        return await _in_dialect(self._token(request, WECHAT), WECHAT)
+        return _answer(await self._token(request, WECHAT))
 
+    @answers_in(WECOM)
     @authenticates
     async def get_wecom_token(self, request: web.Request) -> web.Response:
         """Answer with the token as WeCom would."""
-        return await _in_dialect(self._token(request, WECOM), WECOM)
+        return _answer(await self._token(request, WECOM))
 
+    @answers_in(WECHAT)
     @authenticates
     async def get_ticket(self, request: web.Request) -> web.Response:
         """Answer with a ticket as WeChat would, to whoever has the app's token."""
-        return await _in_dialect(self._ticket(request), WECHAT)
+        return _answer(await self._ticket(request))
 
     async def _token(self, request: web.Request, dialect: Dialect) -> dict[str, Any]:
-        params = await _parameters(request)
+        params = dict(await sdk_params(request))
         client, keeper = self._identify(params, dialect)
         request[CLIENT], request[APP] = client, keeper.account.name
+        request[JUDGE] = lambda _: self._identify(params, dialect)
         served = keeper.serve() or await keeper.get(0, self._patience_s)
         handle = self._handles.of(client, keeper) if self._handles else None
         if handle is not None and isinstance(served, Served):
@@ -111,7 +113,7 @@ class Compat:
         elif self._askers.has_asked(name, keeper):
             keeper.doubt_quietly()
         if not isinstance(served, Served):
-            raise _refusal(served, keeper)
+            raise no_token(served, keeper.credential.failure)
         note_handed(request, keeper)
         self._askers.note(name, keeper, served)
         if request.method == "GET":
@@ -135,14 +137,12 @@ class Compat:
         return again
 
     async def _ticket(self, request: web.Request) -> dict[str, Any]:
-        params = await _parameters(request)
+        params = dict(await sdk_params(request))
         token = str(params.get("access_token") or "")
         if not token:
             raise ErrcodeError(41001)
-        held = self._handles.open(token) if self._handles else None
-        owner = held[1] if held else self._owner_of(token)
-        if owner is None:
-            raise ErrcodeError(40001)
+        owner = self._owner_of(token)
+        request[JUDGE] = lambda _: self._owner_of(token)
         # WeCom's own path for a company's ticket names no type.
         is_of_company = request.path.endswith("jsapi_ticket")
         kind = "jsapi" if is_of_company else str(params.get("type") or "")
@@ -155,7 +155,8 @@ class Compat:
             raise ErrcodeError(47001, f"(token-broker: there are the types {known})")
         served = keeper.serve() or await keeper.get(0, self._patience_s)
         if isinstance(served, Unavailable):
-            raise ErrcodeError(-1, f"(token-broker: {english.unavailable(served, english.TICKET)})")
+            failure = keeper.credential.failure or owner.credential.failure
+            raise no_token(served, failure, english.TICKET)
         return {
             "errcode": 0,
             "errmsg": "ok",
@@ -163,8 +164,14 @@ class Compat:
             "expires_in": served.expires_in,
         }
 
-    def _owner_of(self, token: str) -> Keeper | None:
-        return next((keeper for keeper in self._registry if keeper.recognizes(token)), None)
+    def _owner_of(self, token: str) -> Keeper:
+        """Return the app whose token or handle this is. Raises ErrcodeError."""
+        if self._handles and (held := self._handles.open(token)) is not None:
+            return held[1]
+        for keeper in self._registry:
+            if keeper.recognizes(token):
+                return keeper
+        raise ErrcodeError(40001)
 
     def _identify(self, params: dict[str, Any], dialect: Dialect) -> tuple[Client, Keeper]:
         """Return who asks for which app. Raises ErrcodeError, in WeChat's order of complaints.
@@ -200,36 +207,9 @@ def _token(served: Served, dialect: Dialect) -> dict[str, Any]:
     return {**dialect.good, "access_token": token, "expires_in": served.expires_in}
 
 
-def _refusal(why: Unavailable, keeper: Keeper) -> ErrcodeError:
-    """Return WeChat's own errcode where it is the cause and a person must act, else -1."""
-    failure = keeper.credential.failure
-    addition = f"(token-broker: {english.unavailable(why)})"
-    if failure is not None and failure.errcode in FOR_PEOPLE:
-        return ErrcodeError(failure.errcode, addition)
-    return ErrcodeError(45009 if why.code is Code.QUOTA_EXHAUSTED else -1, addition)
-
-
 def _wants_another(params: dict[str, Any]) -> bool:
     return params.get("force_refresh") in (True, "true", "1")
 
 
-async def _in_dialect(answering: Awaitable[dict[str, Any]], dialect: Dialect) -> web.Response:
-    """Build the answer, or the refusal that `answering` raises."""
-    try:
-        answer = await answering
-    except ErrcodeError as refusal:
-        answer = dialect.refusal(refusal)
+def _answer(answer: dict[str, Any]) -> web.Response:
     return web.json_response(answer, headers=NO_STORE)
-
-
-async def _parameters(request: web.Request) -> dict[str, Any]:
-    """Return query and body, JSON or form, whatever the content type says."""
-    params: dict[str, Any] = dict(request.query)
-    if request.method == "POST" and request.can_read_body:
-        try:
-            body = await body_of(request)
-            more = json.loads(body) if body.lstrip()[:1] == b"{" else dict(parse_qsl(body.decode()))
-        except (ProblemError, web.HTTPRequestEntityTooLarge, ValueError, RecursionError):
-            raise ErrcodeError(47001) from None
-        params |= more if isinstance(more, dict) else {}
-    return params

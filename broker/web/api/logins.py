@@ -6,10 +6,8 @@ What WeChat answers is passed on byte for byte, whatever it says. Our own refusa
 `/v1`, and errcodes with HTTP 200 on WeChat's paths, as SDKs expect them (WECHAT.md W89).
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -20,10 +18,9 @@ from broker.core.secret import Secret
 from broker.http.problems import ProblemError, problem
 from broker.logins.limits import LoginsBusyError
 from broker.logins.logins import Logins
-from broker.web.connection.connections import read_body
-from broker.web.dialect import WECHAT, ErrcodeError
-from broker.web.gate import CLIENT, Client, Gate, answers_in_errcodes, authenticates
-from broker.web.params import NO_STORE, fields_of
+from broker.web.dialect import ErrcodeError
+from broker.web.gate import CLIENT, JUDGE, Client, Gate, answers_in_errcodes, authenticates
+from broker.web.params import NO_STORE, fields_of, sdk_params
 from broker.web.words import english
 
 SCOPE: Final = "login"
@@ -63,6 +60,7 @@ class LoginDesk:
     async def log_in(self, request: web.Request) -> web.Response:
         """Take `{"kind", "code"}`, and answer with what WeChat answers."""
         client, account = request[CLIENT], self._account(request)
+        request[JUDGE] = self._account
         fields = await fields_of(request, {"kind": str, "code": str})
         kind, code = KINDS.get(fields.get("kind", "")), fields.get("code", "")
         if kind is None:
@@ -86,13 +84,13 @@ class LoginDesk:
     @authenticates
     async def exchange_for_session(self, request: web.Request) -> web.Response:
         """Answer as WeChat's `/sns/jscode2session` does."""
-        return await self._answered(request, LoginKind.MINIPROGRAM)
+        return _passed(await self._exchange(request, LoginKind.MINIPROGRAM))
 
     @answers_in_errcodes
     @authenticates
     async def exchange_for_user_token(self, request: web.Request) -> web.Response:
         """Answer as WeChat's `/sns/oauth2/access_token` does."""
-        return await self._answered(request, LoginKind.WEB)
+        return _passed(await self._exchange(request, LoginKind.WEB))
 
     def _account(self, request: web.Request) -> Account:
         """Return the app, for a client that may log people in to it. Raises ProblemError.
@@ -113,18 +111,12 @@ class LoginDesk:
             raise ProblemError(422, "no-code-exchange", WECOM_LOGS_IN)
         return account
 
-    async def _answered(self, request: web.Request, kind: LoginKind) -> web.Response:
-        try:
-            return _passed(await self._exchange(request, kind))
-        except ErrcodeError as refusal:
-            return web.json_response(WECHAT.refusal(refusal), headers=NO_STORE)
-
     async def _exchange(self, request: web.Request, kind: LoginKind) -> bytes:
         """Exchange as an SDK asks for it. Raises ErrcodeError for our own refusals."""
         name = PATHS[kind][1]
-        given = await _parameters(request, {"appid", "secret", "grant_type", name})
+        given = _once(await sdk_params(request), {"appid", "secret", "grant_type", name})
         client, account = self._identify(given)
-        request[CLIENT] = client
+        request[CLIENT], request[JUDGE] = client, lambda _: self._identify(given)
         code = given.get(name, "")
         if given.get("grant_type", GRANT) != GRANT:
             raise ErrcodeError(40002)
@@ -165,32 +157,12 @@ def _passed(answer: bytes) -> web.Response:
     return web.Response(body=answer, content_type="application/json", headers=NO_STORE)
 
 
-async def _parameters(request: web.Request, known: set[str]) -> dict[str, str]:
-    """Read the known parameters from query and body, form or JSON, whatever its type says.
-
-    Raises ErrcodeError.
-    """
-    given: list[tuple[str, Any]] = list(request.query.items())
-    if request.method == "POST" and request.can_read_body:
-        try:
-            given += _pairs(await read_body(request))
-        except (TimeoutError, ValueError, RecursionError, ConnectionError):
-            raise ErrcodeError(47001) from None
-    return _once((name, value) for name, value in given if name in known)
-
-
-def _pairs(body: bytes) -> Iterable[tuple[str, Any]]:
-    """Return what a body says, doubled names included. Raises ValueError and RecursionError."""
-    if body.lstrip()[:1] != b"{":
-        return parse_qsl(body.decode())
-    objects: list[list[tuple[str, Any]]] = []
-    json.loads(body, object_pairs_hook=objects.append)
-    return objects[-1]  # the outermost is closed last
-
-
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
+def _once(pairs: Iterable[tuple[str, Any]], known: set[str]) -> dict[str, str]:
+    """Return the known parameters. Raises ErrcodeError for one that is given twice."""
     found: dict[str, str] = {}
     for name, value in pairs:
+        if name not in known:
+            continue
         if name in found:
             raise ErrcodeError(47001, f"(token-broker: {name} is given twice)")
         if not isinstance(value, str):

@@ -18,7 +18,7 @@ from broker.http.problems import ProblemError
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.tokens.tickets import Tickets
-from broker.web.connection.fast_path import APP
+from broker.web.connection.fast_path import APP, ResponseCache
 from broker.web.params import (
     LONGEST_TTL_S,
     LONGEST_WAIT_S,
@@ -47,11 +47,13 @@ class TicketDesk:
         self,
         registry: Registry,
         tickets: Tickets,
+        response_cache: ResponseCache,
         patience_s: float,
         wall: Callable[[], float],
     ) -> None:
         self._registry = registry
         self._tickets = tickets
+        self._response_cache = response_cache
         self._patience_s = patience_s
         self._wall = wall
 
@@ -72,15 +74,24 @@ class TicketDesk:
         if hdrs.IF_NONE_MATCH in request.headers and version and matches(request, version):
             answer = None
             if wait or keeper.serve(min_ttl) is None:
-                answer = await keeper.watch(version, wait)
+                watching = keeper.watch(version, wait)
+                answer = await self._response_cache.bounded(request, watching)
             if answer is None and keeper.serve(min_ttl) is not None:
                 return web.Response(
                     status=HTTPStatus.NOT_MODIFIED, headers={**NO_STORE, hdrs.ETAG: f'"{version}"'}
                 )
-        served = keeper.serve(min_ttl) or await keeper.get(min_ttl, max(wait, self._patience_s))
+        served = keeper.serve(min_ttl) or await self._get(request, keeper, wait, min_ttl)
         if isinstance(served, Unavailable):
             return unavailable(served, english.TICKET)
         return self._ticket(request, keeper, served)
+
+    async def _get(
+        self, request: web.Request, keeper: Keeper, wait: float, min_ttl: float
+    ) -> Served | Unavailable:
+        getting = keeper.get(min_ttl, max(wait, self._patience_s))
+        if not wait:
+            return await getting
+        return await self._response_cache.bounded(request, getting) or await keeper.get(min_ttl)
 
     async def sign_page(self, request: web.Request) -> web.Response:
         """Answer with what `wx.config` needs for a page.

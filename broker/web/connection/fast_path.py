@@ -63,6 +63,9 @@ class ResponseCache:
         self.connections = connections
         self.now = connections.now
         self.enabled = enabled
+        # Whether a request that was let in may still be answered; set by those who judge.
+        self.is_admitted: Callable[[web.Request], bool] = lambda _: True
+        self._waiting: dict[HandlerWait, web.Request] = {}
         self._changes = 0
         self._last_change = 0  # the number of the last change that was not about one app
         self._last_change_of: dict[str, int] = {}  # by app, changes since then
@@ -139,7 +142,8 @@ class ResponseCache:
     async def bounded(self, request: web.Request, waiting: Awaitable[T]) -> T | None:
         """Wait in a handler, as one of the requests that its client may have waiting.
 
-        Return None if the wait is ended early, since the client has too many or others need room.
+        Return None if the wait is ended early: the client has too many, others need room, or the
+        client may not ask any more.
         """
         connection = connection_of(request)
         ours = connection if isinstance(connection, Connection) else None
@@ -150,6 +154,7 @@ class ResponseCache:
         try:
             async with scope:
                 self.connections.waits.enter(client, waiter, since)
+                self._waiting[waiter] = request
                 return await waiting
         except TimeoutError:
             if not scope.expired():
@@ -157,6 +162,7 @@ class ResponseCache:
             return None
         finally:
             waiter.end()
+            self._waiting.pop(waiter, None)
             self.connections.waits.leave(client, waiter)
 
     # --- what changes -----------------------------------------------------------------------------
@@ -181,6 +187,9 @@ class ResponseCache:
         self.drop()
         for path in self._paths.values():
             path.groups.admit_anew()
+        for waiter, request in list(self._waiting.items()):
+            if not self.is_admitted(request):
+                waiter.cut_short(0.0)
 
     async def end(self) -> None:
         """Leave everyone who waits to aiohttp, which finishes what is under way."""

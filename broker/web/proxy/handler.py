@@ -23,8 +23,8 @@ from broker.core.interfaces import REFUSED, refused_by_default
 from broker.core.serving import Served, Unavailable
 from broker.http.way_out import PROXY_ERRORS, OutgoingSession, failure_of_call
 from broker.tokens.keeper import Keeper
-from broker.web.dialect import WECHAT, ErrcodeError
-from broker.web.gate import CLIENT, authenticates
+from broker.web.dialect import WECHAT, ErrcodeError, no_token
+from broker.web.gate import CLIENT, JUDGE, answers_in_errcodes, authenticates
 from broker.web.params import NO_STORE
 from broker.web.proxy import headers as hops
 from broker.web.proxy import paths
@@ -117,6 +117,7 @@ class Proxy:
             for method in METHODS
         ]
 
+    @answers_in_errcodes
     @authenticates
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Pass a call on, and its answer back."""
@@ -140,6 +141,8 @@ class Proxy:
             return caller
         client, keeper = caller
         request[CLIENT] = client
+        presented = "".join(tokens)
+        request[JUDGE] = lambda again: self._callers.of(again, presented)
         pace = IdleDeadline(self._table.idle_timeout, self._table.total_timeout)
         upload = Upload(request, self._table.max_body, self._table.max_retry_body, pace)
         call = ProxiedCall(
@@ -186,7 +189,7 @@ class Proxy:
             call.pace()
         if isinstance(served, Unavailable):
             call.outcome = "no-token"
-            raise ErrcodeError(-1, f"(token-broker: {english.unavailable(served)})")
+            raise no_token(served, call.keeper.credential.failure)
         async with self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             if not seen.is_refusal:

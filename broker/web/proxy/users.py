@@ -20,6 +20,7 @@ from broker.http.way_out import OutgoingSession
 from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import (
     CLIENT,
+    JUDGE,
     LOCAL,
     REQUEST_HEADER,
     SOCKET,
@@ -78,7 +79,7 @@ class UserCalls:
             client = self._client(request)
             if isinstance(client, web.Response):
                 return client
-            request[CLIENT] = client
+            request[CLIENT], request[JUDGE] = client, self._client
             return await self._answer(request, client)
         except ErrcodeError as refusal:
             self._counters.refused(refusal.errcode)
