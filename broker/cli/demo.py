@@ -41,9 +41,9 @@ token-broker demo: a stand-in for WeChat, the daemon and the avatar companion ar
 
 Paste these:
 
-  curl -s -H 'X-Token-Broker: 1' http://127.0.0.1:{daemon}/v1/tokens/main
-  curl -s http://127.0.0.1:{daemon}/v1/status
-  curl -s 'http://127.0.0.1:{companion}/avatars?limit=3&size=132'
+  curl -sw '\\n' -H 'X-Token-Broker: 1' http://127.0.0.1:{daemon}/v1/tokens/main
+  curl -sw '\\n' http://127.0.0.1:{daemon}/v1/status
+  curl -sw '\\n' 'http://127.0.0.1:{companion}/avatars?limit=3&size=132'
 
 Ctrl-C ends it and removes {home}.
 """

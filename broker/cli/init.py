@@ -171,9 +171,13 @@ def _configuration(answers: Answers, secret_file: Path, key: str) -> str:
         f"appid = {json.dumps(answers.appid)}",
         f"endpoint = {json.dumps(answers.endpoint)}",
     ]
-    # The unit hands the file over as a credential: root's file is not the daemon's to read.
+    # The unit hands the file over as a credential: root's file is not the daemon's to read. It has
+    # a directory for the store, too; elsewhere the store stands beside the configuration, so that
+    # it is the same one wherever the daemon is started.
     if service_group() is None:
         lines.append(f"secret_file = {json.dumps(f'./{secret_file.name}')}")
+        store = secret_file.absolute().with_name("broker.db")
+        lines += ["", "[store]", f"url = {json.dumps(f'sqlite://{store}', ensure_ascii=False)}"]
     if answers.services == "elsewhere":
         digest = hashlib.sha256(key.encode()).hexdigest()
         lines += ["", "[clients.services]", f"key_sha256 = {json.dumps(digest)}   # of {KEY_FILE}"]

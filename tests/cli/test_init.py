@@ -96,7 +96,6 @@ def test_without_a_terminal_it_takes_options_and_what_it_wrote_serves(tmp_path: 
     with house.sandboxed():
         environ = {
             "TOKEN_BROKER_WECHAT__API_BASE": house.sandbox,
-            "TOKEN_BROKER_STORE__URL": f"sqlite://{house.store}",
             "TOKEN_BROKER_SERVER__LISTEN": f"unix:{tmp_path}/b.sock,127.0.0.1:0",
         }
         with process(tmp_path / "log", "serve", "--config", str(house.config), **environ) as daemon:
@@ -104,6 +103,7 @@ def test_without_a_terminal_it_takes_options_and_what_it_wrote_serves(tmp_path: 
             key_file = str(tmp_path / "services.key")
             get = ("get", "main", "--config", str(house.config), "--key-file", key_file)
             until(lambda: run(*get, **environ).returncode == 0, "a token")
+    assert house.store.exists()  # beside the configuration, wherever the daemon was started
 
 
 def test_it_never_overwrites(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Running:
         for page, here in self.places.items():
             text = text.replace(page, here)
         if "init" not in text:
-            text = text.replace("./broker.toml", str(self.config))
+            text = text.replace("$PWD/broker.toml", str(self.config))
         if "0a1b2c" in text:
             order = {"appid": APPID, "kind": "miniprogram"}
             text = text.replace("0a1b2c", self.sandbox.control("/code", order)["code"])

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from broker.cli.commands import main
 from broker.config.schema import TABLES, ConfigDocument
+from broker.core.errcodes import RULES, WECOM_RULES
 from broker.core.serving import Code
 from broker.notify.events import StateChange
 from broker.notify.states import StateKind
@@ -41,7 +42,7 @@ FILES: Final = ("/etc/", "/run/", "/var/", "/opt/", "/dev/", "/root", "/home", "
 FOREIGN: Final = re.compile(
     r"X-|Sec-|If-|Set-|Retry-|Accept-|Content-|NAME|KEY|--|\.|pip |apt|sudo|git |systemd|curl|psql"
     r"|printf|openssl|install -m|docker|podman|kubectl|buildah|helm|dpkg|npm|inotifywait|journalctl"
-    r"|\$PATH|pool_mode|smallstep|sqlite-utils|uv |pipx"
+    r"|\$PATH|export |kill|pool_mode|smallstep|sqlite-utils|uv |pipx"
 )
 
 
@@ -312,3 +313,10 @@ def test_every_notification_is_told(folder: Path) -> None:
 @pytest.mark.parametrize("folder", LANGUAGES, ids=["en", "zh-CN"])
 def test_every_metric_is_told(folder: Path) -> None:
     assert metrics() <= table_of(folder, "operating.md")
+
+
+@pytest.mark.parametrize("folder", LANGUAGES, ids=["en", "zh-CN"])
+def test_every_errcode_that_means_something_to_the_broker_is_told(folder: Path) -> None:
+    told = (folder / "operating.md").read_text()
+    for errcode in RULES.keys() | WECOM_RULES.keys():
+        assert str(errcode) in told, errcode
