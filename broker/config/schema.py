@@ -275,7 +275,7 @@ class ProxyTable(Table):
         "/datacube/",
     )
     allow: tuple[Refused, ...] = ()
-    client_concurrency: Annotated[WholeNumber, Field(ge=1, le=200)] = 48
+    client_concurrency: Annotated[WholeNumber, Field(ge=1, le=200)] = 56
     max_concurrency: Annotated[WholeNumber, Field(ge=1, le=200)] = 64
     rate: Annotated[Number, Field(gt=0, le=1_000_000)] = 100
     burst: Annotated[WholeNumber, Field(ge=1, le=1_000_000)] = 200

@@ -193,12 +193,15 @@ class Keeper:
             return False
         if self._refresher.flies_elsewhere:
             return await _until(self._live.change(), deadline)
-        if self.serve() is None or self.credential.failure is not None:
+        if self.credential.failure is not None:
             return False
-        if self.next_call_in() >= _left(deadline):
+        due_in = self.next_call_in()
+        if due_in >= _left(deadline):
             return False
-        # The token is good, only not for as long as was asked.
-        return await _until(self._live.change(), deadline)
+        # The token is good, only not for as long as was asked; or nothing may be handed out until
+        # the next call, which is due before the deadline (WECHAT.md W63).
+        await _until(self._live.change(), min(deadline, _deadline(due_in)))
+        return True
 
     # --- reports and orders -----------------------------------------------------------------------
 

@@ -182,6 +182,7 @@ class Proxied:
         self.gate: Gate
         self.registry: Registry
         self.tickets: Tickets
+        self.limits: ProxyLimits
         self.http: TestClient[Any, Any]
 
     @asynccontextmanager
@@ -213,7 +214,8 @@ class Proxied:
         settings, handles = Table(enabled=True, **table), Handles(gate, registry)
 
         async with outgoing(settings.connect_timeout) as out:
-            callers, limits = Callers(gate, registry, handles), ProxyLimits(settings, clock.now)
+            callers = Callers(gate, registry, handles)
+            limits = self.limits = ProxyLimits(settings, clock.now)
             base = URL(f"http://127.0.0.1:{self.wechat.port}")
             more = []
             if drop_in:

@@ -6,18 +6,21 @@ import hashlib
 import io
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
+from broker.core.credential import Endpoint
 from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.web.gate import Client
-from tests.harness.doubles import CANARY, Bench
+from tests.harness.doubles import ACCOUNT, CANARY, Bench
 from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcode, raw, says, until
 
 GET = "/cgi-bin/user/get"
+WECOM = replace(ACCOUNT, appid="ww0123456789abcdef", endpoint=Endpoint.WECOM)
 
 
 def value(number: int) -> str:
@@ -557,3 +560,76 @@ async def test_who_hangs_up_takes_the_call_with_it(broker: Proxied) -> None:
     async with asyncio.timeout(10):
         await broker.wechat.hung_up.wait()
     await until(lambda: broker.outcomes in ([("main", "cut")], [("main", "abandoned")]))
+
+
+# --- the next token -------------------------------------------------------------------------------
+
+
+async def test_a_call_in_the_gap_between_two_wecom_tokens_waits_for_the_next(
+    bench: Bench, wechat: Hostile
+) -> None:
+    async with Proxied(bench, wechat).serving(accounts=[WECOM]) as broker:
+        await broker.look()
+        bench.clock.pass_(7199)  # the token is not served any more, and not replaced before 7202
+        asking = asyncio.create_task(broker.get(GET))
+        await until(lambda: broker.limits.under_way("main"))
+        assert (broker.outcomes, wechat.seen) == ([], [])
+        bench.clock.pass_(3)
+        await broker.look()
+        assert await (await asking).json() == {"total": 3}
+        assert [seen.token for seen in wechat.seen] == [value(2)]
+
+
+async def test_a_call_whose_token_is_refused_just_before_its_replacement_waits_and_is_sent_again(
+    broker: Proxied,
+) -> None:
+    broker.bench.clock.pass_(27)  # another call is allowed 30 s after the last
+    broker.wechat.dead = {value(1)}
+    broker.bench.wechat.verdicts.append(Verdict.DEAD)
+    asking = asyncio.create_task(broker.ask("POST", GET, data=b"body", headers=ME))
+    await until(lambda: broker.bench.wechat.checks)
+    await broker.look()
+    assert (broker.outcomes, broker.bench.wechat.calls) == ([], 1)
+    broker.bench.clock.pass_(3)
+    await broker.look()
+    assert await (await asking).json() == {"total": 3}
+    assert [(seen.token, seen.body) for seen in broker.wechat.seen] == [
+        (value(1), b"body"),
+        (value(2), b"body"),
+    ]
+    assert broker.outcomes == [("main", "retried")]
+
+
+async def test_a_call_refused_in_a_wecom_tokens_last_seconds_waits_for_the_next_unverified(
+    bench: Bench, wechat: Hostile
+) -> None:
+    async with Proxied(bench, wechat).serving(accounts=[WECOM]) as broker:
+        await broker.look()
+        bench.clock.pass_(7198)
+        bench.wechat.verdicts.append(Verdict.UNKNOWN)
+        wechat.dead = {value(1)}
+        asking = asyncio.create_task(broker.get(GET))
+        await until(lambda: bench.wechat.checks)
+        bench.clock.pass_(4)
+        await broker.look()
+        assert await (await asking).json() == {"total": 3}
+        assert broker.outcomes == [("main", "retried")]
+
+
+async def test_a_refused_call_does_not_wait_where_no_replacement_is_near(broker: Proxied) -> None:
+    broker.bench.clock.pass_(11)
+    broker.wechat.dead = {value(1)}
+    broker.bench.wechat.verdicts.append(Verdict.DEAD)
+    assert (await (await broker.get(GET)).json(content_type=None))["errcode"] == 40001
+    assert broker.outcomes == [("main", "token-refused")]
+
+
+async def test_a_refused_body_that_is_not_kept_does_not_wait(bench: Bench, wechat: Hostile) -> None:
+    async with Proxied(bench, wechat).serving(max_retry_body=1000) as broker:
+        await broker.look()
+        bench.clock.pass_(27)
+        wechat.dead = {value(1)}
+        bench.wechat.verdicts.append(Verdict.DEAD)
+        answer = await broker.ask("POST", GET, data=b"x" * 1001, headers=ME)
+        assert (await answer.json(content_type=None))["errcode"] == 40001
+        assert len(wechat.seen) == 1

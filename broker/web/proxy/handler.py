@@ -194,17 +194,34 @@ class Proxy:
             seen = await look(answer, call.pace)
             if not seen.is_refusal:
                 return await self._given(call, answer, seen, served, "passed")
-        call.pace(patience_s)
-        reported = await call.keeper.report(patience_s, version=served.credential.version)
-        call.pace()
-        if isinstance(reported, Unavailable) or not call.upload.can_be_sent_again:
+        following = await self._following(call, served)
+        if following is None or not call.upload.can_be_sent_again:
             return await self._given(call, answer, seen, served, "token-refused")
-        served = reported[1]
+        served = following
         async with self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             return await self._given(
                 call, answer, seen, served, "token-refused" if seen.is_refusal else "retried"
             )
+
+    async def _following(self, call: ProxiedCall, refused: Served) -> Served | None:
+        """Report that WeChat refuses a token, and return the one to try then.
+
+        Where the report brings none, but the next token call is due in a moment, wait for what it
+        brings. None where nothing helps, or nobody could send the call again.
+        """
+        keeper, version, patience_s = call.keeper, refused.credential.version, self._patience_s
+        call.pace(2 * patience_s)
+        try:
+            reported = await keeper.report(patience_s, version=version)
+            if not isinstance(reported, Unavailable):
+                return reported[1]
+            if not call.upload.can_be_sent_again or keeper.next_call_in() >= patience_s:
+                return None
+            following = await keeper.watch(version or "", patience_s)
+            return following if isinstance(following, Served) else None
+        finally:
+            call.pace()
 
     async def _given(
         self,

@@ -34,6 +34,10 @@ class ProxyLimits:
         self._of_app: Counter[str] = Counter()
         self._total = 0
 
+    def under_way(self, app: str) -> int:
+        """Return how many calls for an app are under way."""
+        return self._of_app[app]
+
     @contextmanager
     def passing(self, client: Client, app: str) -> Iterator[None]:
         """A call of that client for that app, while it is under way. Raises Busy, TooFast.
@@ -45,8 +49,9 @@ class ProxyLimits:
         has_others = client is not LOCAL and client is not LOCAL_SOCKET
         if has_others and self._of_client[name] >= self._table.client_concurrency:
             raise Busy(f"{self._of_client[name]} calls of this client are under way")
-        if self._of_app[app] >= min(self._table.max_concurrency, MOST_CONNECTIONS - self._total):
-            raise Busy(f"{self._of_app[app]} calls of this app are under way")
+        most = min(self._table.max_concurrency, MOST_CONNECTIONS - self._total)
+        if self.under_way(app) >= most:
+            raise Busy(f"{self.under_way(app)} calls of this app are under way")
         self._of_client[name] += 1
         self._of_app[app] += 1
         self._total += 1
