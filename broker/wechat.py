@@ -4,6 +4,7 @@ Errors of others end here, without their text: it holds the URL, the URL the sec
 """
 
 import asyncio
+import contextlib
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -46,8 +47,9 @@ LOGIN_CALLS: Final = {
     LoginKind.MINIPROGRAM: ("/sns/jscode2session", "js_code"),
     LoginKind.WEB: ("/sns/oauth2/access_token", "code"),
 }
-# The cheap call that tells whether a token lives (WECHAT.md W34, W67); WeCom has it
-CHECK_PATH: Final = "/cgi-bin/get_api_domain_ip"
+# The cheap call that tells whether a token lives (WECHAT.md W34, W67), and its sister, which is
+# asked where the first gives no verdict (W36, W37). WeCom has both.
+CHECK_PATHS: Final = ("/cgi-bin/get_api_domain_ip", "/cgi-bin/getcallbackip")
 
 
 class WeChat:
@@ -120,9 +122,18 @@ class WeChat:
 
     async def check(self, account: Account, token: Secret) -> Verdict:
         """See :class:`broker.core.ports.Upstream`."""
-        url = under(self.base(account), CHECK_PATH)
-        answer = await self._call("GET", url, params={"access_token": token.reveal()})
-        return Verdict.UNKNOWN if isinstance(answer, Failure) else verdict(answer)
+        found = Verdict.UNKNOWN
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                for path in CHECK_PATHS:
+                    url = under(self.base(account), path)
+                    answer = await self._call("GET", url, params={"access_token": token.reveal()})
+                    if isinstance(answer, Failure):
+                        break
+                    found = verdict(answer)
+                    if found is not Verdict.UNDECIDED:
+                        break
+        return found
 
     async def ticket(self, kind: Endpoint, token: Secret) -> Minted | Failure:
         """Fetch a ticket, which `token` pays for (WECHAT.md W54)."""

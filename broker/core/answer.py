@@ -58,7 +58,7 @@ def verdict(body: bytes) -> Verdict:
     if errcode in TOKEN_REFUSED:
         return Verdict.DEAD
     is_good = not errcode and isinstance(answer.get("ip_list"), list)
-    return Verdict.ALIVE if is_good else Verdict.UNKNOWN
+    return Verdict.ALIVE if is_good else Verdict.UNDECIDED
 
 
 def _refusal(errcode: int, errmsg: object, *, wecom: bool) -> Failure:

@@ -66,7 +66,8 @@ class Verdict(StrEnum):
 
     ALIVE = "alive"
     DEAD = "dead"
-    UNKNOWN = "unknown"
+    UNDECIDED = "undecided"  # it answered, and not to the question: a limit, a missing right
+    UNKNOWN = "unknown"  # it could not be asked
 
 
 class Upstream(Protocol):

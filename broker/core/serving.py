@@ -52,6 +52,7 @@ class UnavailableReason(StrEnum):
     BEING_REPLACED = "being-replaced"  # WeChat refuses the token; another call is not allowed yet
     TOO_LITTLE_LEFT = "too-little-left"  # the token ends sooner than the caller asked for
     NOT_VERIFIED = "not-verified"  # WeChat could not be asked whether the token lives
+    NO_VERDICT = "no-verdict"  # WeChat answered, and did not say whether the token lives
     JUST_VERIFIED = "just-verified"
     TOO_SOON = "too-soon"  # min_gap, or a pause that WeChat ordered
     REMOVED = "removed"  # the configuration was read again and does not name the app any more

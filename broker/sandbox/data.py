@@ -54,7 +54,7 @@ def _of_wecom(request: web.Request, path: str, corp: tuple[str, str] | None) -> 
     """
     if corp is None:
         raise WeChatRefusal(40014 if request.query.get("access_token") else 41001)
-    if path == "/cgi-bin/get_api_domain_ip":
+    if path in {"/cgi-bin/get_api_domain_ip", "/cgi-bin/getcallbackip"}:
         return _ADDRESSES
     kind = _CORP_TICKETS.get(path)
     if kind is None:
@@ -129,6 +129,7 @@ async def _download(request: web.Request, _account: SimulatedAccount) -> Reply:
 
 _ROUTES: dict[str, tuple[str, Callable[[web.Request, SimulatedAccount], Awaitable[Reply]]]] = {
     "/cgi-bin/get_api_domain_ip": ("GET", _domain_ip),
+    "/cgi-bin/getcallbackip": ("GET", _domain_ip),
     "/cgi-bin/user/get": ("GET", _user_get),
     "/cgi-bin/user/info": ("GET", _user_info),
     "/cgi-bin/user/info/batchget": ("POST", _user_info_batch),

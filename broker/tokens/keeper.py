@@ -51,6 +51,8 @@ class Keeper:
         self._on_plan_changed = on_plan_changed
         self._on_left = on_left
         self._successor: Upkeep | None = None
+        # A reported version that WeChat gives no verdict on, and when it was first reported.
+        self._undecided: tuple[str, float] | None = None
         self._stopping = False
         self._removed = False
         self._use(upkeep or Upkeep(account, dependencies))
@@ -219,13 +221,15 @@ class Keeper:
         return self._live.recognizes(token)
 
     async def report(
-        self, patience_s: float, **named: str | None
+        self, patience_s: float, *, seen: bool = False, **named: str | None
     ) -> tuple[ReportOutcome, Served] | Unavailable:
         """Take a report that the token named by `version` or `token` is refused.
 
-        It is hearsay: WeChat is asked, and only on its word the token is replaced.
+        It is hearsay: WeChat is asked, and on its word the token is replaced. Where WeChat gives no
+        verdict (WECHAT.md W37), a second report after `verify_gap` is enough, and so is `seen`:
+        this process itself has read the refusal in WeChat's answer to a call.
         """
-        deadline = _deadline(patience_s)
+        deadline, tried = _deadline(patience_s), False
         version = self.credential.version if self.is_current(**named) else None
         outcome = ReportOutcome.SUPERSEDED if version is None else ReportOutcome.REFRESHED
         while version is not None and self.credential.version == version and not self._stopping:
@@ -234,7 +238,10 @@ class Keeper:
                 soon = min(deadline, _deadline(ELSEWHERE_S))
                 if self._refresher.flies_elsewhere and await _until(self._live.change(), soon):
                     continue
-                return self._throttled()
+                flight = None if tried else self._replace_without_verdict(version, seen=seen)
+                if flight is None:
+                    return self._throttled()
+                tried = True
             if not await _until(asyncio.wait({flight}), deadline):
                 return self._unavailable()
             if (heard := self._heard(flight, version)) is not None:
@@ -252,18 +259,42 @@ class Keeper:
         if self.credential.version != version:
             return None
         if flight.result() is Verdict.ALIVE and served is not None:
+            self._undecided = None
             return ReportOutcome.VERIFIED, served
         if flight.result() is Verdict.UNKNOWN:
             return Unavailable(Code.UPSTREAM_UNAVAILABLE, UnavailableReason.NOT_VERIFIED, 1)
+        if flight.result() is Verdict.UNDECIDED:
+            self._note_undecided(version)
         return None
+
+    def _note_undecided(self, version: str) -> None:
+        if self._undecided is None or self._undecided[0] != version:
+            self._undecided = version, self._dependencies.clock.now()
+
+    def _replace_without_verdict(self, version: str, *, seen: bool) -> Flight | None:
+        """Begin a call at the expense of reports where WeChat gives no verdict on `version`.
+
+        None where it may still give one, and where what was said of the token is not enough.
+        """
+        held, policy, now = self.credential, self._live.policy, self._dependencies.clock.now()
+        if held.checks >= policy.verify_quota and now < check_allowed_at(held, policy):
+            self._note_undecided(version)  # the day's verifications are spent
+        if self._undecided is None or self._undecided[0] != version or held.refused:
+            return None
+        if not seen and now < self._undecided[1] + policy.verify_gap:
+            return None
+        return self._refresher.launch_call(Claim(Lane.REPORT, force=self._refresher.plan.forces))
 
     def _throttled(self) -> Unavailable:
         why = self._unavailable()
         if self.credential.refused:
             is_failing = self.credential.failure is not None
             return why if is_failing else replace(why, code=Code.REPORT_THROTTLED)
-        allowed_at = check_allowed_at(self.credential, self._live.policy)
-        wait = seconds(allowed_at - self._dependencies.clock.now())
+        now, version = self._dependencies.clock.now(), self.credential.version
+        if self._undecided is not None and self._undecided[0] == version:
+            wait = seconds(self._undecided[1] + self._live.policy.verify_gap - now)
+            return Unavailable(Code.REPORT_THROTTLED, UnavailableReason.NO_VERDICT, wait)
+        wait = seconds(check_allowed_at(self.credential, self._live.policy) - now)
         return Unavailable(Code.REPORT_THROTTLED, UnavailableReason.JUST_VERIFIED, wait)
 
     async def doubt(self, patience_s: float) -> None:

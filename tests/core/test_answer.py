@@ -175,11 +175,11 @@ def test_the_address_wechat_saw_is_kept_and_nothing_that_is_no_address(
         ({"ip_list": ["101.226.62.77"]}, Verdict.ALIVE),
         *[({"errcode": code, "errmsg": "no"}, Verdict.DEAD) for code in sorted(TOKEN_REFUSED)],
         *[
-            ({"errcode": code}, Verdict.UNKNOWN)
+            ({"errcode": code}, Verdict.UNDECIDED)
             for code in (-1, 41001, 42002, 42007, 40029, 40030, 40163, 48001, 45009, 40003)
         ],
-        ({}, Verdict.UNKNOWN),
-        ({"ip_list": "101.226.62.77"}, Verdict.UNKNOWN),
+        ({}, Verdict.UNDECIDED),
+        ({"ip_list": "101.226.62.77"}, Verdict.UNDECIDED),
     ],
 )
 def test_only_three_errcodes_say_that_a_token_is_dead(

@@ -4,12 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from broker.core.credential import NEVER, Endpoint, Policy
+from broker.core.credential import NEVER, Account, Endpoint, Policy
 from broker.core.errcodes import Failure, FailureCode, Kind, rule_for
 from broker.core.ports import Claim, Grant, Minted, StoreError, Verdict
 from broker.core.quota import Lane, Limit, calls_per_day
 from broker.core.secret import Secret
-from broker.core.serving import Code, ReportOutcome, Served, TokenState, Unavailable
+from broker.core.serving import (
+    Code,
+    ReportOutcome,
+    Served,
+    TokenState,
+    Unavailable,
+    UnavailableReason,
+)
 from broker.tokens.keeper import Keeper
 from broker.tokens.live import LiveCredential
 from broker.web.words.english import unavailable
@@ -543,6 +550,68 @@ async def test_a_report_that_wechat_does_not_answer_changes_nothing(bench: Bench
     bench.wechat.verdicts.append(Verdict.UNKNOWN)
     assert code_of(await keeper.report(1, token=token(1))) is Code.UPSTREAM_UNAVAILABLE
     assert value_of(keeper) == token(1)
+
+
+@pytest.mark.parametrize("account", [ACCOUNT, stable()], ids=["classic", "stable"])
+async def test_without_a_verdict_a_second_report_replaces_the_token_at_the_expense_of_reports(
+    bench: Bench, account: Account
+) -> None:
+    keeper = await bench.keeper(account)
+    await looked(keeper)
+    bench.wechat.verdicts.extend([Verdict.UNDECIDED] * 3)
+    bench.clock.pass_(40)
+    for left, wait in ((10, 9), (1, 1)):
+        answer = await keeper.report(1, token=token(1))
+        assert isinstance(answer, Unavailable)
+        assert (answer.reason, answer.retry_after) == (UnavailableReason.NO_VERDICT, left)
+        bench.clock.pass_(wait)
+        assert keeper.serve() is not None
+    answer = await keeper.report(1, token=token(1))
+    assert not isinstance(answer, Unavailable)
+    assert answer[0] is ReportOutcome.REFRESHED
+    assert [row["lane"] for row in await bench.rows()] == ["scheduled", "report"]
+
+
+async def test_without_a_verdict_what_the_broker_has_read_itself_is_enough(bench: Bench) -> None:
+    keeper = await kept(bench)
+    bench.clock.pass_(40)
+    bench.wechat.verdicts.append(Verdict.UNDECIDED)
+    answer = await keeper.report(1, token=token(1), seen=True)
+    assert not isinstance(answer, Unavailable)
+    assert answer[0] is ReportOutcome.REFRESHED
+    # A verdict is asked for all the same, and counts for more.
+    bench.clock.pass_(40)
+    answer = await keeper.report(1, token=token(2), seen=True)
+    assert not isinstance(answer, Unavailable)
+    assert answer[0] is ReportOutcome.VERIFIED
+    assert isinstance(await keeper.report(1, token=token(2), seen=True), Unavailable)
+    assert bench.wechat.calls == 2
+
+
+async def test_when_the_days_verifications_are_spent_two_reports_are_enough(bench: Bench) -> None:
+    bench.policy = Policy(verify_quota=1)
+    keeper = await kept(bench)
+    bench.clock.pass_(40)
+    assert not isinstance(await keeper.report(1, token=token(1)), Unavailable)
+    for _ in range(2):
+        bench.clock.pass_(10)
+        answer = await keeper.report(1, token=token(1))
+    assert not isinstance(answer, Unavailable)
+    assert answer[0] is ReportOutcome.REFRESHED
+    assert (bench.wechat.calls, bench.wechat.checks) == (2, 1)
+
+
+async def test_reports_without_a_verdict_wait_for_min_gap_and_their_own_quota(
+    bench: Bench,
+) -> None:
+    bench.policy = Policy(report_quota=2)
+    keeper = await kept(bench)
+    bench.wechat.verdicts.extend([Verdict.UNDECIDED] * 100)
+    for _ in range(60):
+        bench.clock.pass_(11)
+        await keeper.report(1, version=keeper.credential.version)
+        assert keeper.serve() is not None
+    assert [row["lane"] for row in await bench.rows()] == ["scheduled", "report", "report"]
 
 
 async def test_a_refused_token_is_not_served_while_min_gap_forbids_its_replacement(

@@ -98,6 +98,22 @@ async def test_a_token_is_checked_with_the_cheap_call(wechat_says: aioresponses)
     assert said == [Verdict.ALIVE, Verdict.DEAD, Verdict.UNKNOWN, Verdict.UNKNOWN]
 
 
+@pytest.mark.parametrize("errcode", [45009, 48001, 40164, -1])
+async def test_where_the_cheap_call_gives_no_verdict_its_sister_is_asked(
+    wechat_says: aioresponses, errcode: int
+) -> None:
+    url = f"{BASE}/cgi-bin/get_api_domain_ip?access_token=T"
+    sister = f"{BASE}/cgi-bin/getcallbackip?access_token=T"
+    none = f'{{"errcode":{errcode},"errmsg":"x"}}'
+    wechat_says.get(url, body=none, response_class=Response, repeat=True)
+    for body in ('{"ip_list":["1.2.3.4"]}', '{"errcode":42001,"errmsg":"x"}', none):
+        wechat_says.get(sister, body=body, response_class=Response)
+    wechat_says.get(sister, status=502, response_class=Response)
+    async with WeChat.connect(BASE, 5) as wechat:
+        said = [await wechat.check(ACCOUNT, Secret("T")) for _ in range(4)]
+    assert said == [Verdict.ALIVE, Verdict.DEAD, Verdict.UNDECIDED, Verdict.UNDECIDED]
+
+
 # --- one call is one request ----------------------------------------------------------------------
 
 

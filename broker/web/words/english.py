@@ -130,6 +130,10 @@ UNAVAILABLE: Final[Mapping[UnavailableReason, str]] = {
         "No {thing} with that much time left; the next one is not due yet."
     ),
     UnavailableReason.NOT_VERIFIED: "WeChat could not be asked whether the {thing} lives.",
+    UnavailableReason.NO_VERDICT: (
+        "WeChat answered, but not whether the {thing} lives: a limit or a right of that interface"
+        " stands in the way. If the {thing} is still refused, report it again after verify_gap."
+    ),
     UnavailableReason.JUST_VERIFIED: "This {thing} was verified a moment ago.",
     UnavailableReason.TOO_SOON: (
         "A {thing} call was made less than min_gap ago, or WeChat itself asked for a pause."
