@@ -221,7 +221,12 @@ class Keeper:
         return self._live.recognizes(token)
 
     async def report(
-        self, patience_s: float, *, seen: bool = False, **named: str | None
+        self,
+        patience_s: float,
+        *,
+        version: str | None = None,
+        token: str | None = None,
+        seen: bool = False,
     ) -> tuple[ReportOutcome, Served] | Unavailable:
         """Take a report that the token named by `version` or `token` is refused.
 
@@ -230,7 +235,8 @@ class Keeper:
         this process itself has read the refusal in WeChat's answer to a call.
         """
         deadline, tried = _deadline(patience_s), False
-        version = self.credential.version if self.is_current(**named) else None
+        is_current = self.is_current(version=version, token=token)
+        version = self.credential.version if is_current else None
         outcome = ReportOutcome.SUPERSEDED if version is None else ReportOutcome.REFRESHED
         while version is not None and self.credential.version == version and not self._stopping:
             flight = self._refresher.look(report=True)

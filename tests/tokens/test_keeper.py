@@ -569,7 +569,9 @@ async def test_without_a_verdict_a_second_report_replaces_the_token_at_the_expen
     answer = await keeper.report(1, token=token(1))
     assert not isinstance(answer, Unavailable)
     assert answer[0] is ReportOutcome.REFRESHED
-    assert [row["lane"] for row in await bench.rows()] == ["scheduled", "report"]
+    lanes = [facts["lane"] for facts in bench.told("refreshed")]
+    assert lanes == [Lane.SCHEDULED, Lane.REPORT]
+    assert bench.wechat.forced == [False, account.endpoint is Endpoint.STABLE]
 
 
 async def test_without_a_verdict_what_the_broker_has_read_itself_is_enough(bench: Bench) -> None:

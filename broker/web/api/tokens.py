@@ -125,8 +125,8 @@ class TokenDesk:
         """Take a report. The answer is the token to go on with."""
         keeper = keeper_of(request, self._registry, "report")
         fields = await fields_of(request, {"version": str, "access_token": str, "errcode": int})
-        named = {"version": fields.get("version"), "token": fields.get("access_token")}
-        if sum(value is not None for value in named.values()) != 1:
+        version, token = fields.get("version"), fields.get("access_token")
+        if (version is None) == (token is None):
             raise ProblemError(
                 422,
                 "invalid-body",
@@ -139,11 +139,11 @@ class TokenDesk:
                 "not-a-token-error",
                 f"`errcode` {fields['errcode']} does not say the token is bad; these do: {known}.",
             )
-        answer = await keeper.report(self._patience_s, **named)
+        answer = await keeper.report(self._patience_s, version=version, token=token)
         if isinstance(answer, Unavailable):
             return unavailable(answer)
         outcome, served = answer
-        note_handed(request, keeper, named["version"])
+        note_handed(request, keeper, version)
         return self._token(keeper, served, outcome=outcome.value)
 
     async def refresh_token(self, request: web.Request) -> web.Response:
