@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
 
@@ -11,16 +12,17 @@ from aiohttp import web
 
 from broker.avatars import messages as words
 from broker.avatars.circuit_breaker import TellEvent
+from broker.avatars.consent.consents import Consents
 from broker.avatars.errors import of_broker
 from broker.avatars.followers import Followers
 from broker.avatars.images import Images
-from broker.avatars.urls import is_loopback, origin
-from broker.avatars.wechat_api import DataApi
+from broker.avatars.urls import PictureHosts, is_loopback, origin
+from broker.avatars.wechat_api import DataApi, WeChatCalls
 from broker.client import AsyncTokenClient, BrokerError
+from broker.config.settings import ConsentSettings
 from broker.http.no_retry import session_without_retries
 from broker.http.way_out import DIRECT, OutgoingSession, WayOut
 
-QLOGO: Final = ("http://*.qlogo.cn", "https://*.qlogo.cn")
 # An idle connection is closed by us, before WeChat does: a POST that meets a closed one is lost
 KEEP_S: Final = 4
 
@@ -44,6 +46,8 @@ class CompanionOptions:
     proxy_images: bool = False
     hosts: frozenset[str] = frozenset()
     way_out: WayOut = DIRECT
+    consent: ConsentSettings | None = None
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
 
     @property
     def sandbox(self) -> str | None:
@@ -56,7 +60,13 @@ class CompanionOptions:
     @property
     def image_sources(self) -> tuple[str, ...]:
         """Where a page of ours may show pictures from, for its Content-Security-Policy."""
-        return () if self.proxy_images else (*QLOGO, *([self.sandbox] if self.sandbox else []))
+        return () if self.proxy_images else self.picture_hosts.sources()
+
+    @property
+    def picture_hosts(self) -> PictureHosts:
+        """Return where pictures may be."""
+        hosts = self.consent.picture_hosts if self.consent else PictureHosts().hosts
+        return PictureHosts(hosts, self.sandbox)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +75,13 @@ class Companion:
 
     options: CompanionOptions
     client: AsyncTokenClient
+    calls: WeChatCalls
     followers: Followers
     images: Images
+    consents: Consents | None
+    clock: Callable[[], float]
     wall: Callable[[], float]
+    tell: TellEvent
 
     async def why_no_token(self) -> str:
         """Nothing, where the daemon hands out a token; else a sentence."""
@@ -95,20 +109,32 @@ async def companion(
         client = await stack.enter_async_context(
             AsyncTokenClient(broker=options.broker, app=options.app, key_file=options.key_file)
         )
-        api = DataApi(
-            OutgoingSession(session, options.way_out),
-            client,
-            options.api_base,
-            options.broker,
-            options.timeout_s,
-            wall,
+        calls = WeChatCalls(
+            OutgoingSession(session, options.way_out), options.api_base, options.timeout_s
         )
-        followers = Followers(api, options.cache_ttl_s, clock, tell)
+        api = DataApi(calls, client, options.broker, wall)
+        consents = await _consents(options, wall, tell, stack)
+        followers = Followers(api, options.cache_ttl_s, clock, tell, consents)
         stack.push_async_callback(followers.close)
         images = await stack.enter_async_context(
-            Images.open(options.sandbox, options.timeout_s, options.way_out)
+            Images.open(options.picture_hosts, options.timeout_s, options.way_out)
         )
-        yield Companion(options, client, followers, images, wall)
+        yield Companion(options, client, calls, followers, images, consents, clock, wall, tell)
+
+
+async def _consents(
+    options: CompanionOptions, wall: Callable[[], float], tell: TellEvent, stack: AsyncExitStack
+) -> Consents | None:
+    """Return the consents, None where they are switched off. Raises ConsentStoreRefused."""
+    settings = options.consent
+    if settings is None:
+        return None
+    consents = Consents(
+        settings.store, settings.encryption_key, settings.previous_encryption_key, wall, tell
+    )
+    stack.push_async_callback(consents.close)
+    await consents.start()
+    return consents
 
 
 def _session(way_out: WayOut) -> aiohttp.ClientSession:

@@ -1,17 +1,17 @@
 """The followers as the routes show them: a page of the list with its profiles, or one of them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 from broker.avatars.circuit_breaker import CircuitBreaker, TellEvent, TokenBucket
 from broker.avatars.errors import AvatarError
 from broker.avatars.listing import PATIENCE_S, Cursor, Listing
 from broker.avatars.profiles import Profiles
 from broker.avatars.urls import sized
-from broker.avatars.wechat_api import DataApi, Profile
+from broker.avatars.wechat_api import BATCH, DataApi, Profile
 
 OPENID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CURSOR: Final = re.compile(r"([0-9]{1,9})(?:\.([A-Za-z0-9_-]{1,64}))?")
@@ -21,31 +21,41 @@ class Status(StrEnum):
     """What there is of a follower's avatar."""
 
     AVAILABLE = "available"
+    CONSENTED = "consented"
     WITHHELD = "withheld"
     NOT_FOLLOWING = "not-following"
 
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """One follower, or somebody who was one."""
+    """One follower, or somebody who was one.
+
+    `consented_url` is the avatar that the person agreed to show.
+    """
 
     openid: str
     number: int  # in the list, from 1
     profile: Profile
+    consented_url: str | None = None
 
     @property
     def status(self) -> Status:
         """Whether there is an avatar, and if not why."""
         if not self.profile.follows:
             return Status.NOT_FOLLOWING
-        return Status.AVAILABLE if self.profile.avatar_url else Status.WITHHELD
+        if self.profile.avatar_url:
+            return Status.AVAILABLE
+        return Status.CONSENTED if self.consented_url else Status.WITHHELD
 
     def url(self, size: int | None) -> str | None:
         """Where the picture is, None where there is none to show.
 
         Without a size it is WeChat's own URL.
         """
-        found = self.profile.avatar_url if self.status is Status.AVAILABLE else None
+        found = {
+            Status.AVAILABLE: self.profile.avatar_url,
+            Status.CONSENTED: self.consented_url,
+        }.get(self.status)
         return found if found is None or size is None else sized(found, size)
 
 
@@ -64,12 +74,26 @@ class Page:
     trouble: AvatarError | None
 
 
+class ConsentedPictures(Protocol):
+    """Who knows what people agreed to show."""
+
+    async def pictures(self, openids: Sequence[str]) -> Mapping[str, str]:
+        """Return the avatars of those who agreed, by openid. Does not raise."""
+
+
 class Followers:
-    """The cached list."""
+    """The cached list, with the pictures that people agreed to show."""
 
     def __init__(
-        self, api: DataApi, ttl_s: float, clock: Callable[[], float], tell: TellEvent
+        self,
+        api: DataApi,
+        ttl_s: float,
+        clock: Callable[[], float],
+        tell: TellEvent,
+        consents: ConsentedPictures | None = None,
     ) -> None:
+        self._api = api
+        self._consents = consents
         self._listing = Listing(
             api, ttl_s, clock, TokenBucket(clock), CircuitBreaker("user/get", clock, tell)
         )
@@ -89,7 +113,11 @@ class Followers:
             window.openids, 0 if window.trouble else PATIENCE_S
         )  # it was waited once
         numbered = enumerate(zip(window.openids, shown.profiles, strict=True), window.start + 1)
-        followers = [Follower(openid, number, profile) for number, (openid, profile) in numbered]
+        agreed = await self._agreed(window.openids)
+        followers = [
+            Follower(openid, number, profile, agreed.get(openid))
+            for number, (openid, profile) in numbered
+        ]
         end = (
             None
             if window.is_end or not followers
@@ -106,7 +134,20 @@ class Followers:
         Raises AvatarError.
         """
         shown = await self._profiles.of([openid])
-        return Follower(openid, 0, shown.profiles[0]), shown.age_s, shown.trouble
+        agreed = await self._agreed([openid])
+        follower = Follower(openid, 0, shown.profiles[0], agreed.get(openid))
+        return follower, shown.age_s, shown.trouble
+
+    async def unfollowed(self, openids: Sequence[str]) -> list[str]:
+        """Return which of these WeChat says do not follow. Asks WeChat; raises AvatarError."""
+        gone: list[str] = []
+        for start in range(0, len(openids), BATCH):
+            described = await self._api.described(openids[start : start + BATCH])
+            gone += [openid for openid, profile in described.items() if not profile.follows]
+        return gone
+
+    async def _agreed(self, openids: Sequence[str]) -> Mapping[str, str]:
+        return await self._consents.pictures(openids) if self._consents else {}
 
     async def close(self) -> None:
         """End what is under way."""

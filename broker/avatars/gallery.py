@@ -15,6 +15,7 @@ from broker.avatars.api import find
 from broker.avatars.companion import COMPANION
 from broker.avatars.errors import AvatarError
 from broker.avatars.followers import Follower, Page, Status, cursor
+from broker.avatars.images import PictureGoneError
 from broker.avatars.listing import Cursor
 from broker.http.language import age, language
 from broker.http.pages import Pages
@@ -25,6 +26,7 @@ SIDE: Final = 132
 FULL: Final = 0
 PAGES: Final = Pages(Path(__file__).parent)
 A_DAY: Final = "private, max-age=86400"
+BRIEFLY: Final = "private, max-age=600"  # who takes a consent back is not shown for a day
 
 
 def routes(*, proxy_images: bool) -> list[web.RouteDef]:
@@ -54,7 +56,8 @@ async def get_gallery(request: web.Request) -> web.Response:
         if trouble.retry_after is not None:
             response.headers["Retry-After"] = str(trouble.retry_after)
         return response
-    return _render("gallery.html", lang, 200, **_shown(request, page, lang))
+    shown = _shown(request, page, lang) | await _agreement(request, page, lang)
+    return _render("gallery.html", lang, 200, **shown)
 
 
 async def get_image(request: web.Request) -> web.Response:
@@ -65,8 +68,14 @@ async def get_image(request: web.Request) -> web.Response:
     url = follower.url(size)
     if url is None:
         raise ProblemError(404, "no-avatar", "There is no avatar to show for this openid.")
-    picture = await request.app[COMPANION].images.get(url)
-    headers = {"Cache-Control": A_DAY, "ETag": f'"{picture.tag}"'}
+    companion, is_agreed = request.app[COMPANION], follower.status is Status.CONSENTED
+    try:
+        picture = await companion.images.get(url, keep=not is_agreed)
+    except PictureGoneError:
+        if is_agreed and companion.consents is not None:
+            await companion.consents.gone(follower.openid)
+        raise
+    headers = {"Cache-Control": BRIEFLY if is_agreed else A_DAY, "ETag": f'"{picture.tag}"'}
     if any(tag.value in {picture.tag, "*"} for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)
     return web.Response(body=picture.body, content_type=picture.content_type, headers=headers)
@@ -104,6 +113,17 @@ def _shown(request: web.Request, page: Page, lang: str) -> dict[str, Any]:
     }
 
 
+async def _agreement(request: web.Request, page: Page, lang: str) -> dict[str, str]:
+    """Return how many agreed to show their avatar, and where one does; empty where nobody asks."""
+    companion, texts = request.app[COMPANION], words.PAGE[lang]
+    settings = companion.options.consent
+    if settings is None or companion.consents is None:
+        return {"agreed": "", "agree_link": ""}
+    agreed = await companion.consents.number()
+    sentence = texts["agreed"].format(agreed=f"{agreed:,}", total=f"{page.total:,}")
+    return {"agreed": sentence, "agree_link": f"{settings.public_url}/consent"}
+
+
 def _withheld(count: int, many: int, texts: Mapping[str, str]) -> str:
     if not count:
         return ""
@@ -127,6 +147,7 @@ def _tile(one: Follower, texts: Mapping[str, str], *, proxied: bool) -> dict[str
     way = "images" if proxied else "avatars"
     label = {
         Status.AVAILABLE: "",
+        Status.CONSENTED: "",
         Status.WITHHELD: texts["withheld_label"],
         Status.NOT_FOLLOWING: texts["gone_label"],
     }[one.status]

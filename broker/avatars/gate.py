@@ -36,10 +36,19 @@ class HostGate:
         return None
 
 
-def front(gate: HostGate, image_sources: Iterable[str], on_crash: Crash) -> Middleware:
-    """The one middleware. `on_crash` is told of a bug, with the route it happened on."""
+def policy(image_sources: Iterable[str]) -> str:
+    """Return the Content-Security-Policy of pages with pictures from these places."""
+    return POLICY.format(" ".join(["'self'", *image_sources]))
+
+
+def front(gate: HostGate, policy: str, on_crash: Crash) -> Middleware:
+    """Return the outermost middleware.
+
+    `policy` is the Content-Security-Policy. `on_crash` is told of a bug, with the route it happened
+    on.
+    """
     headers = {
-        "Content-Security-Policy": POLICY.format(" ".join(["'self'", *image_sources])),
+        "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Resource-Policy": "same-origin",

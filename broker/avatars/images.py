@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
@@ -21,7 +22,7 @@ from yarl import URL
 
 from broker.avatars.errors import AvatarError
 from broker.avatars.single_flight import SingleFlight
-from broker.avatars.urls import is_qlogo, origin
+from broker.avatars.urls import PictureHosts
 from broker.avatars.wechat_api import bounded
 from broker.http.way_out import DIRECT, WayOut
 
@@ -37,6 +38,13 @@ class Picture:
     body: bytes
     content_type: str
     tag: str
+
+
+class PictureGoneError(AvatarError):
+    """WeChat has this picture no more: its owner has another one, or none."""
+
+    def __init__(self) -> None:
+        super().__init__("image-unavailable", why="gone")
 
 
 class PublicOnly(AbstractResolver):
@@ -70,13 +78,13 @@ class Images:
         self,
         public: aiohttp.ClientSession,
         local: aiohttp.ClientSession,
-        sandbox: str | None,
+        hosts: PictureHosts,
         way_out: WayOut = DIRECT,
         room: int = ROOM,
     ) -> None:
         self._public = public
         self._local = local
-        self._sandbox = sandbox
+        self._hosts = hosts
         self._way_out = way_out
         self._room = room
         self._kept: OrderedDict[str, Picture] = OrderedDict()
@@ -87,12 +95,9 @@ class Images:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, sandbox: str | None, timeout_s: float, way_out: WayOut = DIRECT
+        cls, hosts: PictureHosts, timeout_s: float, way_out: WayOut = DIRECT
     ) -> AsyncIterator["Images"]:
-        """Open it.
-
-        `sandbox` is an origin from which pictures may come too, though its address is private.
-        """
+        """Open it. Pictures come from these hosts only; the sandbox's address may be private."""
         tls = way_out.tls()
         public = _session(
             timeout_s,
@@ -100,25 +105,30 @@ class Images:
         )
         local = _session(timeout_s, aiohttp.TCPConnector(ssl=tls))
         async with public, local:
-            images = cls(public, local, sandbox, way_out)
+            images = cls(public, local, hosts, way_out)
             try:
                 yield images
             finally:
                 await images._flights.close()
 
-    async def get(self, url: str) -> Picture:
-        """The picture. Raises AvatarError where it may not or cannot be fetched."""
+    async def get(self, url: str, *, keep: bool = True) -> Picture:
+        """Return the picture, from memory if it has been kept.
+
+        Raises AvatarError where it may not or cannot be fetched, and PictureGoneError where WeChat
+        has it no more.
+        """
         if kept := self._kept.get(url):
             self._kept.move_to_end(url)
             return kept
-        return await asyncio.shield(self._flights.join(url, lambda: self._fetch(url)))
+        work = partial(self._fetch, url, keep=keep)
+        return await asyncio.shield(self._flights.join(url, work))
 
-    async def _fetch(self, url: str) -> Picture:
-        if not is_qlogo(url) and origin(url) != self._sandbox:
+    async def _fetch(self, url: str, *, keep: bool) -> Picture:
+        if not self._hosts.accept(url):
             raise _trouble("elsewhere")
         proxy = self._way_out.proxy_for(URL(url))
         # A proxy resolves the name itself, and may have a private address of its own.
-        session = self._public if is_qlogo(url) and proxy is None else self._local
+        session = self._public if self._hosts.are_public(url) and proxy is None else self._local
         try:
             async with (
                 self._slots,
@@ -126,11 +136,15 @@ class Images:
             ):
                 if response.status != HTTPStatus.OK:
                     raise _trouble("status", response.status)
+                # A dead avatar is a placeholder with this header (WECHAT.md W50).
+                if response.headers.get("X-ErrNo", "0") != "0":
+                    raise PictureGoneError
                 body = await bounded(response, LARGEST)
         except (aiohttp.ClientError, OSError, ValueError):
             raise _trouble("broken") from None
         picture = _picture(body)
-        self._keep(url, picture)
+        if keep:
+            self._keep(url, picture)
         return picture
 
     def _keep(self, url: str, picture: Picture) -> None:

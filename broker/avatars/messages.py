@@ -95,6 +95,7 @@ WHY: Final[Mapping[str, Mapping[str, str]]] = {
         "elsewhere": "its address is not one of WeChat's",
         "large": "it is larger than {amount:g} MiB",
         "no-picture": "it is no picture",
+        "gone": "WeChat has it no more",
     },
     CHINESE: {
         "busy": "微信系统繁忙",
@@ -107,6 +108,7 @@ WHY: Final[Mapping[str, Mapping[str, str]]] = {
         "elsewhere": "地址不属于微信",
         "large": "大于 {amount:g} MiB",
         "no-picture": "不是图片",
+        "gone": "微信已不再保留该头像",
     },
 }
 ADDRESS: Final = {ENGLISH: " {ip}", CHINESE: " {ip} "}
@@ -126,6 +128,8 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
             "Since 27 December 2021 WeChat no longer tells accounts their followers’ names and"
             " pictures, so a silhouette stands in for them."
         ),
+        "agreed": "{agreed} of {total} followers agreed to show their avatar.",
+        "agree": "Show mine, or take it back",
         "withheld_label": "avatar withheld",
         "gone_label": "no longer follows",
         "number": "Follower {number}",
@@ -156,6 +160,8 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "why_withheld": (
             "自 2021 年 12 月 27 日起，微信不再向公众号提供关注者的昵称和头像，因此以剪影代替。"
         ),
+        "agreed": "{total} 位关注者中有 {agreed} 位同意显示头像。",
+        "agree": "显示我的头像，或撤回同意",
         "withheld_label": "头像未提供",
         "gone_label": "已取消关注",
         "number": "关注者 {number}",

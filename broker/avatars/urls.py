@@ -3,11 +3,13 @@
 Pure; the facts are WECHAT.md W47 to W49.
 """
 
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 SIZES: Final = (0, 46, 64, 96, 132)  # the side in pixels; 0 means 640
+LONGEST: Final = 1024  # characters; WeChat's have some 150
 _SEGMENTS: Final = frozenset(map(str, SIZES))
 
 
@@ -46,15 +48,39 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-def is_qlogo(url: str) -> bool:
-    """Return True if the URL is on one of WeChat's avatar hosts, on a default port."""
-    parts = urlsplit(url)
-    default = {"http": 80, "https": 443}.get(parts.scheme)
-    return (
-        (parts.hostname or "").endswith(".qlogo.cn")
-        and "@" not in parts.netloc
-        and parts.port in {None, default}
-    )
+@dataclass(frozen=True, slots=True)
+class PictureHosts:
+    """Where pictures may be.
+
+    A host that begins with a dot stands for all hosts below it. `sandbox` is an origin on this
+    machine that pictures may come from too.
+    """
+
+    hosts: tuple[str, ...] = (".qlogo.cn",)
+    sandbox: str | None = None
+
+    def accept(self, url: str) -> bool:
+        """Return True if this is the URL of a picture in one of these places."""
+        if len(url) > LONGEST or avatar_url(url) is None:
+            return False
+        return self.are_public(url) or origin(url) == self.sandbox
+
+    def are_public(self, url: str) -> bool:
+        """Return True if the URL is on one of the hosts, by its parsed host, on a default port."""
+        parts = urlsplit(url)
+        default = {"http": 80, "https": 443}.get(parts.scheme)
+        host = parts.hostname or ""
+        return (
+            any(host.endswith(one) if one[0] == "." else host == one for one in self.hosts)
+            and "@" not in parts.netloc
+            and parts.port in {None, default}
+        )
+
+    def sources(self) -> tuple[str, ...]:
+        """Return these places as a Content-Security-Policy names them."""
+        names = [f"*{host}" if host.startswith(".") else host for host in self.hosts]
+        public = tuple(f"{scheme}://{name}" for name in names for scheme in ("http", "https"))
+        return public if self.sandbox is None else (*public, self.sandbox)
 
 
 def _is_web(text: str) -> bool:

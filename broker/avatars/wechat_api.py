@@ -44,17 +44,46 @@ STRANGER: Final = Profile("", None, follows=False)
 
 
 @dataclass(frozen=True, slots=True)
+class WeChatCalls:
+    """Single calls to WeChat, with a JSON object as the answer."""
+
+    session: OutgoingSession
+    api_base: str
+    timeout_s: float
+
+    async def ask(
+        self, path: str, query: Mapping[str, str], method: str = "GET", body: object = None
+    ) -> Mapping[str, Any]:
+        """Return the answer, errcode included. Raises AvatarError, never with a token in it."""
+        url = under(URL(self.api_base), path).with_query(query)
+        try:
+            async with (
+                asyncio.timeout(self.timeout_s),
+                self.session.request(method, url, json=body) as response,
+            ):
+                if response.status != HTTPStatus.OK:
+                    raise unreachable("status", response.status)
+                return _object(await bounded(response, MOST_BYTES))
+        except TimeoutError:
+            raise unreachable("silent", self.timeout_s) from None
+        except PROXY_ERRORS as error:
+            raise unreachable("proxy", getattr(error, "status", 0)) from None
+        # Without the error's text: it holds the URL, and the URL the token.
+        except (aiohttp.ClientError, OSError):
+            raise unreachable("broken") from None
+
+
+@dataclass(frozen=True, slots=True)
 class DataApi:
     """WeChat's data APIs with the daemon's token.
 
-    Methods raise AvatarError, never with a token in it.
+    `broker` is what people call the daemon, in sentences. Methods raise AvatarError, never with a
+    token in it.
     """
 
-    session: OutgoingSession
+    calls: WeChatCalls
     client: AsyncTokenClient
-    api_base: str
-    broker: str  # for people, in sentences
-    timeout_s: float
+    broker: str
     wall: Callable[[], float]
 
     async def followers(self, after: str) -> Listed:
@@ -76,7 +105,12 @@ class DataApi:
         return Listed(total, openids, beyond if isinstance(beyond, str) else "")
 
     async def profiles(self, openids: Sequence[str]) -> dict[str, Profile]:
-        """The profiles of up to a hundred.
+        """Return the profiles of up to a hundred; whom WeChat leaves out counts as a stranger."""
+        described = await self.described(openids)
+        return {openid: described.get(openid, STRANGER) for openid in openids}
+
+    async def described(self, openids: Sequence[str]) -> dict[str, Profile]:
+        """Return what WeChat says of up to a hundred openids; whom it leaves out is left out.
 
         One openid that is none spoils a whole batch at WeChat: then it is halved.
         """
@@ -91,51 +125,29 @@ class DataApi:
             if len(openids) == 1:
                 return {openids[0]: STRANGER}
             half = len(openids) // 2
-            return await self.profiles(openids[:half]) | await self.profiles(openids[half:])
+            return await self.described(openids[:half]) | await self.described(openids[half:])
         found = answer.get("user_info_list")
         if not isinstance(found, list):
             raise unreachable("garbage")
-        known = {
+        return {
             one["openid"]: _profile(one)
             for one in found
             if isinstance(one, dict) and isinstance(one.get("openid"), str)
         }
-        return {openid: known.get(openid, STRANGER) for openid in openids}
 
     async def _ask(
         self, method: str, path: str, query: Mapping[str, str], body: object
     ) -> Mapping[str, Any]:
         async def call(token: str) -> Mapping[str, Any]:
-            return await self._once(method, path, {**query, "access_token": token}, body)
+            return await self.calls.ask(path, {**query, "access_token": token}, method, body)
 
         try:
             answer = await self.client.using(call)
         except BrokerError as error:
             raise of_broker(error, self.broker) from None
-        if errcode := _errcode(answer):
+        if errcode := errcode_of(answer):
             raise refused(answer, errcode, self.wall)
         return answer
-
-    async def _once(
-        self, method: str, path: str, query: Mapping[str, str], body: object
-    ) -> Mapping[str, Any]:
-        url = under(URL(self.api_base), path).with_query(query)
-        try:
-            async with (
-                asyncio.timeout(self.timeout_s),
-                self.session.request(method, url, json=body) as response,
-            ):
-                if response.status != HTTPStatus.OK:
-                    raise unreachable("status", response.status)
-                return _object(await bounded(response, MOST_BYTES))
-        except TimeoutError:
-            raise unreachable("silent", self.timeout_s) from None
-        except PROXY_ERRORS as error:
-            raise unreachable("proxy", getattr(error, "status", 0)) from None
-        except (aiohttp.ClientError, OSError):
-            raise unreachable(
-                "broken"
-            ) from None  # without its text: it holds the URL, and that the token
 
 
 async def bounded(response: aiohttp.ClientResponse, most: int) -> bytes | None:
@@ -161,8 +173,8 @@ def _object(body: bytes | None) -> Mapping[str, Any]:
     return answer
 
 
-def _errcode(answer: Mapping[str, Any]) -> int:
-    """The errcode, which may arrive as a string; 0 where there is none."""
+def errcode_of(answer: Mapping[str, Any]) -> int:
+    """Return the errcode, which may arrive as a string; 0 where there is none, -1 if it is none."""
     try:
         return int(answer.get("errcode") or 0)
     except (TypeError, ValueError):

@@ -8,7 +8,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -270,10 +271,15 @@ def sandbox(port: int, host: str, **options: Any) -> None:
         stop(FAILED, f"cannot listen on {host}:{port}: {error.strerror}")
 
 
-@main.command()
+@main.group(invoke_without_command=True)
 @CONFIG
-def avatars(config: Path | None) -> None:
+@click.pass_context
+def avatars(context: click.Context, config: Path | None) -> None:
     """Run the companion, which shows the followers' avatars. It is a client of the daemon."""
+    context.obj = config
+    if context.invoked_subcommand is not None:
+        return
+    from broker.avatars.consent.consents import ConsentStoreRefused
     from broker.config.load import ConfigError, load_avatars
     from broker.system import log
     from broker.system.sockets import AddressTaken
@@ -284,14 +290,84 @@ def avatars(config: Path | None) -> None:
         asyncio.run(_show_avatars(settings))
     except ConfigError as error:
         stop(MISCONFIGURED, *error.errors)
-    except AddressTaken:
-        stop(
-            FAILED,
-            f"avatars.listen: {settings.listen} is taken: another program is there; stop it or"
-            " change the key",
-        )
+    except ConsentStoreRefused as refused:
+        stop(MISCONFIGURED, str(refused))
+    except AddressTaken as taken:
+        stop(FAILED, str(taken))
     except OSError as failure:
         stop(FAILED, str(failure))
+
+
+@avatars.command()
+@click.argument("openids", nargs=-1, metavar="[OPENID]...")
+@click.option(
+    "--from-csv",
+    "csv_file",
+    metavar="FILE",
+    help="A file with openids, such as WeChat's daily mail of those who withdrew; - for stdin.",
+)
+@click.option("--all", "everybody", is_flag=True, help="Delete what is kept of everybody.")
+@CONFIG
+@click.pass_context
+def forget(
+    context: click.Context,
+    openids: tuple[str, ...],
+    csv_file: str | None,
+    everybody: bool,  # noqa: FBT001 -- click's way
+    config: Path | None,
+) -> None:
+    """Delete what is kept of people who agreed to show their avatar."""
+    from broker.cli import consents
+
+    if [bool(openids), csv_file is not None, everybody].count(True) != 1:
+        raise click.UsageError("Give openids, or --from-csv FILE, or --all.")
+    with _consents_file(config or context.obj) as file:
+        try:
+            if everybody:
+                click.echo(consents.forgotten(file.forget_all(time.time())))
+                return
+            named = list(openids) if csv_file is None else consents.openids_in(csv_file)
+            click.echo(consents.forgotten(file.forget(named, "forgotten", time.time()), len(named)))
+        except consents.CsvRefused as refused:
+            stop(FAILED, f"--from-csv: {refused}")
+
+
+@avatars.command()
+@click.argument("openid")
+@CONFIG
+@click.pass_context
+def show(context: click.Context, openid: str, config: Path | None) -> None:
+    """Print all that is kept of one person, who has a right to look at it, as JSON."""
+    import json
+
+    from broker.avatars.consent.store import as_export
+
+    with _consents_file(config or context.obj) as file:
+        found = file.find([openid], time.time()).get(openid)
+    if found is None:
+        stop(FAILED, "nothing is kept of this openid")
+    click.echo(json.dumps(as_export(found), indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def _consents_file(config: Path | None) -> Iterator[Any]:
+    """Yield the file with the consents; ends with a sentence where there is none to be used."""
+    from broker.avatars.consent.store import ConsentStoreError, ConsentStoreRefused
+    from broker.cli import consents
+    from broker.config.load import ConfigError, load_avatars
+
+    try:
+        settings = load_avatars(config).consent
+        if settings is None:
+            stop(MISCONFIGURED, "avatars.consent: is not configured, so nothing is kept of anybody")
+        with consents.opened(settings) as file:
+            yield file
+    except ConfigError as error:
+        stop(MISCONFIGURED, *error.errors)
+    except ConsentStoreRefused as refused:
+        stop(MISCONFIGURED, str(refused))
+    except (ConsentStoreError, OSError) as failure:
+        stop(FAILED, f"avatars.consent.store: {failure}")
 
 
 @main.command()
@@ -351,7 +427,6 @@ def _asked(config: Path | None, path: str, key_file: Path | None) -> Any:
 async def _show_avatars(settings: Any) -> None:
     from broker.avatars import CompanionOptions
     from broker.avatars import serve as run
-    from broker.system.sockets import listeners
 
     options = CompanionOptions(
         broker=settings.broker,
@@ -363,11 +438,35 @@ async def _show_avatars(settings: Any) -> None:
         proxy_images=settings.proxy_images,
         hosts=frozenset({settings.listen.host, *settings.allowed_hosts}),
         way_out=settings.wechat.way_out,
+        consent=settings.consent,
+        trusted_proxies=settings.trusted_proxies,
     )
-    async with listeners([settings.listen], ()) as bound:
+    public = [settings.consent.listen] if settings.consent else []
+    async with (
+        _named_listeners("avatars.listen", [settings.listen]) as bound,
+        _named_listeners("avatars.consent.listen", public) as asking,
+    ):
         names = ", ".join(address for address, _ in bound)
+        also = "".join(f", asks for consent on {address}" for address, _ in asking)
         await run(
             options,
             [sock for _, sock in bound],
-            lambda: click.echo(f"token-broker avatars {__version__} serves on {names}"),
+            lambda: click.echo(f"token-broker avatars {__version__} serves on {names}{also}"),
+            [sock for _, sock in asking],
         )
+
+
+@contextlib.asynccontextmanager
+async def _named_listeners(key: str, addresses: list[Any]) -> AsyncIterator[Any]:
+    """Yield listeners; an address that is taken is complained about with its key."""
+    from broker.system.sockets import AddressTaken, listeners
+
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            bound = await stack.enter_async_context(listeners(addresses, ()))
+        except AddressTaken:
+            raise AddressTaken(
+                f"{key}: {addresses[0]} is taken: another program is there; stop it or change the"
+                " key"
+            ) from None
+        yield bound

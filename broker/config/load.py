@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from pydantic import ValidationError
 
 from broker.config.complaints import ConfigError, Problems, suggestion
+from broker.config.consent import consent_settings
 from broker.config.reach import notify_settings, sink_settings
 from broker.config.schema import (
     ENVIRONMENT,
@@ -340,6 +341,8 @@ def _avatars(
         wechat=_wechat(document, reader),
         allowed_hosts=document.server.allowed_hosts,
         key=key,
+        consent=consent_settings(table, document, reader, with_secrets=with_key),
+        trusted_proxies=document.server.trusted_proxies,
     )
 
 

@@ -381,6 +381,56 @@ class ClientTable(Table):
     scopes: tuple[Literal["read", "report", "login", "proxy", "admin"], ...] = ("read", "report")
 
 
+ShownText = Annotated[
+    str,
+    AfterValidator(str.strip),
+    _named(r"[^\x00-\x1f\x7f]{1,300}", "must be a text of 1 to 300 characters on one line"),
+]
+PictureHost = Annotated[
+    str,
+    AfterValidator(str.lower),
+    _named(
+        r"\.?(?:[a-z0-9-]{1,63}\.)+[a-z]{2,63}",
+        'must be a host such as wx.qlogo.cn, or with a dot before it (".qlogo.cn") all below it',
+    ),
+]
+
+
+class ConsentTable(Table):
+    """[avatars.consent]: the page on which people agree that their avatar is shown.
+
+    The first six must be given; consent.py complains about those that are missing.
+    """
+
+    operator: ShownText | None = None
+    purpose: ShownText | None = None
+    keep_days: Annotated[WholeNumber, Field(ge=1, le=3650)] | None = None
+    contact: ShownText | None = None
+    public_url: str | None = None
+    listen: Annotated[Address | None, PlainValidator(parse_address), NoDecode] = None
+    operator_en: ShownText | None = None
+    purpose_en: ShownText | None = None
+    appid: AppId | None = None
+    store: FilePath | None = None
+    encryption_key_file: FilePath | None = None
+    previous_encryption_key_file: FilePath | None = None
+    renew: Flag = False
+    verification_file: (
+        Annotated[
+            str,
+            _named(
+                r"MP_verify_[A-Za-z0-9]{1,64}\.txt",
+                "must be the name of the file, such as MP_verify_AbCdEf0123456789.txt",
+            ),
+        ]
+        | None
+    ) = None
+    picture_hosts: Annotated[tuple[PictureHost, ...], Field(min_length=1)] = (".qlogo.cn",)
+    message_token_file: FilePath | None = None
+    message_key_file: FilePath | None = None
+    authorize_url: ApiBase = "https://open.weixin.qq.com/connect/oauth2/authorize"
+
+
 class AvatarsTable(Table):
     """[avatars]."""
 
@@ -390,6 +440,7 @@ class AvatarsTable(Table):
     key_file: FilePath | None = None
     cache_ttl: Annotated[Number, Field(ge=0, le=86400)] = 600
     proxy_images: Flag = False
+    consent: ConsentTable | None = None
 
 
 class ConfigDocument(Table):

@@ -71,6 +71,35 @@ class ClientSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsentSettings:
+    """The page on which people agree that their avatar is shown.
+
+    `public_url` is the origin that people reach the page at. `operator_en` and `purpose_en` are
+    what the English page says. A picture host that begins with a dot stands for all hosts below it.
+    The secrets are only read by :func:`load_avatars`.
+    """
+
+    operator: str
+    purpose: str
+    keep_days: int
+    contact: str
+    public_url: str
+    listen: Address
+    operator_en: str
+    purpose_en: str
+    appid: str
+    store: Path
+    renew: bool = False
+    verification_file: str | None = None
+    picture_hosts: tuple[str, ...] = (".qlogo.cn",)
+    authorize_url: str = "https://open.weixin.qq.com/connect/oauth2/authorize"
+    encryption_key: Secret | None = None
+    previous_encryption_key: Secret | None = None
+    message_token: Secret | None = None
+    message_key: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AvatarsSettings:
     """What the companion is configured with.
 
@@ -87,6 +116,8 @@ class AvatarsSettings:
     wechat: WeChatSettings
     allowed_hosts: tuple[str, ...]
     key: Secret | None = None
+    consent: ConsentSettings | None = None
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

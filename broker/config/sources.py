@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from broker.config.complaints import ConfigError, ConfigKey, Problems, suggestion
-from broker.config.schema import TABLES, ConfigDocument, EnvText, SinkTable, number
+from broker.config.schema import TABLES, ConfigDocument, ConsentTable, EnvText, SinkTable, number
 from broker.config.secret_files import FileRefused, check_closed, check_not_writable, read
 
 DEFAULT_PATH: Final = Path("/etc/token-broker/config.toml")
@@ -226,6 +226,8 @@ def _complaint(error: ErrorDetails) -> str:
     table = TABLES.get(str(key[0])) if len(key) > 1 else ConfigDocument
     if "sinks" in key[2:-1]:
         table = SinkTable
+    if key[:2] == ("avatars", "consent") and key[2:]:
+        table = ConsentTable
     if kind == "extra_forbidden" and table:
         return f"unknown key{suggestion(str(key[-1]), table.model_fields)}"
     if kind in ("model_type", "dict_type"):

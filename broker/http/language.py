@@ -29,14 +29,18 @@ _RANGE: Final = re.compile(
 )
 
 
-def language(accept: str) -> str:
-    """The language to speak, by an `Accept-Language` header. English where neither is asked for."""
-    best, most = ENGLISH, 0.0
+def language(accept: str, otherwise: str = ENGLISH) -> str:
+    """Return the language to speak, by an `Accept-Language` header.
+
+    `otherwise` is that of those who ask for neither.
+    """
+    best, most = otherwise, 0.0
     for part in accept.split(",")[:32]:
         found = _RANGE.fullmatch(part)
         if (
             not found
-            or (lang := {"en": ENGLISH, "zh": CHINESE, "*": ENGLISH}.get(found[1].lower())) is None
+            or (lang := {"en": ENGLISH, "zh": CHINESE, "*": otherwise}.get(found[1].lower()))
+            is None
         ):
             continue
         weight = float(found[2] or 1)

@@ -8,10 +8,12 @@ import json
 import math
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientError, web
 
 from .answers import WeChatRefusal
+from .authorize import default_phone
 from .calls import Traffic
+from .events import EventOrder, pushed, signed
 from .faults import Fault, InvalidOrderError, catalogue, parse
 from .followers import openid
 from .state import STATE, SandboxState
@@ -39,6 +41,15 @@ _ROUTES = {
         '{"appid", "kind": "miniprogram" or "web", "openid", "unionid", "scope", "snapshot",'
         ' "blocked"}: a login code for that user, as their phone would get it'
     ),
+    "POST /sandbox/phone": (
+        '{"appid", "openid", "unionid", "snapshot", "silent"}: who opens the authorise page from'
+        " now on; without an openid the first follower who withholds"
+    ),
+    "POST /sandbox/picture": '{"appid", "openid"}: that user has another avatar, the old one dies',
+    "POST /sandbox/event": (
+        '{"appid", "event", "openid", "url", "token", "message_key", "revoke_info", "created_at",'
+        ' "format": "xml" or "json"}: push an event; with a message_key it is encrypted'
+    ),
     "GET /sandbox/robots": "what the robots of 企业微信, 钉钉 and 飞书 were sent",
     "POST /sandbox/robots": '{"errcode"}: every robot refuses with it from now on; 0: none',
     "POST /sandbox/hold": '{"appid"}: token calls wait from now on',
@@ -54,13 +65,32 @@ _CODE_FIELDS: dict[str, Any] = {
 }
 
 
+_PHONE_FIELDS: dict[str, Any] = {
+    "openid": None,
+    "unionid": None,
+    "snapshot": False,
+    "silent": False,
+}
+_EVENT_FIELDS: dict[str, Any] = {
+    "event": None,
+    "openid": None,
+    "url": None,
+    "token": None,
+    "message_key": None,
+    "revoke_info": None,
+    "created_at": 0,
+    "format": "xml",
+}
+
+
 def add_routes(app: web.Application) -> None:
     """Mount the control routes; anything else under /sandbox is a 404."""
     app.router.add_get("/sandbox", _describe)
     app.router.add_get("/sandbox/calls", _calls)
     app.router.add_post("/sandbox/faults", _order)
     app.router.add_delete("/sandbox/faults", _clear)
-    for act in (_issue, _kill, _secret, _advance, _followers, _code, _hold, _release):
+    acts = (_issue, _kill, _secret, _advance, _followers, _code, _hold, _release)
+    for act in (*acts, _phone, _picture, _event):
         app.router.add_post(f"/sandbox/{act.__name__[1:]}", act)
     app.router.add_route("*", "/sandbox", _nothing)
     app.router.add_route("*", "/sandbox/{rest:.*}", _nothing)
@@ -200,11 +230,7 @@ async def _code(request: web.Request) -> web.Response:
     state = request.app[STATE]
     body = await _body(request, "appid", optional=tuple(_CODE_FIELDS))
     account = _the_account(state, body)
-    said = {**_CODE_FIELDS, "openid": openid(account.appid, 0), **body}
-    for name, default in {**_CODE_FIELDS, "openid": ""}.items():
-        kind = str if default is None else type(default)
-        if not isinstance(said[name], kind) and not (default is None and said[name] is None):
-            raise _problem(400, f"{name}: must be {'true or false' if kind is bool else 'a text'}")
+    said = _checked(body, {**_CODE_FIELDS, "openid": openid(account.appid, 0)})
     for name, known in (("kind", (MINIPROGRAM, WEB)), ("scope", ("snsapi_base", USERINFO))):
         if said[name] not in known:
             raise _problem(400, f"{name}: must be {' or '.join(known)}")
@@ -214,6 +240,62 @@ async def _code(request: web.Request) -> web.Response:
     return web.json_response(
         {"code": state.users.code(user, said["kind"], blocked=said["blocked"])}, status=201
     )
+
+
+async def _phone(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    body = await _body(request, "appid", optional=tuple(_PHONE_FIELDS))
+    account = _the_account(state, body)
+    said = _checked(body, _PHONE_FIELDS)
+    phone = default_phone(account)
+    state.phones[account.appid] = dataclasses.replace(
+        phone, **said | {"openid": said["openid"] or phone.openid}
+    )
+    return web.json_response(dataclasses.asdict(state.phones[account.appid]))
+
+
+async def _picture(request: web.Request) -> web.Response:
+    state, body = request.app[STATE], await _body(request, "appid", optional=("openid",))
+    account = _the_account(state, body)
+    state.portraits.change(_checked(body, {"openid": None})["openid"] or openid(account.appid, 0))
+    return web.json_response({})
+
+
+async def _event(request: web.Request) -> web.Response:
+    """Push an event to a message URL, and answer with what that answered."""
+    state = request.app[STATE]
+    body = await _body(request, "appid", optional=tuple(_EVENT_FIELDS))
+    account = _the_account(state, body)
+    said = _checked(body, _EVENT_FIELDS)
+    for name in ("event", "url", "token"):
+        if not said[name]:
+            raise _problem(400, f"{name}: must be a text")
+    if said["format"] not in ("xml", "json"):
+        raise _problem(400, "format: must be xml or json")
+    now = state.world.now()
+    order = EventOrder(
+        account.appid,
+        said["event"],
+        said["openid"] or openid(account.appid, 0),
+        said["revoke_info"] or "",
+        said["created_at"] or int(now),
+    )
+    message = signed(order, said["token"], said["message_key"], said["format"], int(now))
+    try:
+        return web.json_response(await pushed(said["url"], message))
+    except (OSError, ValueError, ClientError) as error:
+        raise _problem(400, f"url: {type(error).__name__}") from error
+
+
+def _checked(body: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with their defaults; each is of its default's kind, None means a text."""
+    said = fields | {name: value for name, value in body.items() if name in fields}
+    for name, default in fields.items():
+        kind = str if default is None else type(default)
+        if not isinstance(said[name], kind) and not (default is None and said[name] is None):
+            meant = {bool: "true or false", int: "a whole number"}.get(kind, "a text")
+            raise _problem(400, f"{name}: must be {meant}")
+    return said
 
 
 async def _hold(request: web.Request) -> web.Response:

@@ -96,11 +96,9 @@ async def _user_info_batch(request: web.Request, account: SimulatedAccount) -> R
 def _profile(request: web.Request, account: SimulatedAccount, openid: Any) -> dict[str, Any]:
     if not isinstance(openid, str) or not followers.is_openid(openid):
         raise WeChatRefusal(40003)
-    origin = (  # so that the avatars are found wherever the sandbox was called
-        f"http://{request.host}"
-    )
+    headimgurl = request.app[STATE].portraits.url(request.host, openid)
     return followers.profile(
-        account.appid, account.followers, openid, withhold=account.withhold, origin=origin
+        account.appid, account.followers, openid, withhold=account.withhold, headimgurl=headimgurl
     )
 
 

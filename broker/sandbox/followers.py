@@ -4,10 +4,9 @@ import base64
 import hashlib
 from typing import Any
 
-from .pictures import picture_id
-
 PAGE = 10_000
 """Openids per page of user/get."""
+WITHHELD_EVERY, FIRST_WITHHELD = 6, 5
 _PREFIX, _LENGTH = 22, 28
 _NAMES = (
     "小林",
@@ -69,12 +68,12 @@ def page(appid: str, total: int, after: str) -> dict[str, Any] | None:
     }
 
 
-def profile(appid: str, total: int, who: str, *, withhold: bool, origin: str) -> dict[str, Any]:
+def profile(appid: str, total: int, who: str, *, withhold: bool, headimgurl: str) -> dict[str, Any]:
     """Answer user/info.
 
     Every sixth follower withholds nickname and avatar, or with ``withhold`` all of them do.
 
-    ``origin`` is where this sandbox was called, for headimgurl.
+    ``headimgurl`` is that of those who do not.
     """
     index = index_of(appid, who)
     if index is None or index >= total:
@@ -82,11 +81,11 @@ def profile(appid: str, total: int, who: str, *, withhold: bool, origin: str) ->
     known = {"subscribe": 1, "openid": who, "language": "zh_CN"}
     if withhold:
         return known | _withheld(index)
-    if index % 6 == 5:  # noqa: PLR2004 - every sixth
-        return known | _withheld(index // 6)
+    if index % WITHHELD_EVERY == FIRST_WITHHELD:
+        return known | _withheld(index // WITHHELD_EVERY)
     return known | {
         "nickname": _NAMES[index % len(_NAMES)],
-        "headimgurl": f"{origin}/mmopen/{picture_id(who)}/132",
+        "headimgurl": headimgurl,
     }
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from aiohttp import web
 
 from .answers import WeChatRefusal, encode
-from .pictures import picture_id
 from .state import STATE, SandboxState
 from .users import MINIPROGRAM, USERINFO, WEB
 from .wire import Reply, perform, send
@@ -82,7 +81,7 @@ def _profile(state: SandboxState, said: Mapping[str, str], host: str) -> dict[st
         **user.known(),
         "nickname": "微信用户",
         "sex": 0,
-        "headimgurl": f"http://{host}/mmopen/{picture_id(user.openid)}/132",
+        "headimgurl": state.portraits.url(host, user.openid),
         "privilege": [],
     }
 

@@ -5,10 +5,15 @@ import hashlib
 import math
 import struct
 import zlib
+from collections import OrderedDict
 from functools import lru_cache
 
 SIZES = {0: 640, 46: 46, 64: 64, 96: 96, 132: 132}
 """The last path segment of a headimgurl, and how many pixels it means (WECHAT.md W47)."""
+
+DEAD = ""
+"""The name of the placeholder."""
+_MOST_CHANGES = 10_000
 
 RGB = tuple[int, int, int]
 _GREY, _PALE = (214, 217, 222), (244, 245, 247)
@@ -33,10 +38,38 @@ def picture_id(seed: str) -> str:
     return name + _seal(name)
 
 
+class Portraits:
+    """Whose avatar is which picture; a picture that was changed is dead (WECHAT.md W50, W51)."""
+
+    def __init__(self) -> None:
+        self._changes: OrderedDict[str, int] = OrderedDict()
+        self._dead: OrderedDict[str, None] = OrderedDict()
+
+    def url(self, host: str, openid: str) -> str:
+        """Return somebody's headimgurl, with this sandbox at ``host``: wherever it was called."""
+        return f"http://{host}/mmopen/{self._name(openid)}/132"
+
+    def change(self, openid: str) -> None:
+        """Let somebody have another avatar; the last 10 000 changes are remembered."""
+        self._dead[self._name(openid)] = None
+        self._changes[openid] = self._changes.pop(openid, 0) + 1
+        for kept in (self._dead, self._changes):
+            if len(kept) > _MOST_CHANGES:
+                kept.popitem(last=False)
+
+    def is_dead(self, name: str) -> bool:
+        """Tell whether a picture was changed since, or never was one."""
+        return name in self._dead or name[-4:] != _seal(name[:-4])
+
+    def _name(self, openid: str) -> str:
+        times = self._changes.get(openid, 0)
+        return picture_id(f"{openid}/{times}" if times else openid)
+
+
 @lru_cache(maxsize=512)
 def draw(name: str, size: int) -> bytes:
     """Return a square PNG: the face of that id, or WeChat's placeholder for a dead one."""
-    if name[-4:] != _seal(name[:-4]):
+    if name == DEAD or name[-4:] != _seal(name[:-4]):
         canvas = _Canvas(size, _GREY)
         canvas.ellipse(0.5, 0.4, 0.18, 0.18, _PALE)
         canvas.ellipse(0.5, 0.95, 0.34, 0.32, _PALE)

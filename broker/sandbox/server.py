@@ -10,10 +10,10 @@ from collections.abc import Callable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from . import control, data, issuing, logins, robots
+from . import authorize, control, data, issuing, logins, robots
 from .faults import TOKEN_PATHS
 from .options import SandboxOptions
-from .pictures import SIZES, draw
+from .pictures import DEAD, SIZES, draw
 from .state import STATE, SandboxState
 from .wire import NOW
 
@@ -30,6 +30,7 @@ def create_app(
     app[STATE] = SandboxState(options, now)
     robots.add_routes(app)
     control.add_routes(app)
+    authorize.add_routes(app)
     app.router.add_get("/mmopen/{name}/{size}", _picture)
     app.router.add_route("*", "/{path:.*}", _wechat)
     return app
@@ -80,10 +81,10 @@ async def _wechat(request: web.Request) -> web.StreamResponse:
 
 async def _picture(request: web.Request) -> web.Response:
     """Show an avatar. A dead one is a placeholder image, not a 404 (WECHAT.md W50)."""
-    size = request.match_info["size"]
+    size, name = request.match_info["size"], request.match_info["name"]
     # - "132" is the longest
     pixels = SIZES.get(int(size)) if size.isdecimal() and len(size) <= 3 else None  # noqa: PLR2004
-    image = draw(request.match_info["name"] if pixels else "", pixels or SIZES[132])
-    return web.Response(
-        body=image, content_type="image/png", headers={"Cache-Control": "max-age=86400"}
-    )
+    is_dead = not pixels or request.app[STATE].portraits.is_dead(name)
+    image = draw(DEAD if is_dead else name, pixels or SIZES[132])
+    headers = {"Cache-Control": "max-age=86400"} | ({"X-ErrNo": "-6101"} if is_dead else {})
+    return web.Response(body=image, content_type="image/png", headers=headers)

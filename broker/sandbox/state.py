@@ -9,7 +9,8 @@ from .calls import CallGate, CallLog
 from .faults import Faults
 from .media import Media
 from .options import SandboxOptions
-from .users import Users
+from .pictures import Portraits
+from .users import Phone, Users
 from .world import World
 
 
@@ -40,6 +41,8 @@ class SandboxState:
         self.faults = Faults()
         self.media = Media()
         self.users = Users(self.world.now)
+        self.portraits = Portraits()
+        self.phones: dict[str, Phone] = {}  # who opens the authorise page, by appid
         self.login_calls: Counter[str] = Counter()  # by path
         self.robots = RobotMemory()
 

@@ -38,6 +38,20 @@ class SimulatedUser:
         return {"openid": self.openid} | ({"unionid": self.unionid} if self.unionid else {})
 
 
+@dataclass(frozen=True)
+class Phone:
+    """Who opens the authorise page, and how WeChat treats them (WECHAT.md W111, W114).
+
+    With ``snapshot`` the dialog is withheld and a virtual account answers. With ``silent`` there is
+    no dialog either, unless ``forcePopup`` asks for it.
+    """
+
+    openid: str
+    unionid: str | None = None
+    snapshot: bool = False
+    silent: bool = False
+
+
 @dataclass
 class IssuedCode:
     """A code: good once, for five minutes, for one kind of login."""

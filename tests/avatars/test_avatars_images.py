@@ -14,6 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from broker.avatars.errors import AvatarError
 from broker.avatars.images import LARGEST, Images, PublicOnly
+from broker.avatars.urls import PictureHosts
 from tests.harness.companion import BATCHGET, TTL, Scene, scene
 
 
@@ -176,7 +177,7 @@ async def test_the_resolver_stands_before_every_picture_of_wechats(there: Scene)
         connector=aiohttp.TCPConnector(resolver=PublicOnly(Told("127.0.0.1")))
     )
     async with public, aiohttp.ClientSession() as local:
-        images = Images(public, local, None)
+        images = Images(public, local, PictureHosts())
         with pytest.raises(AvatarError) as caught:
             await images.get("http://wx.qlogo.cn/mmopen/x/132")
     assert caught.value.facts["why"] == "broken"
@@ -188,7 +189,7 @@ async def test_pictures_are_kept_within_a_bound_the_longest_unused_dropped_first
 ) -> None:
     urls = [one for one in (await there.get("/avatars?limit=10&size=46"))[1] if one]
     async with aiohttp.ClientSession() as session:
-        images = Images(session, session, there.sandbox, room=2000)
+        images = Images(session, session, PictureHosts(sandbox=there.sandbox), room=2000)
         sizes = [len((await images.get(url)).body) for url in urls]
         assert sum(sizes) > 2000 > max(sizes), (
             "so that some must go and none is too large by itself"

@@ -14,7 +14,7 @@ from broker.avatars.gallery import initial
 from broker.avatars.images import image_type
 from broker.avatars.listing import Cursor
 from broker.avatars.openids import Openids
-from broker.avatars.urls import SIZES, avatar_url, is_qlogo, sized
+from broker.avatars.urls import SIZES, PictureHosts, avatar_url, sized
 from broker.client import BrokerError
 from broker.http.language import CHINESE, ENGLISH, age, language
 
@@ -78,7 +78,7 @@ def test_everything_else_is_withheld(value: object) -> None:
 def test_no_text_at_all_raises_or_becomes_another_url(text: str) -> None:
     assert avatar_url(text) in {None, text}
     if url := avatar_url(text):
-        assert is_qlogo(url) in {True, False}
+        assert PictureHosts().are_public(url) in {True, False}
         assert len(sized(url, 46)) <= len(url) + 2
 
 
@@ -93,7 +93,7 @@ def test_no_text_at_all_raises_or_becomes_another_url(text: str) -> None:
     ],
 )
 def test_wechats_picture_hosts_are_known(url: str) -> None:
-    assert is_qlogo(url)
+    assert PictureHosts().are_public(url)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_wechats_picture_hosts_are_known(url: str) -> None:
      "http://evil.example?.qlogo.cn", "http://evil.example\\.qlogo.cn/"],
 )  # fmt: skip
 def test_nothing_else_is_one_of_them(url: str) -> None:
-    assert not is_qlogo(url) or avatar_url(url) is None
+    assert not PictureHosts().are_public(url) or avatar_url(url) is None
 
 
 @given(

@@ -91,12 +91,12 @@ UNLIKE_THE_DEFAULT = {
 NEEDED = {"appid", "app", "secret", "secret_file", "key_file", "key_sha256"}
 WITHOUT_EFFECT_HERE = {"node", "apps", "allow_plaintext"}
 NAMES = {"apps": "main", "clients": "orders"}
-# Sinks are tables in an array: they have a test of their own in tests/config/test_reach.py.
+# Sinks and consent are tables of their own: see test_reach.py and test_consent.py beside this
 KEYS = [
     (section, key)
     for section, table in TABLES.items()
     for key in table.model_fields
-    if key != "sinks"
+    if key not in {"sinks", "consent"}
 ]
 SHOWN = tomllib.loads(re.sub(r"^#(?=[a-z\[])", "", EXAMPLE, flags=re.MULTILINE))
 

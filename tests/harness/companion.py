@@ -52,6 +52,7 @@ class Scene:
         self.daemon = AsyncExitStack()
         self.sandbox = self.base = self.broker = ""
         self.arrived: Counter[str] = Counter()
+        self.app: web.Application
 
     async def get(self, path: str, **headers: str) -> tuple[int, Any]:
         """Ask the companion: status and JSON, or text."""
@@ -131,7 +132,9 @@ async def scene(
             "timeout_s": 5,
             **options,
         }
-        app = create_app(
+        if callable(given.get("consent")):  # the sandbox's address had to be known first
+            given["consent"] = given["consent"](there.sandbox)
+        app = there.app = create_app(
             CompanionOptions(**given),
             there.clock.now,
             there.clock.wall,
