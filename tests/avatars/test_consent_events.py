@@ -30,12 +30,6 @@ OFFICIAL_SEALED = (
 
 
 @pytest.fixture
-async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
-    async with asking_scene(tmp_path) as asking:
-        yield asking
-
-
-@pytest.fixture
 async def sealed(tmp_path: Path) -> AsyncIterator[Asking]:
     async with asking_scene(tmp_path, message_key=Secret(MESSAGE_KEY)) as asking:
         yield asking

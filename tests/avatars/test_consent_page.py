@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from tests.harness.doubles import APPID, CANARY
 from tests.harness.small_disk import fill
 
 USERINFO, EXCHANGE = "/sns/userinfo", "/sns/oauth2/access_token"
-
-
-@pytest.fixture
-async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
-    async with asking_scene(tmp_path) as asking:
-        yield asking
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from broker.avatars.consent.exchange import CodeExchange
 from broker.avatars.consent.limits import VisitorLimits
 from broker.avatars.consent.page import ConsentDesk
 from broker.avatars.consent.state import States
-from broker.avatars.consent.upkeep import Upkeep
+from broker.avatars.consent.upkeep import ConsentUpkeep
 from broker.avatars.gate import Crash, HostGate, front
 from broker.avatars.urls import origin
 from broker.config.settings import ConsentSettings
@@ -50,7 +50,7 @@ def create_site(
     )
     app.add_routes(desk.routes())
     app.add_routes([web.get(EVENTS, events.greet), web.post(EVENTS, events.hear)])
-    upkeep = Upkeep(consents, companion.followers, exchange, companion.clock)
+    upkeep = ConsentUpkeep(consents, companion.followers, exchange, companion.clock)
 
     async def keep_up(_app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(upkeep.run())

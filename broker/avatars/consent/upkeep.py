@@ -17,7 +17,7 @@ RENEW_S: Final = 7 * 86_400
 REFRESH_TOKEN_S: Final = 30 * 86_400  # WECHAT.md W82
 
 
-class Upkeep:
+class ConsentUpkeep:
     """Keeps the consents in order, once an hour. `clock` tells steady seconds."""
 
     def __init__(
