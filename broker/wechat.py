@@ -157,7 +157,7 @@ class WeChat:
             parameter: code.reveal(),
             "grant_type": "authorization_code",
         }
-        return await self._call("GET", self._base.with_path(path), params=fields)
+        return await self._call("GET", under(self._base, path), params=fields)
 
     async def _call(self, method: str, url: URL, **request: Any) -> bytes | Failure:
         """Make one request; the body of a 200, or what went wrong."""

@@ -4,17 +4,16 @@ The sentences are in messages.py, in two languages. Nothing of a foreign error's
 may hold a token.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from broker.client import BrokerError
+from broker.core.text import address_in, visible
 
 DAY_S: Final = 86_400
 BEIJING_S: Final = 8 * 3600  # ahead of UTC
 DEAD: Final = frozenset({40001, 40014, 42001})
-_IP: Final = re.compile(r"invalid ip ([0-9a-fA-F.:]{2,45})")
 
 
 class _Kind(NamedTuple):
@@ -79,8 +78,8 @@ def refused(answer: Mapping[str, Any], errcode: int, wall: Callable[[], float]) 
     """
     code = _BY_ERRCODE.get(errcode, "upstream-refused")
     until = DAY_S - (wall() + BEIJING_S) % DAY_S if code == "quota-exhausted" else None
-    ip = _IP.search(str(answer.get("errmsg", "")))
-    return AvatarError(code, until, errcode=errcode, ip=ip[1] if ip else "", why="busy")
+    ip = address_in(str(answer.get("errmsg", ""))) or ""
+    return AvatarError(code, until, errcode=errcode, ip=ip, why="busy")
 
 
 def unreachable(why: str, amount: float = 0) -> AvatarError:
@@ -102,5 +101,5 @@ def of_broker(error: BrokerError, broker: str) -> AvatarError:
         else "no-token"
     )
     return AvatarError(
-        code, error.retry_after, broker=broker, why=error.detail, broker_code=error.code
+        code, error.retry_after, broker=broker, why=visible(error.detail), broker_code=error.code
     )

@@ -16,6 +16,7 @@ from yarl import URL
 from broker.avatars.errors import AvatarError, of_broker, refused, unreachable
 from broker.avatars.urls import avatar_url
 from broker.client import AsyncTokenClient, BrokerError
+from broker.core.text import visible
 from broker.http.way_out import PROXY_ERRORS, OutgoingSession, under
 
 MOST_BYTES: Final = 8 * 1024 * 1024  # ten thousand openids are 310 KB
@@ -102,7 +103,7 @@ class DataApi:
             or not isinstance(total, int)
         ):
             raise unreachable("garbage")
-        return Listed(total, openids, beyond if isinstance(beyond, str) else "")
+        return Listed(total, openids, str(beyond) if _is_openid(beyond) else "")
 
     async def profiles(self, openids: Sequence[str]) -> dict[str, Profile]:
         """Return the profiles of up to a hundred; whom WeChat leaves out counts as a stranger."""
@@ -177,7 +178,7 @@ def errcode_of(answer: Mapping[str, Any]) -> int:
     """Return the errcode, which may arrive as a string; 0 where there is none, -1 if it is none."""
     try:
         return int(answer.get("errcode") or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return -1
 
 
@@ -195,7 +196,7 @@ def _profile(info: Mapping[str, Any]) -> Profile:
     nickname = info.get("nickname")
     follows = info.get("subscribe") not in {0, "0"}
     return Profile(
-        nickname.strip() if isinstance(nickname, str) else "",
+        visible(nickname.strip()) if isinstance(nickname, str) else "",
         avatar_url(info.get("headimgurl")),
         follows,
     )

@@ -92,7 +92,7 @@ def check(config: Path | None) -> None:
 
 def _check(config: Path | None) -> None:
     from broker.config.load import ConfigError, load
-    from broker.config.notices import notices
+    from broker.config.notices import advice, notices
     from broker.notify.receivers import receivers
     from broker.store.open import inspect, warnings
 
@@ -114,6 +114,8 @@ def _check(config: Path | None) -> None:
     )
     for notice in notices(settings):
         click.echo(f"Beware: {notice.text}.")
+    for better in advice(settings):
+        click.echo(f"Advice: {better}.")
 
 
 @main.command()
@@ -203,7 +205,7 @@ def status(config: Path | None, as_json: bool) -> None:  # noqa: FBT001 -- click
     from broker.cli import query
 
     answer = _asked(config, "/v1/status", None)
-    click.echo(json.dumps(answer, indent=2, ensure_ascii=False) if as_json else query.table(answer))
+    click.echo(json.dumps(answer, indent=2) if as_json else query.table(answer))
 
 
 @main.command()

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from broker.client.protocol import BrokerAddress
 from broker.client.sync import BrokerConnection
+from broker.core.text import visible
 from broker.system.address import Address
 
 TIMEOUT_S: Final = 30.0
@@ -44,9 +45,8 @@ def daemon(addresses: Sequence[Address], path: str, key: str | None) -> Any:
     finally:
         connection.close()
     if response.status != http.client.OK:
-        raise NoAnswer(
-            f"{answer.get('code', response.status)}: {answer.get('detail', response.reason)}"
-        )
+        why = f"{answer.get('code', response.status)}: {answer.get('detail', response.reason)}"
+        raise NoAnswer(visible(why))
     return answer
 
 
@@ -81,7 +81,7 @@ def table(status: dict[str, Any]) -> str:
     notes = [line for app in status["apps"] for line in _notes(app)]
     told = status.get("notifications", {}).get("receivers", [])
     notes += [f"{one['receiver']}: not told: {_code(one)}" for one in told if one["trouble"]]
-    return "\n".join([*lines, *notes, *map(_node, status.get("nodes", []))])
+    return "\n".join(map(visible, [*lines, *notes, *map(_node, status.get("nodes", []))]))
 
 
 def _code(one: dict[str, Any]) -> str:

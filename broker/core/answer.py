@@ -5,7 +5,6 @@ an integer that may come as a string. Nothing of WeChat's text is kept but an IP
 request id, each checked for its shape.
 """
 
-import ipaddress
 import json
 import re
 from typing import Any, Final
@@ -13,6 +12,7 @@ from typing import Any, Final
 from broker.core.errcodes import TOKEN_REFUSED, Failure, FailureCode, Flaw, Kind, rule_for
 from broker.core.ports import Minted, Verdict
 from broker.core.secret import Secret
+from broker.core.text import address_in
 
 MOST_BYTES: Final = 64 * 1024
 LONGEST_LIFE: Final = 86400.0  # seconds
@@ -65,19 +65,10 @@ def _refusal(errcode: int, errmsg: object, *, wecom: bool) -> Failure:
     text = errmsg if isinstance(errmsg, str) else ""
     rid = _RID.search(text)
     kind = rule_for(errcode, wecom=wecom).kind
-    ip = _ip(text) if kind is Kind.ADMISSION else None
+    ip = address_in(text) if kind is Kind.ADMISSION else None
     return Failure(
         kind, FailureCode.ERRCODE, errcode, ip=ip, rid=rid[1] if rid else None, wecom=wecom
     )
-
-
-def _ip(text: str) -> str | None:
-    for word in re.split(r"[\s,;]+", text):
-        try:
-            return str(ipaddress.ip_address(word))
-        except ValueError:
-            continue
-    return None
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -93,12 +93,14 @@ class Flaw(StrEnum):
 class Rule:
     """The class of an errcode, and what follows from it.
 
-    `pause` is in seconds: a floor, and exact where `kind` is BLOCKED.
+    `pause` is in seconds: a floor, and exact where `kind` is BLOCKED. After the first failure of
+    its kind in a row, `first_pause` counts instead.
     """
 
     kind: Kind
     pause: float
     advice: Advice
+    first_pause: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,16 @@ def _configuration(advice: Advice) -> Rule:
     return Rule(Kind.CONFIGURATION, _TEN_MINUTES, advice)
 
 
-_SECRET: Final = _configuration(Advice.SECRET)
-_APPID: Final = _configuration(Advice.APPID)
+def _correctable(advice: Advice) -> Rule:
+    """Return the rule for what a person often corrects at once: a wrong AppID or secret.
+
+    WeChat also answers so for a moment after a secret was reset. One more call costs little.
+    """
+    return Rule(Kind.CONFIGURATION, _TEN_MINUTES, advice, first_pause=60.0)
+
+
+_SECRET: Final = _correctable(Advice.SECRET)
+_APPID: Final = _correctable(Advice.APPID)
 _RIGHTS: Final = _configuration(Advice.RIGHTS)
 _REQUEST: Final = _configuration(Advice.REQUEST)
 _FROZEN: Final = _configuration(Advice.FROZEN)
@@ -190,8 +200,8 @@ RULES: Final[dict[int, Rule]] = {
     89507: Rule(Kind.BLOCKED, 3600, Advice.BLOCKED_AN_HOUR),
 }
 
-_WECOM_SECRET: Final = _configuration(Advice.WECOM_SECRET)
-_WECOM_CORPID: Final = _configuration(Advice.WECOM_CORPID)
+_WECOM_SECRET: Final = _correctable(Advice.WECOM_SECRET)
+_WECOM_CORPID: Final = _correctable(Advice.WECOM_CORPID)
 
 WECOM_RULES: Final[dict[int, Rule]] = {
     -1: TRANSIENT,
@@ -224,20 +234,23 @@ def pause(
     ceiling: float,
     until_next_day: float,
     jitter: float,
+    *,
+    is_first: bool = False,
 ) -> float:
     """Return the seconds to wait after a failure, the `failures`-th in a row (from 1).
 
     `floor` and `ceiling` bound the pause after what time can cure; in between it doubles.
-    `until_next_day` is what is left of the quota day; `jitter` in [0, 1) keeps many brokers apart.
+    `is_first`: the failure before, if there was one, was of another kind. `until_next_day` is what is left of the quota day; `jitter` in [0, 1) keeps many brokers apart.
     The pause is never shorter than `floor`, nor than the class asks.
     """
     rule = TRANSIENT
     if failure.errcode is not None:
         rule = rule_for(failure.errcode, wecom=failure.wecom)
+    least = rule.first_pause if is_first and rule.first_pause is not None else rule.pause
     asked = min(failure.retry_after or 0.0, LONGEST_RETRY_AFTER)
     if rule.kind is Kind.BLOCKED:
         return rule.pause
     if rule.kind is Kind.QUOTA:
         return max(until_next_day, floor, asked)
     grown = min(ceiling, floor * 2.0 ** min(failures - 1, 30))
-    return max(rule.pause, min(ceiling, grown * (1 + 0.2 * jitter)), floor, asked)
+    return max(least, min(ceiling, grown * (1 + 0.2 * jitter)), floor, asked)

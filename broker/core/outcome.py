@@ -68,7 +68,7 @@ class OutcomeRules:
                 held, call, started_at, good, self.account.endpoint, self.policy
             )
         failure = replace(answer, wall=self.wall)
-        wait = self._pause(failure, grant.credential.failures)
+        wait = self._pause(failure, grant.credential)
         known = fingerprint(self.account.secret, grant.credential.epoch)
 
         def change(held: Credential, now: float) -> Credential:
@@ -97,7 +97,7 @@ class OutcomeRules:
         def change(held: Credential, _: float) -> Credential | None:
             if held.reserved_call is None or held.reserved_call != call:
                 return None
-            not_before = held.called_at + self._pause(failure, held.failures)
+            not_before = held.called_at + self._pause(failure, held)
             suspected = lost(held, held.called_at, safe_for)
             return failed(
                 suspected,
@@ -109,8 +109,14 @@ class OutcomeRules:
 
         return change
 
-    def _pause(self, failure: Failure, failures_before: int) -> float:
-        floor, ceiling = self.policy.min_gap, self.policy.max_backoff
+    def _pause(self, failure: Failure, held: Credential) -> float:
+        before, policy = held.failure, self.policy
         return pause(
-            failure, failures_before + 1, floor, ceiling, until_next_day(self.wall), self.jitter
+            failure,
+            held.failures + 1,
+            policy.min_gap,
+            policy.max_backoff,
+            until_next_day(self.wall),
+            self.jitter,
+            is_first=before is None or before.kind is not failure.kind,
         )

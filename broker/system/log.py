@@ -11,6 +11,8 @@ import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
+from broker.core.text import visible
+
 # The last: what is left of a body, read after the answer, is not packed as it says.
 PEERS_FAULTS: Final = (HttpProcessingError, ConnectionError, RequestPayloadError)
 # What a person must see to, and what is merely worth knowing; everything else is a healthy day's
@@ -46,6 +48,7 @@ def configure(level: str = "", stream: TextIO = sys.stderr) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
+        _visible,
     ]
     # Plain tracebacks: the pretty ones print local variables, and among those are secrets.
     rendering: list[structlog.typing.Processor] = (
@@ -86,6 +89,13 @@ def _bare(
     _logger: object, _name: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
     return structlog.stdlib.ProcessorFormatter.remove_processors_meta(None, "", event)
+
+
+def _visible(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Keep what others have written from steering the terminal that shows the log."""
+    return {key: visible(it) if isinstance(it, str) else it for key, it in event.items()}
 
 
 def emit(event: str, app: str, **facts: object) -> None:

@@ -266,6 +266,19 @@ async def test_markup_in_a_nickname_stays_text(there: Scene) -> None:
     assert "&lt;script&gt;" in page
 
 
+async def test_half_an_emoji_in_a_nickname_spoils_no_page(there: Scene) -> None:
+    openids = await there.openids()
+    there.clock.pass_(TTL)
+    infos = [
+        {"subscribe": 1, "openid": openid, "nickname": "half \ud83d\x1b[2J"} for openid in openids
+    ]
+    # As bytes: the sandbox would put a question mark in the place of the half.
+    await there.fault(BATCHGET, "garbage", body=json.dumps({"user_info_list": infos}))
+    status, page = await there.get("/")
+    assert status == 200
+    assert "half \ufffd[2J" in page
+
+
 async def test_a_page_that_ends_while_others_wait_leaves_nothing_behind(tmp_path: Path) -> None:
     async with scene(tmp_path, SandboxOptions(followers=3)) as there:
         there.wire.gate.clear()

@@ -14,6 +14,8 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from broker import __version__
 from broker.store.sqlite.schema import MIGRATIONS
 from tests.harness import invariants
@@ -260,6 +262,38 @@ def test_dangerous_permissions_are_told_by_check_and_log(house: ForkedDaemon) ->
     plain = house.config.read_text().replace(house.sandbox, "http://sandbox.example:1")
     house.config.write_text(plain.replace("timeout = 5", "timeout = 5\nallow_plaintext = true"))
     assert "Beware: wechat.api_base: http://" in run("check", "--config", str(house.config)).stdout
+
+
+@pytest.mark.parametrize(
+    ("policy", "notice"),
+    [
+        ("refresh_fraction = 0.04\noverlap = 600", "policy.overlap: 600 s, but by policy.refresh"),
+        ("refresh_fraction = 0.902", "policy.refresh_fraction: leaves 56 s of a token's life"),
+        ("verify_quota = 0", "policy.verify_quota: 0: WeChat is never asked"),
+    ],
+)
+def test_a_policy_whose_consequences_surprise_is_told(
+    house: ForkedDaemon, policy: str, notice: str
+) -> None:
+    house.configure(policy=policy)
+    done = run("check", "--config", str(house.config))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Beware: {notice}" in done.stdout
+    house.configure(policy=policy, app='endpoint = "stable_token"')
+    is_of_every_endpoint = "verify_quota" in policy
+    said = run("check", "--config", str(house.config)).stdout
+    assert ("Beware" in said) is is_of_every_endpoint
+
+
+def test_check_advises_on_the_endpoint(house: ForkedDaemon) -> None:
+    house.configure()
+    assert "Advice: apps.main.endpoint: `token` is right where" in _checked(house)
+    house.configure(app='endpoint = "stable_token"')
+    assert "Advice" not in _checked(house)
+
+
+def _checked(house: ForkedDaemon) -> str:
+    return run("check", "--config", str(house.config)).stdout
 
 
 def test_usage_errors_end_with_2() -> None:

@@ -284,9 +284,11 @@ async def test_no_url_gets_into_a_log_even_at_debug(
         ):
             await send(url)
         logging.getLogger("broker.test").debug("we are at debug")
+        log.tell("store-failed", reason="\x9b2J \ud83d")
     finally:
         logging.basicConfig(handlers=[], force=True)
     assert "we are at debug" in stream.getvalue()
+    assert '"reason": "\ufffd2J \ufffd"' in stream.getvalue()  # nothing steers a terminal
     assert CANARY not in stream.getvalue()
 
 

@@ -300,7 +300,8 @@ async def test_an_outage_of_three_hours_is_served_through_until_expiry_then_503_
     [
         (-1, 30, Code.UPSTREAM_UNAVAILABLE),
         (45011, 60, Code.UPSTREAM_UNAVAILABLE),
-        (40125, 600, Code.UPSTREAM_REFUSED),
+        (40125, 60, Code.UPSTREAM_REFUSED),
+        (48001, 600, Code.UPSTREAM_REFUSED),
         (40164, 300, Code.UPSTREAM_REFUSED),
         (89503, 300, Code.UPSTREAM_REFUSED),
         (89507, 3600, Code.UPSTREAM_REFUSED),
@@ -325,6 +326,21 @@ async def test_each_class_of_errcode_has_its_pause(
     bench.clock.pass_(1)
     await looked(keeper)
     assert bench.wechat.calls == 2
+
+
+@pytest.mark.parametrize("errcode", [40001, 40013, 40125, 41002])
+async def test_the_first_refusal_of_a_secret_is_tried_again_after_a_minute_the_second_after_ten(
+    bench: Bench, errcode: int
+) -> None:
+    keeper = await bench.keeper()
+    refused = Failure(Kind.CONFIGURATION, FailureCode.ERRCODE, errcode=errcode)
+    bench.wechat.answers.extend([DOWN, refused, refused])
+    await looked(keeper)
+    for pause, calls in ((30, 2), (60, 3), (599, 3), (1, 4)):
+        bench.clock.pass_(pause)
+        await looked(keeper)
+        assert bench.wechat.calls == calls
+    assert value_of(keeper) is not None
 
 
 async def test_a_changed_secret_is_tried_at_once_after_a_restart(bench: Bench) -> None:
@@ -830,9 +846,9 @@ async def test_another_secret_ends_the_pause_of_the_one_before_and_is_used_at_on
     keeper = await bench.keeper()
     bench.wechat.answers.append(Failure(Kind.CONFIGURATION, FailureCode.ERRCODE, 40125))
     await looked(keeper)
-    bench.clock.pass_(60)
+    bench.clock.pass_(59)
     await looked(keeper)
-    assert bench.wechat.calls == 1  # the pause is ten minutes
+    assert bench.wechat.calls == 1  # the pause is a minute
     keeper.change_secret(Secret("another"))
     assert keeper.account.secret == Secret("another")
     await looked(keeper)

@@ -110,6 +110,8 @@ async def test_status_and_metrics_say_what_is_behind(daemon: Daemon) -> None:
     table = query.table(status)
     assert "main: redis 127.0.0.1:6379/0 token-broker:main is behind: wrong-password" in table
     assert "wecom qyapi.weixin.qq.com: not told: refused 93000" in table
+    status["apps"][0]["store_error"] = "\x1b[2J \ud83d"
+    assert "main: the store: \ufffd[2J \ufffd" in query.table(status)
 
 
 def test_each_code_has_words_in_both_languages() -> None:

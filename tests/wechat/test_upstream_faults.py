@@ -75,14 +75,10 @@ def until_midnight() -> float:
 
 
 REFUSED = "upstream-refused"
+CORRECTABLE = [40001, 40013, 40125, 41002, 41004]
 CONFIGURATION = [
-    40001,
     40002,
-    40013,
-    40125,
     40243,
-    41002,
-    41004,
     43002,
     48001,
     48004,
@@ -95,6 +91,7 @@ ERRCODES = [
     errcode(-1, "transient", "upstream-unavailable", 1),
     errcode(45011, "slow-down", "upstream-unavailable", 60),
     errcode(45009, "quota", "quota-exhausted", 0),
+    *(errcode(number, "configuration", REFUSED, 60) for number in CORRECTABLE),
     *(errcode(number, "configuration", REFUSED, 600) for number in CONFIGURATION),
     *(errcode(number, "admission", REFUSED, 300) for number in (40164, 61004)),
     *(errcode(number, "confirmation", REFUSED, 300) for number in (89501, 89503)),

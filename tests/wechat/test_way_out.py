@@ -88,12 +88,16 @@ def test_token_verification_ticket_proxied_calls_and_the_companion_go_through_th
         assert house.get("/v1/tickets/main/jsapi")[0] == 200
         me = {"X-Token-Broker-App": "main"}
         assert "openid" in str(house.get("/cgi-bin/user/get", **me)[1])
+        login = {"kind": "web", "code": "nobody-has-this"}
+        assert house.post("/v1/logins/main", login)[1]["errcode"] == 40029
+        assert house.get("/sns/auth?access_token=a&openid=o", **me)[0] == 200
         avatars = stack.enter_context(
             process(house.home / "avatars.log", "avatars", "--config", str(house.config))
         )
         url = _url(avatars.first_line())
         assert len(ask("GET", f"{url}/avatars?limit=3")[1]) == 3
         assert daemon.end() == 0
+    assert {"/weixin/sns/oauth2/access_token", "/weixin/sns/auth"} <= {it for it, _ in relay.asked}
     paths = [path.removeprefix("/weixin/cgi-bin/") for path, _ in relay.asked]
     assert paths[0] == "token"
     assert {"get_api_domain_ip", "ticket/getticket", "user/get", "user/info/batchget"} <= set(paths)

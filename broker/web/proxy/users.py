@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 from yarl import URL
 
 from broker.core.answer import MOST_BYTES
-from broker.http.way_out import OutgoingSession
+from broker.http.way_out import OutgoingSession, under
 from broker.web.dialect import WECHAT, ErrcodeError
 from broker.web.gate import (
     CLIENT,
@@ -108,7 +108,7 @@ class UserCalls:
         if path not in PATHS:
             raise ErrcodeError(48001, paths.UNUSUAL)
         self._refuse_what_is_ours(request, query)
-        url = self._base.join(URL(f"{path}?{paths.visible(query)}", encoded=True))
+        url = URL(f"{under(self._base, path)}?{paths.visible(query)}", encoded=True)
         outcome = "abandoned"
         try:
             with self._limits.passing(client, OF_USERS):
