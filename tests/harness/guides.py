@@ -1,5 +1,6 @@
 """README and guides in both languages, read: headings, code, links."""
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ CHINESE: Final = DOCS / "zh-CN"
 # Pages whose Chinese one has another place than zh-CN/ and their own name.
 PLACES: Final = {
     ROOT / "README.md": ROOT / "README.zh-CN.md",
+    DEPLOY / "sdk" / "README.md": CHINESE / "sdks.md",
 }
 FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>\w*)$")
 # A comment of each language that code on the pages is in; strings with these in them do not occur.
 COMMENTS: Final = {
-    **dict.fromkeys(("sh", "toml", "python", "ini", "yaml"), r"(^|\s+)#.*$"),
+    **dict.fromkeys(("sh", "toml", "ini", "yaml"), r"(^|\s+)#.*$"),
     **dict.fromkeys(("js", "php", "java", "go", "csharp"), r"(^|\s+)//.*$"),
     "sql": r"(^|\s+)--.*$",
 }
@@ -34,6 +36,8 @@ class Block:
 
     def without_comments(self) -> str:
         """Return the code without what is said to people in it."""
+        if self.language == "python":  # whose lines a formatter breaks where a comment is long
+            return ast.unparse(ast.parse(self.text))
         pattern = COMMENTS.get(self.language)
         if pattern is None:
             return self.text
