@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 from broker.core.credential import (
     NEVER,
@@ -13,10 +14,14 @@ from broker.core.credential import (
     Policy,
 )
 from broker.core.decision import RENEWED_AFTER, promised_until, safe_end, scheduled_at
-from broker.core.ports import Clock
+from broker.core.ports import Clock, wall_offset
 from broker.core.quota import Entry
 from broker.core.serving import Served, TokenState
 from broker.core.transitions import is_older
+
+# A wall clock that moves so far ahead of the steady one may have run on while the machine, and its
+# steady clock with it, was paused.
+PAUSE_S: Final = 60.0
 
 
 class LiveCredential:
@@ -39,6 +44,18 @@ class LiveCredential:
         self._stale_at = self._ends_at = NEVER
         self.previous: HeldToken | None = None  # the token before the one in force
         self._replaced_at = NEVER
+        self._aged_by = wall_offset(clock)  # as it was when the token's age was last certain
+
+    @property
+    def may_be_older(self) -> bool:
+        """True if the machine may have been paused while the token grew older at WeChat."""
+        held, ahead = self.credential, wall_offset(self._clock) - self._aged_by
+        return ahead > PAUSE_S and held.token is not None and not held.refused
+
+    def trust_age(self) -> None:
+        """Go by the steady clock again, since WeChat was asked, or since the token is a new one."""
+        self._aged_by = wall_offset(self._clock)
+        self._on_change(self.account.name)
 
     def adopt(self, credential: Credential) -> bool:
         """Publish a credential, unless it is older than the one in force (the fence).
@@ -54,6 +71,7 @@ class LiveCredential:
             self._time(credential)
         if is_new:
             self.previous, self._replaced_at = held.token, self._clock.now()
+            self._aged_by = wall_offset(self._clock)
             self.wake()
         return is_new
 
@@ -94,11 +112,12 @@ class LiveCredential:
         state = TokenState.STALE if is_stale else TokenState.FRESH
         until = now + promised - max(whole, min_ttl, 1)
         until = min(until, self._ends_at - max(int(left), least))
+        in_doubt = held.suspicion is not None or self.may_be_older
         return Served(
             held,
             whole,
             int(left),
-            TokenState.SUSPECT if held.suspicion else state,
+            TokenState.SUSPECT if in_doubt else state,
             until if is_stale else min(until, self._stale_at),
         )
 

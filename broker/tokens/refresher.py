@@ -5,6 +5,7 @@ a time acts on it. It reads from top to bottom in the order in which things happ
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -109,7 +110,14 @@ class Refresher:
         rests_until = max(self._sync.retry_at, self._rests_until)
         if self._sync.owes:
             return rests_until
-        return max(rests_until, self.plan.look_at(self._dependencies.clock.now()))
+        look_at = self.plan.look_at(self._dependencies.clock.now())
+        return max(rests_until, min(look_at, self._age_check_at()))
+
+    def _age_check_at(self) -> float:
+        """Return when to ask WeChat whether a token lives that may be older than it seems."""
+        if not self._live.may_be_older:
+            return math.inf
+        return check_allowed_at(self._live.credential, self._live.policy)
 
     def next_call_at(self) -> float:
         """Return the steady time of the next token call, as things stand."""
@@ -144,7 +152,7 @@ class Refresher:
         if report and not held.refused:
             check = due = now >= check_allowed_at(held, self._live.policy)
         else:
-            check = now >= self.plan.check_at
+            check = now >= min(self.plan.check_at, self._age_check_at())
             due = self._sync.wall_was_set or now >= self.due_at()
         return self._launch(lambda: self._fly(check=check)) if due else None
 
@@ -228,6 +236,8 @@ class Refresher:
             return None
         verdict = await self._dependencies.upstream.check(account, token.value)
         self._dependencies.emit("checked", account.name, version=version, verdict=verdict.value)
+        if verdict is not Verdict.UNKNOWN:
+            self._live.trust_age()
         if verdict is Verdict.ALIVE:
             await self._sync.amend(
                 lambda held, now: transitions.found_alive(held, version, policy, now)

@@ -696,6 +696,50 @@ async def test_the_third_token_that_dies_before_its_time_means_a_second_issuer(
     assert [facts["count"] for facts in bench.told("second-issuer")] == [1, 2, 3]
 
 
+# --- a machine that was paused --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "verdict", [Verdict.ALIVE, Verdict.DEAD, Verdict.UNDECIDED, Verdict.UNKNOWN]
+)
+async def test_after_a_pause_a_token_is_verified_before_it_is_called_fresh(
+    bench: Bench, verdict: Verdict
+) -> None:
+    # SCENARIOS.md 70
+    keeper = await kept(bench)
+    bench.clock.pass_(60)
+    bench.wechat.verdicts.append(verdict)
+    bench.clock.unix += 3 * 3600  # the steady clock stood still with the machine
+    served = keeper.serve()
+    assert served is not None
+    assert served.state is TokenState.SUSPECT
+    await looked(keeper)
+    assert bench.wechat.checks == 1
+    served = keeper.serve()
+    assert served is not None
+    still = verdict is Verdict.UNKNOWN
+    assert served.state is (TokenState.SUSPECT if still else TokenState.FRESH)
+    assert value_of(keeper) == token(2 if verdict is Verdict.DEAD else 1)
+    for _ in range(3):
+        bench.clock.pass_(10)
+        await looked(keeper)
+    assert bench.wechat.checks == (2 if still else 1)
+    assert (again := keeper.serve()) is not None
+    assert again.state is TokenState.FRESH
+
+
+@pytest.mark.parametrize("set_by", [-3 * 3600, -60, 5, 59])
+async def test_a_wall_clock_that_is_set_back_or_a_little_forward_costs_no_verification(
+    bench: Bench, set_by: float
+) -> None:
+    keeper = await kept(bench)
+    bench.clock.pass_(60)
+    bench.clock.unix += set_by
+    await looked(keeper)
+    assert (served := keeper.serve()) is not None
+    assert (served.state, bench.wechat.checks) == (TokenState.FRESH, 0)
+
+
 # --- people ---------------------------------------------------------------------------------------
 
 

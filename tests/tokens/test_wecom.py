@@ -1,5 +1,6 @@
 """WeCom's tokens: repeated until they expire, one per app of a corpid (WECHAT.md W62)."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Minted, Verdict
 from broker.core.quota import calls_per_day
 from broker.core.secret import Secret
+from broker.core.serving import Served, Unavailable
 from broker.core.transitions import found_dead, minted
 from broker.web.gate import Client, Gate
 from broker.web.words import english
@@ -62,6 +64,26 @@ def test_a_token_that_died_early_is_no_sign_of_a_second_issuer() -> None:
     assert dead is not None
     assert dead.refused
     assert dead.second_issuer.count == 0
+
+
+async def test_in_the_last_seconds_a_request_waits_for_the_next_token(bench: Bench) -> None:
+    keeper = await bench.keeper(MAIN)
+    await looked(keeper)
+    held = keeper.credential.token
+    assert held is not None
+    bench.clock.pass_(held.lifetime - 3)
+    assert value_of(keeper) is not None
+    bench.clock.pass_(2.9)
+    assert keeper.serve() is None
+    asking = [asyncio.create_task(keeper.get(patience_s=60)) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in asking)
+    bench.clock.pass_(2.1)
+    for served in await asyncio.gather(*asking):
+        assert isinstance(served, Served)
+        assert served.credential.version != f"{keeper.credential.epoch}-1"
+    assert bench.wechat.calls == 2
+    assert isinstance(await keeper.get(min_ttl=7300, patience_s=0.01), Unavailable)
 
 
 async def test_a_day_costs_a_dozen_calls_and_a_lost_answer_nothing(bench: Bench) -> None:
