@@ -18,6 +18,7 @@ from broker.core.errcodes import RULES, WECOM_RULES
 from broker.core.serving import Code
 from broker.notify.events import StateChange
 from broker.notify.states import StateKind
+from broker.sandbox.control import _ROUTES
 from broker.web.api.openapi import DOCUMENT
 from broker.web.gate import SCOPES
 from tests.harness.guides import CHINESE, DOCS, Page, pages, read
@@ -44,6 +45,10 @@ FOREIGN: Final = re.compile(
     r"|printf|openssl|install -m|docker|podman|kubectl|buildah|helm|dpkg|npm|inotifywait|journalctl"
     r"|\$PATH|export |kill|pool_mode|smallstep|sqlite-utils|uv |pipx"
 )
+
+
+# The sandbox's controls, as it describes them itself.
+CONTROLS: Final = {control.partition("?")[0] for control in _ROUTES}
 
 
 @cache
@@ -121,25 +126,29 @@ def test_commands_exist(page: Page) -> None:
     for line in lines:
         words = shlex.split(line.removesuffix("…"))
         assert words[1] in main.commands, line
-        command = main.commands[words[1]]
-        known = {"--help", "--version"} | {
-            option
-            for parameter in command.params
-            if isinstance(parameter, click.Option)
-            for option in parameter.opts
-        }
+        command: click.Command = main.commands[words[1]]
+        known = {"--help", "--version"} | options_of(command)
+        if isinstance(command, click.Group) and len(words) > 2 and not words[2].startswith("-"):
+            assert words[2] in command.commands, line
+            known |= options_of(command.commands[words[2]])
         assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_options_exist(page: Page) -> None:
-    known = {
+def options_of(command: click.Command) -> set[str]:
+    """Return the options of a command, and of those below it."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {
         option
-        for command in main.commands.values()
         for parameter in command.params
         if isinstance(parameter, click.Option)
         for option in parameter.opts
     }
+    return own.union(*map(options_of, below))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_options_exist(page: Page) -> None:
+    known = options_of(main)
     script = (DEPLOY / "install.sh").read_text() + source()
     for code in page.code:
         option = code.split()[0]
@@ -178,8 +187,7 @@ def test_routes_exist(page: Page) -> None:
         is_known = plain in known or WECHATS.match(path) or path.startswith(FILES)
         is_control = path == "/sandbox" or path.startswith("/sandbox/")
         if is_control:
-            name = path.rpartition("/")[2]
-            assert f"_{name}" in source() or f'"{path}"' in source(), code
+            assert path in {control.split()[1] for control in CONTROLS}, code
         assert is_known or is_control or path in source(), code
 
 
@@ -295,6 +303,11 @@ def test_every_route_and_code_is_told(folder: Path) -> None:
     routes = {code.partition(" ")[2] for code in told if code.startswith(("GET ", "POST "))}
     assert set(DOCUMENT["paths"]) <= routes
     assert {code.value for code in Code} <= told
+
+
+@pytest.mark.parametrize("folder", LANGUAGES, ids=["en", "zh-CN"])
+def test_every_control_of_the_sandbox_is_told(folder: Path) -> None:
+    assert table_of(folder, "development.md") >= CONTROLS
 
 
 @pytest.mark.parametrize("folder", LANGUAGES, ids=["en", "zh-CN"])
