@@ -49,7 +49,8 @@ class LiveCredential:
     @property
     def may_be_older(self) -> bool:
         """True if the machine may have been paused while the token grew older at WeChat."""
-        held, ahead = self.credential, wall_offset(self._clock) - self._aged_by
+        held, clock = self.credential, self._clock
+        ahead = clock.wall() - clock.now() - self._aged_by
         return ahead > PAUSE_S and held.token is not None and not held.refused
 
     def trust_age(self) -> None:

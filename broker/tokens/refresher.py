@@ -152,8 +152,8 @@ class Refresher:
         if report and not held.refused:
             check = due = now >= check_allowed_at(held, self._live.policy)
         else:
-            check = now >= min(self.plan.check_at, self._age_check_at())
             due = self._sync.wall_was_set or now >= self.due_at()
+            check = due and now >= min(self.plan.check_at, self._age_check_at())
         return self._launch(lambda: self._fly(check=check)) if due else None
 
     def launch_call(self, claim: Claim) -> Flight:

@@ -1,5 +1,7 @@
 """What keeps one account's token: what is served of it, what is stored, and the refresher."""
 
+import math
+
 from broker.core.credential import Account, Endpoint
 from broker.tokens.dependencies import Dependencies
 from broker.tokens.live import LiveCredential
@@ -44,9 +46,11 @@ class Upkeep:
         await self.refresher.start()
 
     def look(self) -> float:
-        """Act if something is due. Return the steady time of the next look."""
-        self.refresher.look()
-        return self.refresher.due_at()
+        """Act if something is due. Return the steady time of the next look.
+
+        While a flight is under way that is never: the plan changes with its end.
+        """
+        return self.refresher.due_at() if self.refresher.look() is None else math.inf
 
     def take(self, account: Account) -> None:
         """Go by another name, secret or quota of the same account from the next call on.

@@ -258,9 +258,9 @@ class SqliteStore:
 
     def _load(self, account: Account) -> Held:
         with self._file.transaction():
-            here = Anchor.now(self._clock)
-            self._assume(account, here)
-            return self._held(account, here)
+            key, here = key_of(account), Anchor.now(self._clock)
+            self._assume(account, key, here)
+            return self._held(account, key, here)
 
     def _carry_over(self) -> None:
         """Put what another boot wrote on this one's clock, and write tokens with the present key.
@@ -284,16 +284,17 @@ class SqliteStore:
 
     def _reserve(self, account: Account, decide: Decide) -> Grant | Denied:
         with self._file.transaction():
-            here = Anchor.now(self._clock)
-            self._assume(account, here)
-            held = self._held(account, here)
+            key, here = key_of(account), Anchor.now(self._clock)
+            self._assume(account, key, here)
+            held = self._held(account, key, here)
             decision = decide(held.credential, held.entries, here.steady)
             if isinstance(decision, Denial):
                 return Denied(decision, held.credential, held.entries)
-            self._drop_old_calls(account, here)
-            call = self._add_call(account, decision, here)
+            stale = {**key, "before": here.steady - KEPT_DAYS * DAY}
+            self._file.db.execute(_DROP_OLD, stale)
+            call = self._add_call(key, decision, here)
             credential = reserved(held.credential, call, here.steady)
-            self._write(key_of(account), credential, here)
+            self._write(key, credential, here)
         self._file.remember(call)
         entries = with_call(held.entries, decision, here.steady, here.wall, account)
         return Grant(call, here.steady, decision, credential, entries)
@@ -313,54 +314,52 @@ class SqliteStore:
             return self._apply(account, change)
 
     def _apply(self, account: Account, change: Change) -> tuple[Credential, bool]:
-        here = Anchor.now(self._clock)
-        held = self._credential(account, here)
+        key, here = key_of(account), Anchor.now(self._clock)
+        held = self._credential(key, here)
         changed = change(held, here.steady)
         if changed is None:
             return held, False
-        self._write(key_of(account), changed, here)
+        self._write(key, changed, here)
         return changed, True
 
-    def _credential(self, account: Account, here: Anchor) -> Credential:
+    def _credential(self, key: Mapping[str, str], here: Anchor) -> Credential:
         epoch = self._file.epoch
-        rows = self._rows(_FIND, key_of(account))
+        rows = self._rows(_FIND, key)
         if not rows:
             return Credential(epoch=epoch)
         if was_set_back(here, Anchor.of(rows[0])):
-            self._file.db.execute(_PLACE_LATER, {**key_of(account), **_by_wall(here)})
+            self._file.db.execute(_PLACE_LATER, {**key, **_by_wall(here)})
         return revived(rows[0], epoch, here, self._seal)
 
-    def _held(self, account: Account, here: Anchor) -> Held:
-        credential = self._credential(account, here)
+    def _held(self, account: Account, key: Mapping[str, str], here: Anchor) -> Held:
+        credential = self._credential(key, here)
         since = here.steady - DAY
         if credential.called_at != NEVER:
             since = min(since, credential.called_at)
         # Only the newest `daily_quota` calls can matter: where all of them lie in the window, it is
         # full.
-        asked = {**key_of(account), "since": since, "most": account.daily_quota}
+        asked = {**key, "since": since, "most": account.daily_quota}
         return Held(credential, entries_of(self._rows(_LEDGER, asked)))
 
-    def _assume(self, account: Account, here: Anchor) -> None:
+    def _assume(self, account: Account, key: Mapping[str, str], here: Anchor) -> None:
         """Enter the calls that a lost ledger may have held, once."""
         missing, since = self._file.unaccounted
+        if not missing:
+            return
         cost = assumed_cost(missing, account.daily_quota)
-        if cost and not self._rows(_ASSUMED, {**key_of(account), "since": since}):
-            self._add_call(account, Claim(Lane.SCHEDULED), here, cost=cost, outcome=ASSUMED)
-
-    def _drop_old_calls(self, account: Account, here: Anchor) -> None:
-        stale = {**key_of(account), "before": here.steady - KEPT_DAYS * DAY}
-        self._file.db.execute(_DROP_OLD, stale)
+        if cost and not self._rows(_ASSUMED, {**key, "since": since}):
+            self._add_call(key, Claim(Lane.SCHEDULED), here, cost=cost, outcome=ASSUMED)
 
     def _add_call(
         self,
-        account: Account,
+        key: Mapping[str, str],
         claim: Claim,
         here: Anchor,
         cost: int = 1,
         outcome: str | None = None,
     ) -> int:
         row = {
-            **key_of(account),
+            **key,
             "lane": claim.lane.value,
             "forced": int(claim.force),
             "cost": cost,
