@@ -105,7 +105,7 @@ install_package() {
     rm -rf "${home:?}/$slot"
     "$python" -m venv "$home/$slot" || stop "no virtual environment: on Debian and Ubuntu, apt install python3-venv"
     [ ! -d "$package" ] || package=$(CDPATH='' cd -- "$package" && pwd)
-    "$home/$slot/bin/python" -m pip install --quiet --disable-pip-version-check "${package}[speed,encryption,postgres]"
+    "$home/$slot/bin/python" -m pip install --quiet --disable-pip-version-check "${package}[speed,encryption,postgres,redis,notify]"
     "$home/$slot/bin/token-broker" --version
     [ -z "$root" ] || grep -lIr "^#!$root$prefix/" "$home/$slot/bin" | xargs -r sed -i "1s|^#!$root|#!|"
     chmod -R a+rX "$home/$slot"

@@ -170,7 +170,7 @@ def test_keys_exist(page: Page) -> None:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())
             optional = extras["project"]["optional-dependencies"]
             assert table[1] in tables or table[1] in optional, code
-        for extra in re.findall(r"wechat-token-broker\[(\w+)\]", code):
+        for extra in re.findall(r"(?:wechat-token-broker|'\.)\[(\w+)\]", code):
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())
             assert extra in extras["project"]["optional-dependencies"], code
 
