@@ -15,6 +15,7 @@ from aiohttp import web
 
 from broker import __version__
 from broker.config.load import ConfigError
+from broker.config.notices import Notice, notices
 from broker.config.reload import reloading
 from broker.config.secret_watch import SecretWatch
 from broker.config.settings import Settings
@@ -166,6 +167,7 @@ async def daemon(
             sinks=sinks,
             notifier=notifier,
             watch=watch,
+            notices=notices(settings),
         )
         routes = await enter(routes_of(parts))
         await enter(counts.handouts.kept(response_cache.account))
@@ -229,6 +231,7 @@ class Parts:
     sinks: Sinks
     notifier: Notifier
     watch: SecretWatch
+    notices: list[Notice]
 
     def look(self) -> None:
         """Have all keepers look whether something is due."""
@@ -282,6 +285,7 @@ async def routes_of(parts: Parts) -> AsyncIterator[list[web.RouteDef]]:
         parts.logins.record,
         Reach(parts.notifier.status, parts.sinks.status),
     )
+    report.notices = parts.notices
     counts.metrics.show(report)
     plots = Plots(parts.store.history, clock)
     page = StatusPage(report, plots, counts.client_stats, cache, pages, counts.handouts)
@@ -299,12 +303,14 @@ async def routes_of(parts: Parts) -> AsyncIterator[list[web.RouteDef]]:
     if settings.compat:
         compat = Compat(gate, registry, parts.tickets, patience_s, clock.now, handles)
         routes += compat.routes()
-    if handles is None:
+    async with AsyncExitStack() as stack:
+        if handles is not None:
+            way_out = outgoing(settings.proxy.connect_timeout, settings.wechat.way_out)
+            out = await stack.enter_async_context(way_out)
+            # After the routes of Compat, whose paths the proxy never passes on.
+            routes += proxied(parts, handles, out)
+        await stack.enter_async_context(page.prepared())
         yield routes
-        return
-    async with outgoing(settings.proxy.connect_timeout, settings.wechat.way_out) as out:
-        # After the routes of Compat, whose paths the proxy never passes on.
-        yield [*routes, *proxied(parts, handles, out)]
 
 
 def proxied(parts: Parts, handles: Handles, out: OutgoingSession) -> list[web.RouteDef]:
@@ -370,6 +376,9 @@ class Reload:
         parts.watch.follow(read)
         parts.registry.apply_policy(read.policy)
         parts.tickets.apply_policy(read.policy)
+        parts.notices[:] = notices(
+            replace(read, compat=parts.settings.compat, wechat=parts.settings.wechat)
+        )
         admit(parts.gate, read, parts.bound)  # and look anew at everyone who waits
         parts.notifier.apply(read.notify, told)
         await parts.sinks.apply(read.sinks)

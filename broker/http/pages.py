@@ -1,4 +1,7 @@
-"""What pages consist of: templates, and static files whose names change with their content."""
+"""What pages consist of: templates, and static files whose names change with their content.
+
+All of them are read at the start: an installation may be replaced while it runs.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -32,7 +35,7 @@ class Pages:
         ]
         self._static = {served: (TYPES[path.suffix], body) for path, served, body in named}
         self.paths = {path.name: f"/static/{served}" for path, served, _ in named}
-        self._here = here
+        self._templates = {path.name: path.read_text() for path in (here / "templates").iterdir()}
 
     @cached_property
     def _jinja(self) -> "jinja2.Environment":
@@ -40,7 +43,7 @@ class Pages:
         import jinja2  # noqa: PLC0415
 
         environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(self._here / "templates"),
+            loader=jinja2.DictLoader(self._templates),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -49,6 +52,10 @@ class Pages:
         )
         environment.filters["code"] = _code
         return environment
+
+    def prepare(self) -> None:
+        """Import what makes pages of templates. Takes a while: call it on a thread."""
+        self._jinja  # noqa: B018 -- which imports it
 
     async def get_static(self, request: web.Request) -> web.Response:
         """A static file; for the route `/static/{name}`."""

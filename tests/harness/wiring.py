@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from broker.config.notices import Notice
 from broker.core.credential import Account
 from broker.core.handouts import Handout
 from broker.core.ports import Clock, Node
@@ -67,6 +68,7 @@ class Wired:
     compat: bool = False
     handouts: Handouts | None = None
     reach: Reach = field(default_factory=Reach)
+    notices: list[Notice] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.client_stats = ClientStats(self.clock.now)
@@ -83,6 +85,7 @@ class Wired:
             login_record,
             self.reach,
         )
+        self.report.notices = self.notices
         self.metrics.show(self.report)
 
     async def _calls(self, since: float, account: Account) -> list[dict[str, Any]]:
@@ -92,7 +95,7 @@ class Wired:
         """Everything but compat and proxy, which are `more`."""
         registry, wall = self.registry, self.clock.wall
         handouts = self.handouts or Handouts(NoHandouts(), self.clock.now, wall)
-        page = StatusPage(
+        self.page = StatusPage(
             self.report,
             Plots(self._calls, self.clock),
             self.client_stats,
@@ -106,7 +109,7 @@ class Wired:
             *self.report.routes(),
             *HandoutDesk(registry, handouts, self.response_cache).routes(),
             *Probes(registry, self.metrics, self.response_cache, self.pages, *news).routes(),
-            *page.routes(),
+            *self.page.routes(),
             *openapi.routes(),
         ]
         if self.tickets is not None:

@@ -3,24 +3,31 @@
 It never holds a token.
 """
 
+import asyncio
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from html import unescape
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from broker.cli import query as ask
-from broker.core.credential import Account, SecondIssuer
+from broker.config.load import load
+from broker.config.notices import notices
+from broker.core.credential import Account, Doubt, Endpoint, SecondIssuer, Suspicion
 from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Node, StoreError
 from broker.core.quota import until_next_day
 from broker.http.language import CHINESE, ENGLISH, span
+from broker.http.pages import Pages
 from broker.web.client_stats import MOST, ClientStats
 from broker.web.gate import Client, Gate
+from broker.web.page import status
 from broker.web.page.messages import PAGE
 from broker.web.page.plot import HEIGHT, HOUR, HOURS, WIDTHS, Bar, Plot, Result, plot
 from broker.web.page.status import APPS_A_PAGE, CLIENTS_SHOWN, POLICY
@@ -511,3 +518,113 @@ async def test_tickets_are_shown_without_their_value(daemon: Daemon) -> None:
     assert CANARY not in html
     assert "Ticket jsapi valid, 2 h 0 min left" in words(html)
     assert "Ticket wx_card none cannot connect" in words(html)
+
+
+# --- what the configuration permits, and which endpoint is the better choice ----------------------
+
+DANGEROUS = f"""
+[server]
+trusted_proxies = ["10.0.0.0/8"]
+[wechat]
+api_base = "http://relay.example"
+allow_plaintext = true
+[compat]
+enabled = true
+[apps.main]
+appid = "{APPID}"
+secret = "{CANARY}-secret"
+"""
+
+
+@pytest.mark.parametrize("language", [ENGLISH, CHINESE])
+async def test_what_is_dangerous_in_the_configuration_is_said(
+    daemon: Daemon, tmp_path: Path, language: str
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(DANGEROUS)
+    config.chmod(0o600)
+    found = notices(load(config))
+    codes = ["compat-without-clients", "plaintext", "trusted-proxies-without-clients"]
+    assert sorted(one.code for one in found) == codes
+    assert (await (await daemon.get("/v1/status")).json())["notices"] == []
+    assert 'class="notices"' not in await page(daemon, language=language)
+    daemon.wired.notices[:] = found
+    html = await page(daemon, language=language)
+    text = unescape(re.sub(r"<[^>]+>", "", html))
+    for one in found:
+        assert PAGE[language][f"notice_{one.code}"].replace("`", "") in text
+    status = await (await daemon.get("/v1/status")).json()
+    assert sorted(one["code"] for one in status["notices"]) == codes
+
+
+async def test_the_page_shows_our_promise_and_wechats_own_end(daemon: Daemon) -> None:
+    daemon.bench.clock.pass_(100)
+    html, (app,) = await page(daemon), (await (await daemon.get("/v1/status")).json())["apps"]
+    assert app["expires_in"] < app["token_expires_in"] == 7100
+    assert value(html, "token_expires_in") == "7100"
+    ends = '<progress class="ends" aria-labelledby="ends-1" max="7200" value="7100">'
+    assert ends in html
+    assert "WeChat's own end in 1 h 58 min" in words(html)
+
+
+@pytest.mark.parametrize("endpoint", [Endpoint.TOKEN, Endpoint.STABLE])
+@pytest.mark.parametrize("why", ["second-issuer", "lost-answer", "quota", ""])
+async def test_it_says_when_the_stable_endpoint_is_the_better_choice(
+    bench: Bench, why: str, endpoint: Endpoint
+) -> None:
+    daemon = Daemon(bench)
+    quota = 2 if why == "quota" else 2000
+    await daemon.start(Gate({}, []), [replace(ACCOUNT, endpoint=endpoint, daily_quota=quota)])
+    for _ in range(2):
+        await daemon.look()
+        bench.clock.pass_(7000)
+    (keeper,) = daemon.registry
+    held = keeper.credential
+    if why == "second-issuer":
+        held = replace(held, second_issuer=SecondIssuer(1, NOON))
+    elif why == "lost-answer":
+        held = replace(held, suspicion=Suspicion(Doubt.LOST_ANSWER, 10_000.0, 10_200.0))
+    keeper._live.credential = held
+    for language in (ENGLISH, CHINESE):
+        text = unescape(re.sub(r"<[^>]+>", "", await page(daemon, language=language)))
+        said = [
+            reason
+            for reason in ("second-issuer", "lost-answer", "quota")
+            if PAGE[language][f"stable_{reason}"].replace("`", "") in text
+        ]
+        assert said == ([why] if why and endpoint is Endpoint.TOKEN else [])
+    await daemon.http.close()
+
+
+# --- an installation that is replaced while it runs -----------------------------------------------
+
+
+def test_pages_need_no_file_once_they_are_there(tmp_path: Path) -> None:
+    here = tmp_path / "page"
+    shutil.copytree(Path(status.__file__).parent, here)
+    pages = Pages(here)
+    shutil.rmtree(here)
+    pages.prepare()
+    facts = dict.fromkeys(("receivers", "nodes", "cards", "notices", "client_stats"), ())
+    text = pages.render("status.html", ENGLISH, PAGE[ENGLISH], {**facts, **EMPTY})
+    assert "Every app has a token." in text
+
+
+EMPTY = {
+    "headline": {"tone": "good", "text": PAGE[ENGLISH]["all_well"]},
+    "is_one_of_many": False,
+    "pages": 1,
+    "page": 1,
+    "version": "0",
+    "uptime": "1 s",
+}
+
+
+async def test_what_makes_pages_is_imported_a_moment_after_the_start(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(status.FILES, "prepare", lambda: loop.call_soon_threadsafe(prepared.set))
+    async with daemon.wired.page.prepared(0):
+        await asyncio.wait_for(prepared.wait(), 10)

@@ -460,6 +460,11 @@ DOCUMENT: Final[Json] = {
                     },
                     held_back={"type": "boolean"},
                 ),
+                notices={
+                    "type": "array",
+                    "items": _object(code=_TEXT, text=_TEXT),
+                    "description": "What the configuration permits though it is dangerous.",
+                },
             ),
             "Receiver": _object(
                 receiver={**_TEXT, "description": "Its kind and host; never its URL."},

@@ -11,6 +11,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from broker import __version__
+from broker.config.notices import Notice
 from broker.core.credential import Account
 from broker.core.errcodes import Failure
 from broker.core.ports import Clock, Node
@@ -38,7 +39,8 @@ class StatusReport:
 
     `tickets_of` returns an app's tickets by type, those that it has now; `nodes` returns the
     brokers that share the store; `login_record_of` returns how an app's logins go, None where
-    nobody has logged in. All methods but the handler may run on any thread.
+    nobody has logged in. `notices` are what the configuration permits though it is dangerous, set by
+    the wiring. All methods but the handler may run on any thread.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class StatusReport:
         self.clock = clock
         self.tickets_of = tickets_of
         self.reach = reach
+        self.notices: Sequence[Notice] = ()
         self._pages = pages
         self._nodes = nodes
         self._login_record_of = login_record_of
@@ -91,6 +94,7 @@ class StatusReport:
             ],
             "nodes": self.nodes(),
             "notifications": self.reach.notifications(),
+            "notices": [{"code": one.code, "text": one.text} for one in self.notices],
         }
 
     def nodes(self) -> list[dict[str, Any]]:

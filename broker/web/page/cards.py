@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from broker.core.credential import Account, Doubt, HeldToken
+from broker.core.credential import Account, Doubt, Endpoint, HeldToken
 from broker.http.language import span
 from broker.logins.logins import GOOD
 from broker.tokens.keeper import Keeper
@@ -51,7 +51,7 @@ def _tone(keeper: Keeper) -> str:
 def card(report: StatusReport, shown: CardSubject, lang: str) -> dict[str, Any]:
     """Return what the template shows of an app: its status, and sentences about it."""
     status = report.login_only(shown) if isinstance(shown, Account) else report.app(shown)
-    more: dict[str, Any] = {"spent_text": "", "sinks": []}
+    more: dict[str, Any] = {"spent_text": "", "stable_text": "", "sinks": []}
     if not isinstance(shown, Account):
         more = _with_token(report, shown, status, lang)
     return {
@@ -80,8 +80,8 @@ def _logins(report: StatusReport, status: Mapping[str, Any], lang: str) -> dict[
         good = record.by_outcome().get(GOOD, 0)
         texts["logins_text"] = words["logins_of"].format(good=good, total=total)
     if failure:
-        texts["logins_failed_text"] = words["logins_failed"].format(
-            reason=failures.reason(failure), at=moment(iso(failure.wall))
+        texts["logins_failed_text"] = sentence(
+            words["logins_failed"], reason=failures.reason(failure), at=moment(iso(failure.wall))
         )
     return texts
 
@@ -106,6 +106,7 @@ def _with_token(
             rolling=quota["used_24h"], remaining=quota["remaining"]
         ),
         "quota_high": quota["limit"] * ALMOST_SPENT,
+        "stable_text": _stable_text(keeper, words),
         "spent_text": "" if spent.remaining else words["spent_text"].format(limit=quota["limit"]),
         "error_reason": failures.reason(failure) if failure else "",
         "error_advice": failures.advice_beside(failure, spent) if failure else "",
@@ -119,6 +120,18 @@ def _with_token(
         "ticket_texts": [_ticket(kind, ticket, lang) for kind, ticket in tickets.items()],
         "store_text": words["store_error_text"].format(error=status["store_error"]),
     }
+
+
+def _stable_text(keeper: Keeper, words: Mapping[str, str]) -> str:
+    """Say why the stable endpoint would be the better choice; empty where it would not be."""
+    held, spent = keeper.credential, keeper.usage()
+    if keeper.account.endpoint is not Endpoint.TOKEN:
+        return ""
+    if held.second_issuer.count:
+        return words["stable_second-issuer"]
+    if held.suspicion is not None and held.suspicion.doubt is Doubt.LOST_ANSWER:
+        return words["stable_lost-answer"]
+    return words["stable_quota"] if spent.last_24h >= spent.limit * ALMOST_SPENT else ""
 
 
 def _ticket(kind: str, keeper: Keeper, lang: str) -> dict[str, str]:
@@ -135,10 +148,12 @@ def _token(report: StatusReport, keeper: Keeper, lang: str) -> dict[str, Any]:
     """Return how old the token is, and how much is left of it."""
     words, credential, served = PAGE[lang], keeper.credential, keeper.serve()
     token, left = credential.token, served.expires_in if served else 0
+    ends = served.token_expires_in if served else 0
     is_of_unknown_age = credential.suspicion and credential.suspicion.doubt is Doubt.CLOCK
     return {
-        "lifetime": max(round(token.lifetime) if token else 0, left, 1),
+        "lifetime": max(round(token.lifetime) if token else 0, ends, left, 1),
         "left_text": span(left, lang) if left else words["no_time_left"],
+        "ends_text": words["ends_in"].format(age=span(ends, lang)) if ends else words["none"],
         "age_text": words["unknown"] if is_of_unknown_age else _age(report, token, lang),
     }
 

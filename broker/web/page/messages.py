@@ -39,7 +39,6 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "logins_of": "{good} of {total} let in",
         "logins_failed": "The last that failed: {reason}, {at}.",
         "logins_news": "WeChat refuses logins",
-        "time_left": "Time left",
         "age": "Age",
         "no_time_left": "none",
         "next_refresh": "Next refresh",
@@ -142,6 +141,35 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "last_sent": "Last sent",
         "told": "Told, and not over yet:",
         "told_nothing": "Nothing needs a person.",
+        "notices": "What the configuration permits",
+        "promised": "Surely good for",
+        "ends": "WeChat's own end",
+        "ends_in": "in {age}",
+        "stable_second-issuer": (
+            'With `endpoint = "stable_token"` programs that fetch classic tokens would not disturb'
+            " this one, and services could move to the broker one after the other."
+        ),
+        "stable_lost-answer": (
+            'With `endpoint = "stable_token"` a lost answer would do no harm: asking again brings'
+            " the same token."
+        ),
+        "stable_quota": (
+            'With `endpoint = "stable_token"` 500,000 calls a day are allowed, and asking again'
+            " ends no token."
+        ),
+        "notice_compat-without-clients": (
+            "`[compat]` is on and there are no `[clients]`: any program on this machine gets the"
+            " token by WeChat's own paths, and so does a request that another server here is"
+            " tricked into. Give each service a client with a key."
+        ),
+        "notice_plaintext": (
+            "WeChat is asked over `http://` on another machine: whoever is on the way reads the"
+            " AppSecret and every token."
+        ),
+        "notice_trusted-proxies-without-clients": (
+            "There are `trusted_proxies` and no `[clients]`: whoever such a proxy lets through gets"
+            " tokens. Give each service a client with a key."
+        ),
         "held_back": "More has happened than is told in an hour: this page shows all of it.",
         "trouble_unreachable": "not reached",
         "trouble_tls": "its TLS certificate is not one we trust",
@@ -199,7 +227,6 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "logins_of": "{total} 次中成功 {good} 次",
         "logins_failed": "最近一次失败：{reason}，{at}。",
         "logins_news": "微信拒绝登录",
-        "time_left": "剩余时间",
         "age": "已使用",
         "no_time_left": "无",
         "next_refresh": "下次刷新",
@@ -294,6 +321,31 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "last_sent": "最近发送",
         "told": "已通知且尚未结束：",
         "told_nothing": "目前没有需要人处理的事。",
+        "notices": "配置中的风险",
+        "promised": "保证可用",
+        "ends": "微信自身的有效期",
+        "ends_in": "还有 {age}",
+        "stable_second-issuer": (
+            '改用 `endpoint = "stable_token"` 后，其他获取普通令牌的程序不会影响本令牌，'
+            "各服务可以逐个迁移到本服务。"
+        ),
+        "stable_lost-answer": (
+            '改用 `endpoint = "stable_token"` 后，应答丢失没有影响：再次调用得到同一个令牌。'
+        ),
+        "stable_quota": (
+            '改用 `endpoint = "stable_token"` 后，每天可调用 500,000 次，再次调用不会使令牌失效。'
+        ),
+        "notice_compat-without-clients": (
+            "已开启 `[compat]` 但没有 `[clients]`：本机任何程序都能通过微信路径取得令牌，"
+            "被诱导的其他服务器请求（SSRF）也能。请为每个服务配置一个带密钥的客户端。"
+        ),
+        "notice_plaintext": (
+            "通过 `http://` 访问另一台机器上的微信接口：途中任何人都能读到 AppSecret 和所有令牌。"
+        ),
+        "notice_trusted-proxies-without-clients": (
+            "配置了 `trusted_proxies` 但没有 `[clients]`：经这些代理进来的任何人都能取得令牌。"
+            "请为每个服务配置一个带密钥的客户端。"
+        ),
         "held_back": "一小时内的事件超过了通知上限，全部情况见本页。",
         "trouble_unreachable": "无法连接",
         "trouble_tls": "TLS 证书不受信任",

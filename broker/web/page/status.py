@@ -3,7 +3,10 @@
 To read it calls nobody, and no token comes near it.
 """
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +35,7 @@ from broker.web.shared_pages import SharedPage, SharedPages, shared_page
 FILES: Final = Pages(Path(__file__).parent)
 APPS_A_PAGE: Final = 12
 CLIENTS_SHOWN: Final = 50
+PREPARED_AFTER_S: Final = 2.0
 LONGEST_NUMBER: Final = 6  # digits of a page's number
 # Seconds. A node that was not seen for so long has missed several heartbeats.
 GONE_S: Final = 10
@@ -73,6 +77,25 @@ class StatusPage:
         self._response_cache = response_cache
         self._pages = pages
         self._handouts = handouts
+
+    @asynccontextmanager
+    async def prepared(self, after_s: float = PREPARED_AFTER_S) -> AsyncIterator[None]:
+        """Import what the page needs, a moment after the start, which it must not slow down.
+
+        Whoever asks for the page first may come after the installation has been replaced.
+        """
+
+        async def prepare() -> None:
+            await asyncio.sleep(after_s)
+            await asyncio.to_thread(FILES.prepare)
+
+        task = asyncio.create_task(prepare(), name="prepare the page")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     def routes(self) -> list[web.RouteDef]:
         """Return the page's route and that of its static files."""
@@ -127,6 +150,7 @@ class StatusPage:
                 "grid": GRID,
                 "receivers": reached.receivers(notifications, lang),
                 "told": reached.told(notifications, lang),
+                "notices": [PAGE[lang][f"notice_{one.code}"] for one in self._report.notices],
                 "held_back": notifications["held_back"],
                 "stamp": lambda wall: stamp(iso(wall)),
                 "moment": lambda wall: moment(iso(wall)),

@@ -79,8 +79,7 @@
       const [script, ours] = [fresh, document].map(scriptOf);
       if (script && script !== ours) return location.reload();
       localize(fresh);
-      const theirs = fresh.querySelectorAll("[data-live]");
-      document.querySelectorAll("[data-live]").forEach((held, n) => morph(held, theirs[n]));
+      morph(document.body, fresh.body);
       if (document.title !== fresh.title) document.title = fresh.title;
       away.hidden = true;
     } catch {
