@@ -5,8 +5,10 @@ It never holds a token.
 
 import asyncio
 import hashlib
+import inspect
 import re
 import shutil
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,7 +20,7 @@ import pytest
 
 from broker.cli import query as ask
 from broker.config.load import load
-from broker.config.notices import notices
+from broker.config.notices import Notice, notices
 from broker.core.credential import Account, Doubt, Endpoint, SecondIssuer, Suspicion
 from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Node, StoreError
@@ -555,6 +557,13 @@ async def test_what_is_dangerous_in_the_configuration_is_said(
         assert PAGE[language][f"notice_{one.code}"].replace("`", "") in text
     status = await (await daemon.get("/v1/status")).json()
     assert sorted(one["code"] for one in status["notices"]) == codes
+
+
+@pytest.mark.parametrize("language", [ENGLISH, CHINESE])
+def test_every_notice_can_be_said(language: str) -> None:
+    codes = re.findall(r'Notice\(\s*"([a-z-]+)"', inspect.getsource(sys.modules[Notice.__module__]))
+    assert len(codes) == 6
+    assert [code for code in codes if f"notice_{code}" not in PAGE[language]] == []
 
 
 async def test_the_page_shows_our_promise_and_wechats_own_end(daemon: Daemon) -> None:

@@ -170,6 +170,18 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
             "There are `trusted_proxies` and no `[clients]`: whoever such a proxy lets through gets"
             " tokens. Give each service a client with a key."
         ),
+        "notice_overlap-longer-than-life": (
+            "`policy.overlap` is longer than a token may live before its replacement: clients are"
+            " promised no more than that life."
+        ),
+        "notice_refresh-too-late": (
+            "`policy.refresh_fraction` leaves less than a minute of a token's life: one failed call"
+            " then means that there is no token."
+        ),
+        "notice_no-verification": (
+            "`policy.verify_quota` is 0: WeChat is never asked whether a token lives, so a token"
+            " that another program has ended is served until its time."
+        ),
         "held_back": "More has happened than is told in an hour: this page shows all of it.",
         "trouble_unreachable": "not reached",
         "trouble_tls": "its TLS certificate is not one we trust",
@@ -345,6 +357,15 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
         "notice_trusted-proxies-without-clients": (
             "配置了 `trusted_proxies` 但没有 `[clients]`：经这些代理进来的任何人都能取得令牌。"
             "请为每个服务配置一个带密钥的客户端。"
+        ),
+        "notice_overlap-longer-than-life": (
+            "`policy.overlap` 长于令牌被替换前可能的寿命：对客户端的承诺不会超过这一寿命。"
+        ),
+        "notice_refresh-too-late": (
+            "`policy.refresh_fraction` 给令牌留下的时间不足一分钟：一次调用失败就会没有令牌。"
+        ),
+        "notice_no-verification": (
+            "`policy.verify_quota` 为 0：从不向微信验证令牌，被其他程序提前终止的令牌会一直提供到期满。"
         ),
         "held_back": "一小时内的事件超过了通知上限，全部情况见本页。",
         "trouble_unreachable": "无法连接",
