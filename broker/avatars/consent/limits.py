@@ -7,6 +7,7 @@ address and in all. Nothing of this touches the companion's other listener.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
@@ -80,21 +81,30 @@ def _customer(address: str) -> str:
     return str(IPv6Network((found, SIX_PREFIX), strict=False))
 
 
-class _Refusing(asyncio.Protocol):
-    """Ends a connection as soon as it is made."""
+class _Door(asyncio.Protocol):
+    """Hands a new connection to the server, or ends it where there are too many.
+
+    Many connections can be accepted before the first of them is made, so they are counted when they
+    are made.
+    """
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
+        if not isinstance(transport, asyncio.Transport):
+            return
+        if len(self._server.connections) >= MOST_CONNECTIONS:
             transport.abort()
+            return
+        handler = self._server()
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
 
 
 def bounded(server: web.Server) -> Callable[[], asyncio.Protocol]:
     """Return a protocol factory for `server` that takes few connections at a time."""
-
-    def connection() -> asyncio.Protocol:
-        return _Refusing() if len(server.connections) >= MOST_CONNECTIONS else server()
-
-    return connection
+    return partial(_Door, server)
 
 
 async def end_old_connections(server: web.Server) -> None:
