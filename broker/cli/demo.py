@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-PORTS: Final = {"sandbox": 8780, "daemon": 8765, "companion": 8766}
+PORTS: Final = {"sandbox": 8780, "daemon": 8765, "companion": 8766, "consent": 8767}
 START_TIMEOUT_S: Final = 30.0
 
 CONFIG: Final = """\
@@ -31,12 +31,24 @@ secret_file = "{home}/main.secret"
 listen = "127.0.0.1:{companion}"
 broker = "http://127.0.0.1:{daemon}"
 app = "main"
+[avatars.consent]
+operator = "示例公司"
+operator_en = "Example Ltd"
+purpose = "在关注者墙上显示您的头像"
+purpose_en = "to show it on the wall of followers"
+keep_days = 30
+contact = "privacy@example.com"
+public_url = "http://127.0.0.1:{consent}"
+listen = "127.0.0.1:{consent}"
+authorize_url = "http://127.0.0.1:{sandbox}/connect/oauth2/authorize"
+store = "{home}/consent.db"
 """
 WELCOME: Final = """\
 token-broker demo: a stand-in for WeChat, the daemon and the avatar companion are running.
 
   status page   http://127.0.0.1:{daemon}/
   gallery       http://127.0.0.1:{companion}/
+  consent page  http://127.0.0.1:{consent}/consent
   sandbox       http://127.0.0.1:{sandbox}/sandbox
 
 Paste these:

@@ -52,7 +52,8 @@ def consent_settings(
             _complain(reader, name, f"is needed: {WHY_NEEDED[name]}")
     public_url = _public_url(table, reader)
     appid = _appid(avatars, table, document, reader)
-    if table.listen is not None and table.listen == avatars.listen:
+    is_same = table.listen is not None and table.listen == avatars.listen
+    if is_same and (avatars.listen.port or avatars.listen.path):  # port 0 is any free one
         _complain(reader, "listen", "must not be avatars.listen: this listener is public")
     if is_plaintext(table.authorize_url):
         _complain(reader, "authorize_url", "must be https, or on this machine")
