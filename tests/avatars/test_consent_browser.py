@@ -43,7 +43,7 @@ def outcome(browser: Browser) -> str:
     """Which page says what came of it, once it is there."""
     until(lambda: browser.driver.find_elements(By.CSS_SELECTOR, "h1[data-outcome]"), "an outcome")
     heading = browser.driver.find_element(By.TAG_NAME, "h1")
-    return str(heading.get_attribute("data-outcome"))  # type: ignore[no-untyped-call]
+    return str(heading.get_attribute("data-outcome"))
 
 
 def take_back(browser: Browser, demo: dict[str, str]) -> str:

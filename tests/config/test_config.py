@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from broker.config.load import ConfigError, load, load_avatars, load_server
-from broker.config.schema import TABLES, PolicyTable, SinkTable
+from broker.config.schema import TABLES, ConsentTable, PolicyTable, SinkTable
 from broker.config.settings import FileSinkSettings, RedisSinkSettings, Settings
 from broker.config.sources import DEFAULT_PATH, find_path
 from broker.core.credential import Account, Endpoint, Policy
@@ -130,7 +130,8 @@ def test_the_example_shows_every_key_with_its_default(
     avatars = read(f'{APP}[avatars]\nkey_file = "./avatars.key"').avatars
     assert full.avatars is not None
     assert avatars is not None
-    assert full.avatars == replace(avatars, wechat=full.wechat)
+    assert full.avatars == replace(avatars, wechat=full.wechat, consent=full.avatars.consent)
+    assert set(shown["avatars"]["consent"]) == set(ConsentTable.model_fields)
     assert full.clients["orders"].scopes == {"read", "report"}
     assert (full.notify.hold, full.notify.remind) == (bare.notify.hold, bare.notify.remind)
     assert full.notify.language == bare.notify.language

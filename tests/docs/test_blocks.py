@@ -33,6 +33,14 @@ enabled = true
 listen = "127.0.0.1:0"
 broker = "http://127.0.0.1:8765"
 """
+WHO_ASKS = """
+operator = "Example Ltd"
+purpose = "to show it"
+keep_days = 180
+contact = "privacy@example.com"
+public_url = "https://consent.example.com"
+listen = "127.0.0.1:8767"
+"""
 CLIENT = """
 [clients.services]
 key_file = "./services.key"
@@ -189,6 +197,8 @@ def test_configurations_are_accepted(block: Block, tmp_path: Path) -> None:
         make(tmp_path / name)
     make(tmp_path / "main.secret")
     config = tmp_path / "config.toml"
+    if "operator" not in shown.get("avatars", {}).get("consent", {"operator": ""}):
+        text = text.replace("[avatars.consent]", f"[avatars.consent]\n{WHO_ASKS}")
     config.write_text(tidy(text, shown))
     load(config, {})
 
