@@ -144,7 +144,12 @@ def promised_until(credential: Credential, endpoint: Endpoint, policy: Policy, n
     sure = sure_overlap(token, endpoint, policy)
     if credential.reserved_call is not None:  # a call is under way
         return min(end, credential.called_at + sure)
-    return min(end, max(refresh_at(credential, endpoint, policy), now) + sure)
+    # A policy that moves the call later may be followed by one that takes this back, so the promise
+    # goes by the plan that was made when the token was minted.
+    wanted = token.replace_at
+    if wanted == NEVER:  # another version of the broker stored no plan
+        wanted = wanted_at(credential, endpoint, policy)
+    return min(end, max(wanted, allowed_at(credential, policy), now) + sure)
 
 
 def sure_overlap(token: HeldToken, endpoint: Endpoint, policy: Policy) -> float:

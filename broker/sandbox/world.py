@@ -180,7 +180,7 @@ class World:
         None for an unknown token; raises 42001 for one that is too old.
         """
         found = next((key for key, token in self._corps.items() if token.value == value), None)
-        if found is not None and self._corps[found].left(self.now()) <= 0:
+        if found is not None and self.now() >= self._corps[found].expires_at:
             raise WeChatRefusal(42001)
         return found
 

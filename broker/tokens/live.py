@@ -91,8 +91,7 @@ class LiveCredential:
         """Return the token if it may be handed out and is promised for `min_ttl` seconds more.
 
         The last seconds of a WeCom token are served too: it cannot be replaced before its end
-        (WECHAT.md W62). A token in doubt whose promise is over is served with a short one, since
-        whoever holds it asks again soon.
+        (WECHAT.md W62). A token in doubt whose promise is over is served for a second at a time.
         """
         now, held, policy = self._clock.now(), self.credential, self.policy
         endpoint = self.account.endpoint
@@ -103,7 +102,7 @@ class LiveCredential:
             return None
         promised = promised_until(held, endpoint, policy, now) - now
         if held.suspicion is not None:
-            promised = max(promised, min(left, least))
+            promised = max(promised, 1.0)
         if promised < min_ttl:
             return None
         is_stale = now >= self._stale_at

@@ -8,7 +8,9 @@ anything depends on how the client behaves:
   promptly.
 - It asks steadily, since it never keeps a token, or since many processes share its key and cannot
   be told apart. It is served from memory. All such clients of an app together cause one
-  verification a minute at most, and fewer while WeChat keeps accepting the token.
+  verification a minute at most, and fewer while WeChat keeps accepting the token. Whoever was
+  taken to doubt MOST_IN_VAIN times although the token lived is one of them: a notifier that asks
+  once an hour, or a fleet of slow services, would else spend the day's verifications.
 """
 
 from collections import OrderedDict
@@ -21,6 +23,7 @@ from broker.tokens.keeper import Keeper
 
 KEPT_S: Final = 60.0  # a client that asks more often does not keep what it is given
 TOGETHER_S: Final = 0.0  # a second request may be that of an SDK whose token was refused
+MOST_IN_VAIN: Final = 3
 MOST_KNOWN: Final = 4096  # pairs of a client and an app; of more, the latest
 
 
@@ -28,13 +31,16 @@ MOST_KNOWN: Final = 4096  # pairs of a client and an app; of more, the latest
 class LastAnswer:
     """What a client was given last: the version, when, and until when it was promised.
 
-    `times` counts the answers of this version, as long as they come within KEPT_S.
+    `times` counts the answers of this version, as long as they come within KEPT_S. `in_vain` counts
+    the doubts that WeChat did not share; each new version takes one away.
     """
 
     version: str | None
     at: float
     promised_until: float
     times: int = 1
+    in_vain: int = 0
+    is_doubting: bool = False
 
 
 class Askers:
@@ -50,7 +56,9 @@ class Askers:
         if last is None or last.version != keeper.credential.version:
             return False
         kept_s = TOGETHER_S if last.times == 1 else KEPT_S
-        return last.at + kept_s < now < last.promised_until
+        came_back = last.at + kept_s < now < last.promised_until
+        last.is_doubting = came_back and last.in_vain < MOST_IN_VAIN
+        return last.is_doubting
 
     def has_asked(self, client: str, keeper: Keeper) -> bool:
         """Return True if the client was given the token in force before."""
@@ -62,8 +70,12 @@ class Askers:
         key, now = (client, keeper.account.name), self._now()
         version, before = served.credential.version, self._last.get(key)
         last = LastAnswer(version, now, now + served.expires_in)
-        if before and before.version == version and now <= before.at + KEPT_S:
-            last.times = before.times + 1
+        if before and before.version == version:
+            last.times = before.times + 1 if now <= before.at + KEPT_S else 1
+            was_checked = keeper.credential.checked_at > before.at
+            last.in_vain = before.in_vain + (before.is_doubting and was_checked)
+        elif before:
+            last.in_vain = max(0, before.in_vain - 1)
         self._last[key] = last
         self._last.move_to_end(key)
         if len(self._last) > MOST_KNOWN:

@@ -130,6 +130,13 @@ def test_a_plan_that_was_told_moves_later_and_never_earlier() -> None:
     assert decision.scheduled_at(PLANNED, Endpoint.TOKEN, lazy) > T0 + 5000
 
 
+def test_a_promise_holds_though_a_later_plan_is_taken_back() -> None:
+    hasty, lazy = Policy(refresh_fraction=0.2), Policy(refresh_fraction=0.8)
+    told = decision.promised_until(PLANNED, Endpoint.TOKEN, lazy, T0 + 100)
+    assert told == T0 + 3940
+    assert told <= decision.scheduled_at(PLANNED, Endpoint.TOKEN, hasty) + hasty.overlap
+
+
 def test_the_plan_is_made_when_the_token_is_minted() -> None:
     after = transitions.minted(Credential("e"), 5, T0, (Secret("n"), 7200.0), policy=POLICY)
     assert after.token is not None

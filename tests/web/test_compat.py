@@ -226,6 +226,28 @@ async def test_who_asks_steadily_is_always_answered_and_costs_ever_fewer_verific
     assert daemon.bench.wechat.calls == 1
 
 
+async def test_who_doubts_in_vain_again_and_again_is_taken_for_who_asks_steadily(
+    daemon: Daemon,
+) -> None:
+    checked_at = []
+    for minute in range(0, 41, 2):  # slower than who never keeps a token: a fleet, a notifier
+        daemon.bench.clock.pass_(120)
+        before = daemon.bench.wechat.checks
+        assert (await ask(daemon))["access_token"] == value(1)
+        await daemon.registry.drain()
+        if daemon.bench.wechat.checks > before:
+            checked_at.append(minute)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(checked_at)]
+    assert gaps[:2] == [2, 2]  # the first three are believed at once
+    assert min(gaps[4:]) >= 5
+    daemon.bench.wechat.verdicts.extend([Verdict.DEAD])
+    for _ in range(4):
+        daemon.bench.clock.pass_(120)
+        await ask(daemon)
+        await daemon.registry.drain()
+    assert (await ask(daemon))["access_token"] == value(2)
+
+
 async def test_a_dead_token_is_replaced_though_nobody_who_asks_keeps_it(daemon: Daemon) -> None:
     for _ in range(5):
         daemon.bench.clock.pass_(0.1)
