@@ -299,7 +299,7 @@ async def routes_of(parts: Parts) -> AsyncIterator[list[web.RouteDef]]:
         *LoginDesk(parts.logins, gate, compat=settings.compat).routes(),
         *openapi.routes(),
     ]
-    handles = Handles(gate, registry) if settings.proxy.enabled else None
+    handles = Handles(gate, registry, clock.now) if settings.proxy.enabled else None
     if settings.compat:
         compat = Compat(gate, registry, parts.tickets, patience_s, clock.now, handles)
         routes += compat.routes()

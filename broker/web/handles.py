@@ -10,7 +10,9 @@ stand in a configuration that others can read.
 import base64
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from broker.tokens.keeper import Keeper
@@ -21,15 +23,33 @@ SCOPE: Final = "proxy"
 PREFIX: Final = "tb_"
 # What SDKs reserve for a token (WECHAT.md W5). Names have at most 64 characters, so a handle fits.
 LONGEST: Final = 512
+# So many questions for a handle within so many seconds of a refusal are a loop (WECHAT.md W93).
+LOOPS_AFTER: Final = 30
+LOOP_WINDOW_S: Final = 60.0
+MOST_KNOWN: Final = 4096  # pairs of a client and an app; of more, the latest
 MAC_BYTES: Final = hashlib.sha256().digest_size
 
 
-class Handles:
-    """Makes and reads the handles of a gate's clients."""
+@dataclass(slots=True)
+class Refusals:
+    """What the proxy saw of a client's calls: WeChat refused this version, the last time then.
 
-    def __init__(self, gate: Gate, registry: Registry) -> None:
+    `questions` counts how often the client has asked for its handle since the first refusal.
+    """
+
+    version: str | None
+    last_at: float
+    questions: int = 0
+
+
+class Handles:
+    """Makes and reads the handles of a gate's clients. `now` gives steady seconds."""
+
+    def __init__(self, gate: Gate, registry: Registry, now: Callable[[], float]) -> None:
         self._gate = gate
         self._registry = registry
+        self._now = now
+        self._refusals: OrderedDict[tuple[str, str], Refusals] = OrderedDict()
         self._keys: Mapping[str, Client] | None = None
         self._clients: dict[str, tuple[str, Client]] = {}
 
@@ -59,6 +79,34 @@ class Handles:
         if not hmac.compare_digest(raw[:MAC_BYTES], _mac(digest, keeper, raw[MAC_BYTES:])):
             return None
         return (client, keeper) if SCOPE in client.scopes and client.may_use(app) else None
+
+    def note_refused(self, client: Client, keeper: Keeper, version: str | None) -> None:
+        """Note that WeChat refused the token of a client's call, and that the client was told."""
+        key = client.name, keeper.account.name
+        found = self._refusals_of(key, version)
+        self._refusals[key] = found or Refusals(version, 0.0)
+        self._refusals[key].last_at = self._now()
+        self._refusals.move_to_end(key)
+        if len(self._refusals) > MOST_KNOWN:
+            self._refusals.popitem(last=False)
+
+    def is_loop(self, client: Client, keeper: Keeper) -> bool:
+        """Return True if a client asks for its handle ever again since its calls are refused.
+
+        The handle it would get is the one that it has, so another question changes nothing. Each
+        call counts as a question.
+        """
+        key = client.name, keeper.account.name
+        found = self._refusals_of(key, keeper.credential.version)
+        if found is None:
+            return False
+        found.questions += 1
+        return found.questions > LOOPS_AFTER
+
+    def _refusals_of(self, key: tuple[str, str], version: str | None) -> Refusals | None:
+        found = self._refusals.get(key)
+        is_current = found and found.version == version
+        return found if is_current and self._now() <= found.last_at + LOOP_WINDOW_S else None
 
     def _by_name(self) -> Mapping[str, tuple[str, Client]]:
         """Return each client, and its key's digest, by the client's name."""

@@ -211,7 +211,7 @@ class Proxied:
             metrics,
             crashes=self.crashes,
         )
-        settings, handles = Table(enabled=True, **table), Handles(gate, registry)
+        settings, handles = Table(enabled=True, **table), Handles(gate, registry, clock.now)
 
         async with outgoing(settings.connect_timeout) as out:
             callers = Callers(gate, registry, handles)

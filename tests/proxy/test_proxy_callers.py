@@ -12,8 +12,9 @@ from aiohttp import web
 
 from broker.core.credential import Endpoint
 from broker.core.secret import Secret
+from broker.core.serving import Served
 from broker.web.gate import Client
-from broker.web.handles import LONGEST, PREFIX, Handles
+from broker.web.handles import LONGEST, LOOP_WINDOW_S, LOOPS_AFTER, PREFIX, Handles
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, Bench
 from tests.harness.proxy_harness import ME, Hostile, Proxied, digests, errcode
 
@@ -173,7 +174,9 @@ async def test_longest_names_fit(guarded: Proxied) -> None:
     guarded.gate.admit(digests({"k": Client(name, PROXY)}), [])
     keeper = guarded.registry.find("main")
     assert keeper
-    handle = Handles(guarded.gate, guarded.registry).of(Client(name, PROXY), keeper)
+    handle = Handles(guarded.gate, guarded.registry, guarded.bench.clock.now).of(
+        Client(name, PROXY), keeper
+    )
     assert handle
     assert len(handle) + 4 * 60 // 3 <= LONGEST
 
@@ -226,7 +229,7 @@ async def test_a_handle_outlives_a_restart_and_dies_with_its_key_its_right_or_th
 
 async def test_a_handle_cannot_be_bent_to_another_app_or_client(guarded: Proxied) -> None:
     handle = await handed(guarded, "orders")
-    others = Handles(guarded.gate, guarded.registry)
+    others = Handles(guarded.gate, guarded.registry, guarded.bench.clock.now)
     shops = others.of(CLIENTS[KEYS["all"]], guarded.registry.find("shop"))  # type: ignore[arg-type]
     assert shops
     mac = len(PREFIX) + 40
@@ -252,6 +255,48 @@ async def test_a_handle_cannot_be_bent_to_another_app_or_client(guarded: Proxied
         )
         == 40013
     )
+
+
+async def ask_again(broker: Proxied, name: str) -> dict[str, Any]:
+    """What WeChat's own token path says, and then a call with what it gave."""
+    asked = {"grant_type": "client_credential", "appid": APPID, "secret": KEYS[name]}
+    answer: dict[str, Any] = await (await broker.http.get("/cgi-bin/token", params=asked)).json()
+    if "access_token" in answer:
+        await (await broker.ask("GET", f"{GET}?access_token={answer['access_token']}")).read()
+    return answer
+
+
+async def test_who_asks_again_and_again_since_wechat_refuses_its_calls_is_stopped(
+    guarded: Proxied,
+) -> None:
+    guarded.wechat.dead = {token(guarded, "main")}  # for this interface; WeChat says it lives
+    answers = [await ask_again(guarded, "orders") for _ in range(LOOPS_AFTER + 2)]
+    answer = answers.pop()
+    assert answer["errcode"] == 45011
+    assert all("access_token" in earlier for earlier in answers)
+    assert "refuses" in answer["errmsg"]
+    assert guarded.bench.wechat.calls == 4  # one for each app, none for the loop
+    assert "access_token" in await ask_again(guarded, "all")  # another client
+    guarded.bench.clock.pass_(LOOP_WINDOW_S + 1)
+    assert "access_token" in await ask_again(guarded, "orders")
+
+
+async def test_another_token_ends_a_loop(guarded: Proxied) -> None:
+    guarded.wechat.dead = {token(guarded, "main")}
+    while "errcode" not in await ask_again(guarded, "orders"):
+        pass
+    keeper = guarded.registry.find("main")
+    assert keeper
+    guarded.bench.clock.pass_(31)
+    assert isinstance(await keeper.refresh(5), Served)
+    for _ in range(LOOPS_AFTER + 10):
+        assert "access_token" in await ask_again(guarded, "orders")
+
+
+async def test_a_handle_may_be_asked_for_without_end_while_its_calls_pass(guarded: Proxied) -> None:
+    await ask_again(guarded, "orders")
+    for _ in range(3 * LOOPS_AFTER):
+        assert (await handed(guarded, "orders")).startswith(PREFIX)
 
 
 # --- on this machine ------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ HTTP 200 with an errcode and its words, even on failure. On any other status som
 URL, which has the key in it.
 
 What it means that a client asks again is in askers.py. Handles never age and are not doubted: the
-proxy puts the token of the moment in their place, and sees itself what WeChat refuses.
+proxy puts the token of the moment in their place, and sees itself what WeChat refuses. Only a client
+whose calls it has seen refused is stopped where it asks ever again.
 """
 
 import json
@@ -39,6 +40,10 @@ TICKET_PATHS: Final = (
 GRANT: Final = "client_credential"
 HANDLE_LIVES_S: Final = 7200  # what SDKs expect of a token
 DOUBTS_WITHIN_S: Final = 0.5
+LOOPS: Final = (
+    "(token-broker: WeChat refuses the calls of this client, and asking again brings the same"
+    " handle; wait a minute)"
+)
 
 
 class Compat:
@@ -102,7 +107,9 @@ class Compat:
         request[JUDGE] = lambda _: self._identify(params, dialect)
         served = keeper.serve() or await keeper.get(0, self._patience_s)
         handle = self._handles.of(client, keeper) if self._handles else None
-        if handle is not None and isinstance(served, Served):
+        if self._handles and handle is not None and isinstance(served, Served):
+            if self._handles.is_loop(client, keeper):
+                raise ErrcodeError(45011, LOOPS)
             return {**dialect.good, "access_token": handle, "expires_in": HANDLE_LIVES_S}
         name = client.name if self._gate.keys else str(params.get(dialect.secret_field))
         if self._askers.doubts(name, keeper) or _wants_another(params):

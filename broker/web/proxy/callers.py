@@ -47,6 +47,10 @@ class Callers:
         client = SOCKET if self._gate.keys else LOCAL
         return self._allowed(client, self._named(request, client) or recognized)
 
+    def note_refused(self, client: Client, keeper: Keeper, version: str | None) -> None:
+        """Note that a client was told that WeChat refuses the token of this version."""
+        self._handles.note_refused(client, keeper, version)
+
     def _allowed(self, client: Client, keeper: Keeper | None, only: Keeper | None = None) -> Caller:
         if SCOPE not in client.scopes or (only is not None and keeper is not only):
             raise ErrcodeError(40013)

@@ -24,7 +24,7 @@ from broker.core.serving import Served, Unavailable
 from broker.http.way_out import PROXY_ERRORS, OutgoingSession, failure_of_call
 from broker.tokens.keeper import Keeper
 from broker.web.dialect import WECHAT, ErrcodeError, no_token
-from broker.web.gate import CLIENT, JUDGE, answers_in_errcodes, authenticates
+from broker.web.gate import CLIENT, JUDGE, Client, answers_in_errcodes, authenticates
 from broker.web.params import NO_STORE
 from broker.web.proxy import headers as hops
 from broker.web.proxy import paths
@@ -78,6 +78,7 @@ class ProxiedCall:
     """One proxied call: what came in, for whom, and what goes out."""
 
     request: web.Request
+    client: Client
     keeper: Keeper
     path: str
     query: str
@@ -146,7 +147,15 @@ class Proxy:
         pace = IdleDeadline(self._table.idle_timeout, self._table.total_timeout)
         upload = Upload(request, self._table.max_body, self._table.max_retry_body, pace)
         call = ProxiedCall(
-            request, keeper, path, query, hops.onward(request.headers), upload, pace, "abandoned"
+            request,
+            client,
+            keeper,
+            path,
+            query,
+            hops.onward(request.headers),
+            upload,
+            pace,
+            "abandoned",
         )
         try:
             with self._limits.passing(client, keeper.account.name):
@@ -232,6 +241,8 @@ class Proxy:
         outcome: str,
     ) -> web.StreamResponse:
         """Return the answer as the client gets it."""
+        if outcome == "token-refused":
+            self._callers.note_refused(call.client, call.keeper, served.credential.version)
         mask = self._masks.of(call.keeper, served)
         try:
             head, coding = masked(mask, seen.head, seen.coding, whole=seen.whole)
