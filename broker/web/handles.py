@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from broker.core.credential import NEVER
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.web.gate import Client, Gate
@@ -38,7 +39,7 @@ class Refusals:
     """
 
     version: str | None
-    last_at: float
+    last_at: float = NEVER
     questions: int = 0
 
 
@@ -83,9 +84,9 @@ class Handles:
     def note_refused(self, client: Client, keeper: Keeper, version: str | None) -> None:
         """Note that WeChat refused the token of a client's call, and that the client was told."""
         key = client.name, keeper.account.name
-        found = self._refusals_of(key, version)
-        self._refusals[key] = found or Refusals(version, 0.0)
-        self._refusals[key].last_at = self._now()
+        refusals = self._refusals_of(key, version) or Refusals(version)
+        refusals.last_at = self._now()
+        self._refusals[key] = refusals
         self._refusals.move_to_end(key)
         if len(self._refusals) > MOST_KNOWN:
             self._refusals.popitem(last=False)
@@ -104,9 +105,11 @@ class Handles:
         return found.questions > LOOPS_AFTER
 
     def _refusals_of(self, key: tuple[str, str], version: str | None) -> Refusals | None:
+        """Return what holds still of a pair's refusals: of this version, within the window."""
         found = self._refusals.get(key)
-        is_current = found and found.version == version
-        return found if is_current and self._now() <= found.last_at + LOOP_WINDOW_S else None
+        if found is None or found.version != version:
+            return None
+        return found if self._now() <= found.last_at + LOOP_WINDOW_S else None
 
     def _by_name(self) -> Mapping[str, tuple[str, Client]]:
         """Return each client, and its key's digest, by the client's name."""

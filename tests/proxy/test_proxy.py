@@ -633,3 +633,15 @@ async def test_a_refused_body_that_is_not_kept_does_not_wait(bench: Bench, wecha
         answer = await broker.ask("POST", GET, data=b"x" * 1001, headers=ME)
         assert (await answer.json(content_type=None))["errcode"] == 40001
         assert len(wechat.seen) == 1
+
+
+async def test_a_refusal_that_was_read_replaces_the_token_where_wechat_gives_no_verdict(
+    broker: Proxied,
+) -> None:
+    broker.bench.clock.pass_(3000)
+    broker.wechat.dead = {value(1)}
+    broker.bench.wechat.verdicts.extend([Verdict.UNDECIDED] * 2)
+    assert await (await broker.get(GET)).json() == {"total": 3}
+    assert [seen.token for seen in broker.wechat.seen] == [value(1), value(2)]
+    assert broker.outcomes == [("main", "retried")]
+    assert [row["lane"] for row in await broker.bench.rows()] == ["scheduled", "report"]

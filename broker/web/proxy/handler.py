@@ -222,7 +222,7 @@ class Proxy:
         keeper, version, patience_s = call.keeper, refused.credential.version, self._patience_s
         call.pace(2 * patience_s)
         try:
-            reported = await keeper.report(patience_s, version=version)
+            reported = await keeper.report(patience_s, version=version, seen=True)
             if not isinstance(reported, Unavailable):
                 return reported[1]
             if not call.upload.can_be_sent_again or keeper.next_call_in() >= patience_s:
