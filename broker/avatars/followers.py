@@ -103,7 +103,7 @@ class Followers:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is anything to show without asking."""
+        """True if there is anything to show without asking."""
         return self._listing.is_known
 
     async def page(self, cursor: Cursor, limit: int) -> Page:

@@ -69,7 +69,7 @@ class Listing:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is anything to show without asking."""
+        """True if there is anything to show without asking."""
         return bool(self._pages_held)
 
     async def window(self, cursor: Cursor, limit: int) -> ListWindow:

@@ -59,8 +59,8 @@ def _acting_as(uid: int, gid: int) -> Iterator[None]:
 def openids_in(name: str) -> list[str]:
     """Return the openids in a CSV file, or on standard input where `name` is `-`.
 
-    They are the column that is headed `openid`, or else every cell that looks like an openid. Raises
-    CsvRefused.
+    They are the column that is headed `openid`, or else every cell that looks like an openid.
+    Raises CsvRefused.
     """
     try:
         if name == "-":

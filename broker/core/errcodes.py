@@ -240,8 +240,9 @@ def pause(
     """Return the seconds to wait after a failure, the `failures`-th in a row (from 1).
 
     `floor` and `ceiling` bound the pause after what time can cure; in between it doubles.
-    `is_first`: the failure before, if there was one, was of another kind. `until_next_day` is what is left of the quota day; `jitter` in [0, 1) keeps many brokers apart.
-    The pause is never shorter than `floor`, nor than the class asks.
+    `is_first` says that the failure before, if there was one, was of another kind. `until_next_day`
+    is what is left of the quota day, in seconds. `jitter` in [0, 1) keeps many brokers apart. The
+    pause is never shorter than `floor`, nor than the class asks.
     """
     rule = TRANSIENT
     if failure.errcode is not None:

@@ -125,7 +125,7 @@ def usage(entries: Sequence[Entry], limit: int, now: float, wall: float) -> Usag
 def full(
     entries: Sequence[Entry], limits: QuotaLimits, lane: Lane, now: float, *, force: bool = False
 ) -> Full | None:
-    """Whether a call in `lane` would break a limit; None where it may be made."""
+    """Return the limit that a call in `lane` would break; None if it may be made."""
     rolling = _rolling(entries, now)
     checks = [(Limit.DAILY_QUOTA, rolling, limits.total)]
     if lane is not Lane.SCHEDULED:

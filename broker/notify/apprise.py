@@ -19,7 +19,7 @@ class _Target(Protocol):
     """What Apprise makes of a URL."""
 
     def notify(self, *, body: str, title: str, notify_type: str) -> bool:
-        """Send, on a thread of ours; whether it was delivered."""
+        """Send, on a thread of ours. Return True if it was delivered."""
 
 
 class AppriseReceiver:

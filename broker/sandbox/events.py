@@ -1,4 +1,4 @@
-"""Events as WeChat pushes them: signed, in XML or JSON, plain or encrypted (WECHAT.md W116, W134)."""
+"""Events as WeChat pushes them (WECHAT.md W116, W134): signed, XML or JSON, plain or encrypted."""
 
 import base64
 import hashlib

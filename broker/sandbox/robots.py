@@ -1,4 +1,4 @@
-"""The group robots of 企业微信, 钉钉 and 飞书: HTTP 200 whatever they say, as their documents have it.
+"""The group robots of 企业微信, 钉钉 and 飞书. Their HTTP status is 200 whatever they say.
 
 Any key is a robot's, except one that begins with `wrong`. A robot whose key begins with `signed`
 takes only what is signed with :data:`SECRET`. A key of a robot takes 20 messages a minute.

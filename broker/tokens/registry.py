@@ -216,7 +216,7 @@ class Registry:
 
     @property
     def ticking(self) -> bool:
-        """Whether the schedule is alive: three ticks late, and five seconds, is dead."""
+        """True while the schedule is alive. It counts as dead three ticks and five seconds late."""
         return self._dependencies.clock.now() <= self.ticking_until
 
     @property

@@ -1,8 +1,8 @@
 """What people agreed to, for the rest of the companion: on a thread, and with its failures met.
 
-A file that cannot be read leaves avatars withheld. A consent that cannot be written is not kept, and
-the person is told. A deletion that cannot be made is made later; until then nothing of that person
-is shown.
+A file that cannot be read leaves avatars withheld. A consent that cannot be written is not kept,
+and the person is told. A deletion that cannot be made is made later; until then nothing of that
+person is shown.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ MOST_OWED: Final = 100_000
 
 
 class Consents:
-    """The consents that are in force. `wall` tells Unix seconds, `tell` is told when the file fails."""
+    """The consents in force. `wall` returns unix seconds; `tell` is called when the file fails."""
 
     def __init__(
         self,
@@ -55,7 +55,10 @@ class Consents:
         return self._wall()
 
     async def start(self) -> None:
-        """Open the file. Raises ConsentStoreRefused; one that cannot be opened now is tried later."""
+        """Open the file, or try again later if it cannot be opened now.
+
+        Raises ConsentStoreRefused for a file that may not be used.
+        """
         try:
             await self._run(lambda _: None)
         except ConsentStoreError:
@@ -71,7 +74,7 @@ class Consents:
     # --- showing ----------------------------------------------------------------------------------
 
     async def pictures(self, openids: Sequence[str]) -> Mapping[str, str]:
-        """Return the pictures of those who agreed, by openid; none where the file cannot be read."""
+        """Return the pictures of those who agreed, by openid; none if the file is unreadable."""
         try:
             found = await self._run(lambda file: file.find(openids, self._wall()))
         except ConsentStoreError:

@@ -56,7 +56,10 @@ class CodeExchange:
         return await self._avatar(await self._token(code))
 
     async def avatar_again(self, refresh_token: str) -> Avatar:
-        """Return the avatar of somebody who agreed earlier. `over`: they would have to agree anew."""
+        """Return the avatar of somebody who agreed earlier.
+
+        The ExchangeError `over` says that they would have to agree anew.
+        """
         answer = await self._ask(
             "/sns/oauth2/refresh_token",
             {

@@ -1,7 +1,7 @@
 """The file that holds what people agreed to: SQLite, readable by its owner only (WECHAT.md W128).
 
 What is deleted is overwritten (`secure_delete`), and there is no write-ahead log in which it would
-live on. With an encryption key a person's row is sealed, and is found by a keyed hash of the openid.
+live on. With an encryption key a person's row is sealed, and found by a keyed hash of the openid.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What people read before they agree, and what they are told afterwards; in Chinese and English.
 
-The text that was agreed to is kept as proof, under a version that is a hash of it: another operator,
-purpose or time is another text.
+The text that was agreed to is kept as proof, under a version that is a hash of it: another
+operator, purpose or time is another text.
 """
 
 import hashlib
@@ -117,8 +117,8 @@ OUTCOMES: Final[Mapping[str, Outcome]] = {
             ENGLISH: (
                 "WeChat showed a snapshot, with an avatar that is not yours",
                 (
-                    "Nothing was stored. Press “使用完整服务” (use the full service) at the bottom of"
-                    " the page in WeChat, then agree again."
+                    "Nothing was stored. Press “使用完整服务” (use the full service) at the bottom"
+                    " of the page in WeChat, then agree again."
                 ),
             ),
         },
@@ -146,8 +146,8 @@ OUTCOMES: Final[Mapping[str, Outcome]] = {
             ENGLISH: (
                 "This confirmation is not good any more",
                 (
-                    "It is older than ten minutes, was used before, or was begun in another browser."
-                    " Nothing has changed. Please begin again."
+                    "It is older than ten minutes, was used before, or was begun in another"
+                    " browser. Nothing has changed. Please begin again."
                 ),
             ),
         },
@@ -222,8 +222,8 @@ OUTCOMES: Final[Mapping[str, Outcome]] = {
             ENGLISH: (
                 "Taken back; to be deleted soon",
                 (
-                    "Your avatar is not shown any more. The server cannot write just now and deletes"
-                    " what it keeps as soon as it can; you may also try again later."
+                    "Your avatar is not shown any more. The server cannot write just now and"
+                    " deletes what it keeps as soon as it can; you may also try again later."
                 ),
             ),
         },

@@ -1,4 +1,7 @@
-"""What is done as time passes: pictures end, people stop following, pictures are asked for again."""
+"""What is done as time passes.
+
+Pictures end, people stop following, and pictures are asked for again.
+"""
 
 import asyncio
 from collections.abc import Callable

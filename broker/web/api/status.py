@@ -39,8 +39,8 @@ class StatusReport:
 
     `tickets_of` returns an app's tickets by type, those that it has now; `nodes` returns the
     brokers that share the store; `login_record_of` returns how an app's logins go, None where
-    nobody has logged in. `notices` are what the configuration permits though it is dangerous, set by
-    the wiring. All methods but the handler may run on any thread.
+    nobody has logged in. `notices` are what the configuration permits though it is dangerous, set
+    by the wiring. All methods but the handler may run on any thread.
     """
 
     def __init__(

@@ -244,7 +244,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_answering(self) -> bool:
-        """Whether there is a request that is not answered yet."""
+        """True if there is a request that is not answered yet."""
         if self.state in {State.ASKED, State.WAITING}:
             return True
         return self.handler is not None and aiohttp_internals.is_answering(self.handler)

@@ -365,7 +365,8 @@ PAGE: Final[Mapping[str, Mapping[str, str]]] = {
             "`policy.refresh_fraction` 给令牌留下的时间不足一分钟：一次调用失败就会没有令牌。"
         ),
         "notice_no-verification": (
-            "`policy.verify_quota` 为 0：从不向微信验证令牌，被其他程序提前终止的令牌会一直提供到期满。"
+            "`policy.verify_quota` 为 0：从不向微信验证令牌，"
+            "被其他程序提前终止的令牌会一直提供到期满。"
         ),
         "held_back": "一小时内的事件超过了通知上限，全部情况见本页。",
         "trouble_unreachable": "无法连接",
