@@ -17,6 +17,7 @@ from broker.app import PATIENCE_SLACK_S
 from broker.config.load import load
 from broker.core.ports import Node
 from broker.web.connection.lifecycle import DRAIN_S, FAREWELL_S
+from broker.web.reach import Reach
 from tests.harness.doubles import ACCOUNT, Bench
 from tests.harness.places import DEPLOY
 from tests.harness.proxy_harness import GOOD, Hostile, Proxied, raw
@@ -118,6 +119,9 @@ async def shown(bench: Bench) -> dict[str, list[dict[str, str]]]:
         assert ticket is not None
         assert await ticket.get(patience_s=5)
         broker.wired.nodes = (Node("a", 100.0), Node("b", 30.0))
+        receiver = {"receiver": "wecom 127.0.0.1", "sent": 1, "lost": 0, "trouble": None}
+        sink = {"sink": "file /run/t.json", "trouble": None}
+        broker.wired.report.reach = Reach(lambda: {"receivers": [receiver]}, lambda _: [sink])
         bench.clock.pass_(60)
         await until_limited(broker)
         for event, facts in bench.events:
@@ -204,6 +208,8 @@ def test_prometheus_accepts_the_alerts() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+SINK = '{app="main",sink="file /run/t.json"}'
+RECEIVER = '{receiver="wecom 127.0.0.1"}'
 # What makes each alert fire, in promtool's notation, a value a minute; all at once, where there are
 # several series.
 SERIES = {
@@ -246,6 +252,8 @@ SERIES = {
     "TokenBrokerLoginsLimited": {
         'token_broker_logins_total{app="main",kind="web",outcome="too-fast"}': "0+1x30"
     },
+    "TokenBrokerSinkBehind": {f"token_broker_sink_behind{SINK}": "1x30"},
+    "TokenBrokerReceiverFailing": {f"token_broker_receiver_failing{RECEIVER}": "1x30"},
     "TokenBrokerNodeSilent": {'token_broker_node_seen_ago_seconds{node="b"}': "0+60x30"},
     "TokenBrokerLeaseLost": {
         'token_broker_token_calls_total{app="main",lane="scheduled",outcome="lease-lost"}': (
@@ -277,6 +285,8 @@ HEALTHY = {
     'token_broker_proxied_requests_total{app="main",outcome="passed"}': "0+100x60",
     'token_broker_logins_total{app="main",kind="web",outcome="good"}': "0+100x60",
     'token_broker_logins_total{app="main",kind="web",outcome="errcode 40163"}': "0+1x60",
+    f"token_broker_sink_behind{SINK}": "0x60",
+    f"token_broker_receiver_failing{RECEIVER}": "0x60",
     'token_broker_node_seen_ago_seconds{node="a"}': "0x60",
     'token_broker_node_seen_ago_seconds{node="b"}': "2x60",
 }
