@@ -14,6 +14,7 @@ from tests.bench import (
     crowds,
     followers,
     footprint,
+    handouts,
     many,
     nodes,
     proxied,
@@ -25,6 +26,8 @@ from tests.bench.table import Row, markdown
 
 GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
     "requests": lambda home, brief: requests.rows(home, brief=brief),
+    "drop-in": lambda home, brief: requests.drop_in(home, brief=brief),
+    "handouts": lambda home, brief: handouts.rows(home, brief=brief),
     "rivals": lambda home, brief: rivals.rows(home, brief=brief),
     "proxy": lambda home, brief: proxied.rows(home, brief=brief),
     "cold-start": lambda home, _: requests.cold_start(home),

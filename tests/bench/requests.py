@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.table import Row, yes
+from tests.harness.doubles import APPID
 from tests.harness.processes import House, process, until
 
 BARE = """
@@ -42,6 +43,9 @@ BODY = (
     '"expires_at": "2026-11-23T11:42:39Z", "version": "k3f9-42", "state": "fresh"}'
 )
 CONNECTIONS = 32
+TOKEN = "/v1/tokens/main"
+DROP_IN = f"/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret=any"
+DROP_IN_SHARE = 0.8
 
 
 @contextmanager
@@ -58,12 +62,12 @@ def bare() -> Iterator[str]:
             server.kill()
 
 
-def rate(base: str, seconds: float) -> float:
+def rate(base: str, seconds: float, path: str = TOKEN) -> float:
     """Requests per second, sent from the other core.
 
     wrk sends them where it is installed, else a generator of ours.
     """
-    url = f"{base}/v1/tokens/main"
+    url = f"{base}{path}"
     if wrk := shutil.which("wrk"):
         command = [
             "taskset",
@@ -82,14 +86,12 @@ def rate(base: str, seconds: float) -> float:
         assert found, said
         assert "Non-2xx" not in said, said
         return float(found[1])
-    return asyncio.run(_rate(base, seconds))
+    return asyncio.run(_rate(base, seconds, path))
 
 
-async def _rate(base: str, seconds: float) -> float:
+async def _rate(base: str, seconds: float, path: str) -> float:
     host, port = base.removeprefix("http://").split(":")
-    request = (
-        f"GET /v1/tokens/main HTTP/1.1\r\nHost: {host}:{port}\r\nX-Token-Broker: 1\r\n\r\n".encode()
-    )
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nX-Token-Broker: 1\r\n\r\n".encode()
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
 
@@ -127,6 +129,33 @@ def rows(home: Path, *, brief: bool) -> list[Row]:
     return [Row(what, f"{ours:,.0f}/s", against, "≥ 0.8", yes(ours >= 0.8 * theirs), good=ours > 0)]
 
 
+def drop_in(home: Path, *, brief: bool) -> list[Row]:
+    """GET on WeChat's own path beside /v1/tokens, of one daemon, in alternating rounds."""
+    rounds, seconds = (1, 0.5) if brief else (5, 3)
+    house = House(home, log_level="info")
+    with house.sandboxed():
+        house.configure(more="[compat]\nenabled = true\n")
+        with house.serving() as daemon:
+            os.sched_setaffinity(daemon.popen.pid, {0})
+            until(lambda: house.get("/readyz")[0] == 200, "ready")
+            good = "access_token" in house.get(DROP_IN)[1]
+            measured = [
+                (rate(house.daemon, seconds, DROP_IN), rate(house.daemon, seconds))
+                for _ in range(rounds)
+            ]
+    sdks, ours = (statistics.median(column) for column in zip(*measured, strict=True))
+    return [
+        Row(
+            f"GET /cgi-bin/token, {CONNECTIONS} keep-alive connections, one core",
+            f"{sdks:,.0f}/s",
+            f"/v1/tokens {ours:,.0f}/s: ratio {sdks / ours:.2f}",
+            f"≥ {DROP_IN_SHARE}",
+            yes(sdks >= DROP_IN_SHARE * ours),
+            good=good,
+        )
+    ]
+
+
 def cold_start(home: Path) -> list[Row]:
     """Fifty clients at once, nothing stored."""
     house = House(home, log_level="info")
@@ -159,4 +188,4 @@ async def _fifty(base: str) -> None:
         await asyncio.gather(*(one() for _ in range(50)))
 
 
-__all__ = ["bare", "cold_start", "process", "rate", "rows"]
+__all__ = ["bare", "cold_start", "drop_in", "process", "rate", "rows"]
