@@ -91,7 +91,7 @@ class Upload:
 
     @property
     def can_be_sent_again(self) -> bool:
-        """True if nothing of it is lost. What has not been read yet is read when it is sent again."""
+        """True if nothing of it is lost. What is unread yet is read when it is sent again."""
         return not self.exists or self._kept is not None
 
     async def data(self) -> bytes | AsyncIterator[bytes] | None:
