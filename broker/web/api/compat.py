@@ -5,8 +5,8 @@ HTTP 200 with an errcode and its words, even on failure. On any other status som
 URL, which has the key in it.
 
 What it means that a client asks again is in askers.py. Handles never age and are not doubted: the
-proxy puts the token of the moment in their place, and sees itself what WeChat refuses. Only a client
-whose calls it has seen refused is stopped where it asks ever again.
+proxy puts the token of the moment in their place, and sees itself what WeChat refuses. Only a
+client whose calls it has seen refused is stopped where it asks again and again.
 """
 
 import json
