@@ -4,7 +4,8 @@ A client could learn credentials from them, or spend what all services of an acc
 (WECHAT.md W134 to W136). A path that ends in a slash means all paths under it.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -29,15 +30,22 @@ REFUSED: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def refused_by_default(path: str) -> str | None:
-    """Return which entry of `REFUSED` a path with one leading slash falls under, or None.
+def at_or_under(paths: Iterable[str]) -> re.Pattern[str]:
+    """Return what matches a plain path that is one of these, or below it; group 1 is which.
 
     Some servers do not tell capitals from small letters, so neither does this.
     """
-    return next((known for known in REFUSED if is_at_or_under(path, known)), None)
+    known = "|".join(re.escape(path.rstrip("/")) for path in paths)
+    return re.compile(f"({known})(?:/.*)?", re.IGNORECASE | re.ASCII)
 
 
-def is_at_or_under(path: str, known: str) -> bool:
-    """Return True if a path is the known one or below it, in whatever case."""
-    lowered, known = path.lower(), known.rstrip("/")
-    return lowered == known or lowered.startswith(f"{known}/")
+_REFUSED: Final = at_or_under(REFUSED)
+
+
+def refused_by_default(path: str) -> str | None:
+    """Return which entry of `REFUSED` a path with one leading slash falls under, or None."""
+    found = _REFUSED.fullmatch(path)
+    if found is None:
+        return None
+    known = found[1].lower()
+    return known if known in REFUSED else f"{known}/"

@@ -80,7 +80,7 @@ class Callers:
 
     def _implied(self, client: Client, presented: str) -> Keeper | None:
         """The app whose token or handle was sent, else the only one that the client may use."""
-        held = self._handles.open(presented)
+        held = self._handles.open(presented) if presented else None
         keeper = held[1] if held is not None and held[0] == client else self._recognized(presented)
         if keeper is not None and client.may_use(keeper.account.name):
             return keeper

@@ -6,8 +6,7 @@ nothing, and the body can be sent again. Refusals of our own are WeChat's number
 on the token paths (compat.py): SDKs print URLs on anything else.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -199,7 +198,7 @@ class Proxy:
         if isinstance(served, Unavailable):
             call.outcome = "no-token"
             raise no_token(served, call.keeper.credential.failure)
-        async with self._sent(call, served) as answer:
+        async with await self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             if not seen.is_refusal:
                 return await self._given(call, answer, seen, served, "passed")
@@ -207,7 +206,7 @@ class Proxy:
         if following is None or not call.upload.can_be_sent_again:
             return await self._given(call, answer, seen, served, "token-refused")
         served = following
-        async with self._sent(call, served) as answer:
+        async with await self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             return await self._given(
                 call, answer, seen, served, "token-refused" if seen.is_refusal else "retried"
@@ -277,18 +276,16 @@ class Proxy:
             raise ErrcodeError(48001, f"(token-broker: {why})")
         return path, paths.visible(query)
 
-    @asynccontextmanager
-    async def _sent(
-        self, call: ProxiedCall, served: Served
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The call with this token on its way, up to the head of the answer."""
+    async def _sent(self, call: ProxiedCall, served: Served) -> aiohttp.ClientResponse:
+        """Send the call with this token, and return its answer as soon as there is its head."""
         query = paths.with_token(call.query, served.token.value.reveal())
         url = URL(f"{self._base(call.keeper.account)}{call.path}?{query}", encoded=True)
         data = await call.upload.data()
-        async with self._out.request(
+        answer: aiohttp.ClientResponse = await self._out.request(
             call.request.method, url, headers=call.headers, data=data
-        ) as answer:
-            if answer.status == HTTPStatus.SWITCHING_PROTOCOLS:
-                raise aiohttp.ClientPayloadError  # nobody asked for another protocol
-            call.pace()
-            yield answer
+        )
+        if answer.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            answer.close()
+            raise aiohttp.ClientPayloadError  # nobody asked for another protocol
+        call.pace()
+        return answer

@@ -12,17 +12,19 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from broker.web.proxy.masking import Mask
 
-HOP_BY_HOP: Final = {
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-}
+HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 # Host is WeChat's; Expect was answered by us. Servers that heed a path or a method in a header
 # would call something else than was looked at.
 OURS: Final = HOP_BY_HOP | {
@@ -52,7 +54,7 @@ def onward(headers: Headers) -> CIMultiDict[str]:
     """The headers of a request, for WeChat."""
     # Where _ is taken for - in names, these would be what was left out, or another length. nginx
     # drops them, too.
-    passed = _kept(headers, OURS | {name.lower() for name in headers if "_" in name})
+    passed = _kept(headers, OURS, with_underscores=False)
     passed[hdrs.ACCEPT_ENCODING] = _codings(headers.getall(hdrs.ACCEPT_ENCODING, []))
     return passed
 
@@ -80,22 +82,21 @@ def is_packed(headers: Headers) -> bool:
     }
 
 
-def _kept(headers: Headers, left: Iterable[str]) -> CIMultiDict[str]:
-    ended = {
-        *left,
-        *(
-            name.strip().lower()
-            for value in headers.getall(hdrs.CONNECTION, [])
-            for name in value.split(",")
-        ),
-    }
-    return CIMultiDict(
-        (name, value)
-        for name, value in headers.items()
-        if (lowered := name.lower()) not in ended
-        and not lowered.startswith(OUR_PREFIX)
-        and _SENDABLE.fullmatch(value)
-    )
+def _kept(
+    headers: Headers, left: frozenset[str], *, with_underscores: bool = True
+) -> CIMultiDict[str]:
+    for value in headers.getall(hdrs.CONNECTION, ()):
+        left = left | {name.strip().lower() for name in value.split(",")}
+    kept: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lowered = name.lower()
+        if lowered in left or lowered.startswith(OUR_PREFIX):
+            continue
+        if "_" in name and not with_underscores:
+            continue
+        if (value.isascii() and value.isprintable()) or _SENDABLE.fullmatch(value):
+            kept.add(name, value)
+    return kept
 
 
 def _codings(accepted: Iterable[str]) -> str:

@@ -5,8 +5,7 @@ in it: one that takes all it can get leaves half, and however many do so, the ne
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 from broker.config.schema import ProxyTable
@@ -38,8 +37,7 @@ class ProxyLimits:
         """Return how many calls for an app are under way."""
         return self._of_app[app]
 
-    @contextmanager
-    def passing(self, client: Client, app: str) -> Iterator[None]:
+    def passing(self, client: Client, app: str) -> "Place":
         """A call of that client for that app, while it is under way. Raises Busy, TooFast.
 
         Where no clients are configured, only the app's limits hold: programs cannot be told apart.
@@ -52,15 +50,13 @@ class ProxyLimits:
         most = min(self._table.max_concurrency, MOST_CONNECTIONS - self._total)
         if self.under_way(app) >= most:
             raise Busy(f"{self.under_way(app)} calls of this app are under way")
-        self._of_client[name] += 1
-        self._of_app[app] += 1
-        self._total += 1
-        try:
-            yield
-        finally:
-            self._of_client[name] -= 1
-            self._of_app[app] -= 1
-            self._total -= 1
+        return Place(self, name, app)
+
+    def count(self, client: str, app: str, number: int) -> None:
+        """Count calls that begin, or with a negative number end."""
+        self._of_client[client] += number
+        self._of_app[app] += number
+        self._total += number
 
     def _take(self, client: str) -> None:
         now = self._now()
@@ -72,3 +68,18 @@ class ProxyLimits:
         self._left[client] = (left - 1 if left >= 1 else left, now)
         if left < 1:
             raise TooFast(f"this client may make {rate:g} requests a second")
+
+
+class Place:
+    """One call's place among those under way, taken and given back as a context."""
+
+    __slots__ = ("_app", "_client", "_limits")
+
+    def __init__(self, limits: ProxyLimits, client: str, app: str) -> None:
+        self._limits, self._client, self._app = limits, client, app
+
+    def __enter__(self) -> None:
+        self._limits.count(self._client, self._app, 1)
+
+    def __exit__(self, *_: object) -> None:
+        self._limits.count(self._client, self._app, -1)

@@ -54,7 +54,8 @@ class Mask:
 
     def is_in_header(self, value: str) -> bool:
         """Return True if any of the secrets is in a header's value, escaped or not."""
-        return any(text in value or text in unquote(value) for text in self._texts)
+        plain = unquote(value) if "%" in value else value
+        return any(text in value or text in plain for text in self._texts)
 
     def cover(self, body: bytes) -> bytes:
         """Return the bytes with asterisks in the place of the secrets; the length stays."""

@@ -6,9 +6,9 @@ The path must be a plain one that is no token call. The query goes on as it came
 import re
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import quote, unquote_plus
+from urllib.parse import quote, unquote, unquote_plus
 
-from broker.core.interfaces import is_at_or_under
+from broker.core.interfaces import at_or_under
 
 # These hand out tokens and tickets, each call counted: they are the drop-in's (compat.py) or
 # nobody's.
@@ -31,7 +31,9 @@ _PLAIN: Final = re.compile(r"/+((?:[A-Za-z0-9_-]+/)+[A-Za-z0-9_-]+)")
 # Names that other servers take for the token's: in another case, escaped twice, with what they
 # strip, blanks or brackets.
 _LIKE_IT: Final = re.compile(r"[\W_]*access[\W_]*token[\W_]*(?:\[.*)?", re.IGNORECASE | re.DOTALL)
+_NEEDS_NO_ESCAPE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _OTHER_JOINTS: Final = re.compile("[;?,]")
+_TOKEN_PATH: Final = at_or_under(TOKEN_PATHS)
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
 
 
@@ -52,13 +54,15 @@ def plain(raw: str) -> str | None:
 
 def is_token_path(path: str) -> bool:
     """Return True if a server may take a plain path for a token call, in whatever case."""
-    return any(is_at_or_under(path, known) for known in TOKEN_PATHS)
+    return _TOKEN_PATH.fullmatch(path) is not None
 
 
 def presented(query: str) -> list[str]:
     """The values of access_token in a raw query; the name may be escaped."""
-    parts = (part.partition("=") for part in query.split("&"))
-    return [unquote_plus(value) for name, _, value in parts if unquote_plus(name) == PARAMETER]
+    if not _may_name_it(query):
+        return []
+    parts = query.split("&")
+    return [unquote_plus(part.partition("=")[2]) for part in parts if _is_token(part)]
 
 
 def is_doubtful(query: str) -> bool:
@@ -66,6 +70,8 @@ def is_doubtful(query: str) -> bool:
 
     The proxy would not replace the value of such a parameter.
     """
+    if not _may_name_it(query):
+        return False
     for part in query.split("&"):
         first, *behind = (one.partition("=")[0] for one in _OTHER_JOINTS.split(part))
         if any(_is_like_it(name) for name in behind) or (
@@ -80,11 +86,12 @@ def with_token(query: str, token: str) -> str:
 
     Where the query has none, the token is added at its end.
     """
-    said = f"{PARAMETER}={quote(token, safe='')}"
-    parts = query.split("&") if query else []
-    if not any(_is_token(part) for part in parts):
-        return "&".join([*parts, said])
-    return "&".join(said if _is_token(part) else part for part in parts)
+    said = f"{PARAMETER}={token if _NEEDS_NO_ESCAPE.fullmatch(token) else quote(token, safe='')}"
+    if _may_name_it(query):
+        parts = query.split("&")
+        if any(map(_is_token, parts)):
+            return "&".join(said if _is_token(part) else part for part in parts)
+    return f"{query}&{said}" if query else said
 
 
 def visible(query: str) -> str:
@@ -99,11 +106,21 @@ def visible(query: str) -> str:
     )
 
 
+def _may_name_it(text: str) -> bool:
+    """Return False if nobody can read the parameter's name in a text, however often unescaped."""
+    if "%" in text:
+        text = unquote(unquote(unquote(text)))
+    return "token" in text.casefold()
+
+
 def _is_like_it(name: str) -> bool:
+    if not _may_name_it(name):
+        return False
     for _ in range(3):
         name = unquote_plus(name)
     return _LIKE_IT.fullmatch(name) is not None
 
 
 def _is_token(part: str) -> bool:
-    return unquote_plus(part.partition("=")[0]) == PARAMETER
+    name = part.partition("=")[0]
+    return name == PARAMETER or ("%" in name and unquote_plus(name) == PARAMETER)
