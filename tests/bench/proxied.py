@@ -1,6 +1,7 @@
-"""Calls through the proxy, compared with direct calls and with ten lines of aiohttp.
+"""Calls through the proxy, compared with direct calls and with other reverse proxies.
 
-The memory is measured while a gigabyte passes.
+They are ten lines of aiohttp, Node's http-proxy and Go's ReverseProxy. The memory is measured while
+a gigabyte passes.
 
 WeChat is a stub that costs next to nothing, on the load's core; the proxies have the other core to
 themselves, in turn.
@@ -86,6 +87,27 @@ async def main():
     await asyncio.Event().wait()
 loop.run(main())
 """
+NODE: Final = """
+const {createProxyServer} = require("http-proxy");
+const http = require("http");
+const agent = new http.Agent({keepAlive: true, maxSockets: 256});
+const server = createProxyServer({target: process.argv[2], agent}).listen(0, "127.0.0.1");
+setTimeout(() => console.log("http://127.0.0.1:" + server._server.address().port), 200);
+"""
+GO: Final = """
+package main
+import ("fmt"; "net"; "net/http"; "net/http/httputil"; "net/url"; "os")
+func main() {
+    target, _ := url.Parse(os.Args[1])
+    proxy := httputil.NewSingleHostReverseProxy(target)
+    proxy.Transport = &http.Transport{MaxIdleConnsPerHost: 256}
+    l, _ := net.Listen("tcp", "127.0.0.1:0")
+    fmt.Printf("http://%s\\n", l.Addr())
+    http.Serve(l, proxy)
+}
+"""
+RIVALS: Final = {"node": "Node http-proxy", "go": "Go ReverseProxy"}
+HTTP_PROXY: Final = "http-proxy@1.18.1"
 
 
 def rows(home: Path, *, brief: bool) -> list[Row]:
@@ -98,8 +120,8 @@ def _rates(home: Path, *, brief: bool) -> list[Row]:
         return [Row("proxied calls", "not measured", "missing: wrk")]
     rounds, seconds = (1, 1) if brief else (5, 3)
     with ExitStack() as stack:
-        stub = stack.enter_context(_program(1, STUB))
-        bare = stack.enter_context(_program(0, BARE, stub))
+        stub = stack.enter_context(_program(1, sys.executable, "-c", STUB))
+        bare = stack.enter_context(_program(0, sys.executable, "-c", BARE, stub))
         house = House(home, sandbox=stub, log_level="info")
         house.configure(more="[proxy]\nenabled = true\nrate = 1000000\nburst = 1000000\n")
         daemon = stack.enter_context(house.serving())
@@ -107,36 +129,70 @@ def _rates(home: Path, *, brief: bool) -> list[Row]:
         until(lambda: house.get("/readyz")[0] == 200, "ready")
         assert ask("GET", bare + PATH)[1] == house.get(PATH)[1]
         laps = {"direct": stub, "bare": bare, "ours": house.daemon}
+        skipped = []
+        for name, command in (("node", _node(home)), ("go", _go(home))):
+            if isinstance(command, str):
+                skipped.append(Row(RIVALS[name], "not measured", command))
+            else:
+                laps[name] = stack.enter_context(_program(0, *command, stub))
         found: dict[str, list[Load]] = {name: [] for name in laps}
         for _ in range(rounds):
             for name, base in laps.items():
                 found[name].append(_wrk(base, seconds))
-    ours, bare_, direct = (
-        Load(
-            statistics.median(one.rate for one in found[name]),
-            statistics.median(one.p99_ms for one in found[name]),
-        )
-        for name in ("ours", "bare", "direct")
-    )
-    ratio = ours.rate / bare_.rate
-    against = (
-        f"bare aiohttp reverse proxy {_said(bare_)}: ratio {ratio:.2f}, p99"
-        f" {ours.p99_ms / bare_.p99_ms:.2f}; "
-    )
-    against += (
-        f"direct {_said(direct)}: ratio {ours.rate / direct.rate:.3f}, p99"
-        f" {ours.p99_ms / direct.p99_ms:.1f}"
-    )
-    return [
+    return [*_compared({name: _median(loads) for name, loads in found.items()}), *skipped]
+
+
+def _compared(found: dict[str, Load]) -> list[Row]:
+    """Return a row for the broker and one for each rival."""
+    ours, bare, direct = found["ours"], found["bare"], found["direct"]
+    ratio, slower = ours.rate / bare.rate, ours.p99_ms / bare.p99_ms
+    against = f"bare aiohttp reverse proxy {_said(bare)}: ratio {ratio:.2f}, p99 {slower:.2f}; "
+    against += f"direct {_said(direct)}: ratio {ours.rate / direct.rate:.3f}"
+    table = [
         Row(
             f"proxied GET, {CONNECTIONS} connections",
             _said(ours),
             against,
-            "≥ 0.5 × bare",
-            yes(ratio >= 0.5),
+            "≥ 0.9 × bare, p99 ≤ 1.5 ×",
+            yes(ratio >= 0.9 and slower <= 1.5),
             ours.rate > 0,
         )
     ]
+    for name, title in RIVALS.items():
+        if (load := found.get(name)) is not None:
+            beside = f"the broker is {ours.rate / load.rate:.2f} ×"
+            table.append(Row(title, _said(load), beside, good=load.rate > 0))
+    return table
+
+
+def _median(loads: list[Load]) -> Load:
+    return Load(
+        statistics.median(load.rate for load in loads),
+        statistics.median(load.p99_ms for load in loads),
+    )
+
+
+def _node(home: Path) -> tuple[str, ...] | str:
+    """Return the command of Node's reverse proxy, or why it cannot be had."""
+    if not (is_there("node") and is_there("npm")):
+        return "missing: node, npm"
+    install = ["npm", "install", "--silent", "--prefix", str(home), HTTP_PROXY]
+    if subprocess.run(install, capture_output=True, check=False, timeout=120).returncode:
+        return f"{HTTP_PROXY} could not be installed"
+    script = home / "rival.js"
+    script.write_text(NODE)
+    return ("node", str(script))
+
+
+def _go(home: Path) -> tuple[str, ...] | str:
+    """Return the command of Go's reverse proxy, or why it cannot be had."""
+    if not is_there("go"):
+        return "missing: go"
+    source, binary = home / "rival.go", home / "rival"
+    source.write_text(GO)
+    environ = {**os.environ, "HOME": str(home), "GOCACHE": str(home / "go"), "GO111MODULE": "off"}
+    subprocess.run(["go", "build", "-o", str(binary), str(source)], check=True, env=environ)
+    return ("env", "GOMAXPROCS=1", str(binary))
 
 
 def _said(load: Load) -> str:
@@ -158,9 +214,9 @@ def _wrk(base: str, seconds: int) -> Load:
 
 
 @contextmanager
-def _program(core: int, source: str, *arguments: str) -> Iterator[str]:
+def _program(core: int, *program: str) -> Iterator[str]:
     """A program on a core of its own, as the address it prints."""
-    command = ["taskset", "-c", str(core), sys.executable, "-c", source, *arguments]
+    command = ["taskset", "-c", str(core), *program]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
