@@ -337,3 +337,18 @@ def test_every_errcode_that_means_something_to_the_broker_is_told(folder: Path) 
     told = (folder / "operating.md").read_text()
     for errcode in RULES.keys() | WECOM_RULES.keys():
         assert str(errcode) in told, errcode
+
+
+@pytest.mark.parametrize(
+    ("readme", "folder"), [("README.md", DOCS), ("README.zh-CN.md", CHINESE)], ids=["en", "zh-CN"]
+)
+def test_every_guide_is_found_from_the_readme(readme: str, folder: Path) -> None:
+    linked = {(ROOT / target).resolve() for target in read(ROOT / readme).links}
+    assert set(folder.glob("*.md")) <= linked
+
+
+def test_what_lies_beside_the_guides_is_told() -> None:
+    told = read(DEPLOY / "README.md")
+    names = told.code | {target.split("/")[0] for target in told.links}
+    there = {path.name for path in DEPLOY.iterdir()} - {"README.md"}
+    assert {name.rstrip("/") for name in names} >= there
