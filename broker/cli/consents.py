@@ -23,37 +23,22 @@ class CsvRefused(Exception):  # noqa: N818 -- said to a person
 
 @contextlib.contextmanager
 def opened(settings: ConsentSettings) -> Iterator[ConsentFile]:
-    """Open the file, as its owner if root does it: files that SQLite makes beside it are theirs.
+    """Open the file. Root does so for its owner, to whom SQLite gives what it makes beside it.
 
     Raises ConsentStoreError, ConsentStoreRefused, and OSError if there is no such file.
     """
-    owner = settings.store.stat()
-    with _acting_as(owner.st_uid, owner.st_gid):
-        key, previous = settings.encryption_key, settings.previous_encryption_key
-        file = ConsentFile.open(
-            settings.store,
-            None if key is None else key.reveal(),
-            None if previous is None else previous.reveal(),
-        )
-        try:
-            yield file
-        finally:
-            file.close()
-
-
-@contextlib.contextmanager
-def _acting_as(uid: int, gid: int) -> Iterator[None]:
-    before = os.geteuid(), os.getegid()
-    if before[0] != 0 or uid == 0:
-        yield
-        return
-    os.setegid(gid)
-    os.seteuid(uid)
+    is_anothers = settings.store.lstat().st_uid != os.geteuid()
+    key, previous = settings.encryption_key, settings.previous_encryption_key
+    file = ConsentFile.open(
+        settings.store,
+        None if key is None else key.reveal(),
+        None if previous is None else previous.reveal(),
+        for_owner=is_anothers and os.geteuid() == 0,
+    )
     try:
-        yield
+        yield file
     finally:
-        os.seteuid(before[0])
-        os.setegid(before[1])
+        file.close()
 
 
 def openids_in(name: str) -> list[str]:

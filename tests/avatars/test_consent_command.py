@@ -200,20 +200,24 @@ def test_forget_wants_to_know_whom_and_only_once(
 
 
 @pytest.mark.needs("root")
-def test_root_acts_as_the_owner_of_the_file(house: ForkedDaemon) -> None:
+def test_root_acts_for_the_owner_of_the_file(house: ForkedDaemon) -> None:
     fill(house, ALICE, BOB)
-    path = house.home / "data" / "consent.db"
+    path = house.home / "data" / "consent.db"  # where its owner gets only within the unit
+    assert house.home.stat().st_mode & 0o077 == 0
     path.parent.mkdir()
     (house.home / "consent.db").rename(path)
     for one in (path, path.parent):
         os.chown(one, NOBODY, NOBODY)
-    for above in (house.home, *house.home.parents):
-        if above != Path("/"):
-            above.chmod(above.stat().st_mode | 0o011)
     house.configure(more=consent(house, store=str(path)))
     done = command(house, "forget", ALICE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "deleted: 1\n", "")
-    assert path.stat().st_uid == NOBODY
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (NOBODY, 0o600)
+    path.unlink()
+    path.symlink_to(house.home / "broker.db")
+    os.lchown(path, NOBODY, NOBODY)
+    assert command(house, "forget", ALICE).returncode == 1, "a link is not followed"
+    path.unlink()
+    path.touch()
     assert list(path.parent.iterdir()) == [path]
 
 

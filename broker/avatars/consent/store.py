@@ -68,8 +68,8 @@ class Consent:
 class ConsentFile:
     """The open file. To be used on one thread.
 
-    Methods raise ConsentStoreError. `now` is Unix seconds; rows whose time is over do not exist for
-    any of them.
+    Methods raise ConsentStoreError. `now` is Unix seconds; rows whose time is over, and rows that
+    cannot be read, do not exist for those methods that look.
     """
 
     def __init__(self, db: sqlite3.Connection, seal: Seal, key: str | None) -> None:
@@ -78,14 +78,23 @@ class ConsentFile:
         self._key = None if key is None else hashlib.sha256(f"openid/{key}".encode()).digest()
 
     @classmethod
-    def open(cls, path: Path, key: str | None = None, previous_key: str | None = None) -> Self:
+    def open(
+        cls,
+        path: Path,
+        key: str | None = None,
+        previous_key: str | None = None,
+        *,
+        for_owner: bool = False,
+    ) -> Self:
         """Open the file, which is made where there is none.
 
         With `key` rows are sealed. Rows that were plain, or sealed with `previous_key`, are sealed
-        with `key` now. Raises ConsentStoreRefused and ConsentStoreError.
+        with `key` now. `for_owner`: root acts for whoever owns the file, and it may be anybody's.
+        Raises ConsentStoreRefused and ConsentStoreError.
         """
-        for why in refusals(path):
-            raise ConsentStoreRefused(f"avatars.consent.store: {why}")
+        if not for_owner:
+            for why in refusals(path):
+                raise ConsentStoreRefused(f"avatars.consent.store: {why}")
         seal: Seal = Plain() if key is None else Sealed(key)
         before: list[tuple[Seal, str | None]] = [(Plain(), None)]
         if previous_key is not None:
@@ -139,7 +148,7 @@ class ConsentFile:
         """Return every consent."""
         with self._errors():
             rows = self._db.execute("select * from consents where expires_at > ?", (now,))
-            return [self._read(row) for row in rows]
+            return [one for row in rows if (one := _read(row, self._seal)) is not None]
 
     def number(self, now: float) -> int:
         """Return how many followers' consents there are."""
@@ -222,12 +231,9 @@ class ConsentFile:
             marks = ",".join("?" * len(names))
             question = f"select * from consents where id in ({marks}) and expires_at > ?"  # noqa: S608
             for row in self._db.execute(question, (*names, now)):
-                consent = self._read(row)
-                found[consent.openid] = consent
+                if (consent := _read(row, self._seal)) is not None:
+                    found[consent.openid] = consent
         return found
-
-    def _read(self, row: Sequence[str | int]) -> Consent:
-        return _read(row, self._seal)
 
     def _count(self, what: str, number: int, now: float) -> None:
         if number:
@@ -262,7 +268,8 @@ class ConsentFile:
         rows = self._db.execute("select * from consents").fetchall()
         self._db.execute("delete from consents")
         for row in rows:
-            self._write(_read(row, seal))
+            if (consent := _read(row, seal)) is not None:
+                self._write(consent)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -308,22 +315,26 @@ def _moment(at: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
-def _read(row: Sequence[str | int], seal: Seal) -> Consent:
+def _read(row: Sequence[str | int], seal: Seal) -> Consent | None:
+    """Return the consent in a row; None for a row that somebody damaged or put elsewhere."""
     name, sealed, agreed_at, text_version, source, expires_at = row
     text = seal.unseal(str(sealed), str(name))
-    if text is None:
-        raise ConsentStoreError("a row cannot be read with the key")
-    person = json.loads(text)
-    asked_at = person.get("asked_at")
+    try:
+        person = json.loads(text or "")
+        openid, headimgurl = str(person["openid"]), str(person["headimgurl"])
+        asked_at = int(person["asked_at"]) if "asked_at" in person else None
+        refresh_token = person.get("refresh_token")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
     return Consent(
-        person["openid"],
-        person["headimgurl"],
+        openid,
+        headimgurl,
         int(agreed_at),
         str(text_version),
         str(source),
         int(expires_at),
-        person.get("refresh_token"),
-        None if asked_at is None else int(asked_at),
+        refresh_token,
+        asked_at,
     )
 
 
