@@ -138,13 +138,13 @@ class Followers:
         follower = Follower(openid, 0, shown.profiles[0], agreed.get(openid))
         return follower, shown.age_s, shown.trouble
 
-    async def unfollowed(self, openids: Sequence[str]) -> list[str]:
-        """Return which of these WeChat says do not follow. Asks WeChat; raises AvatarError."""
-        gone: list[str] = []
+    async def following(self, openids: Sequence[str]) -> dict[str, bool]:
+        """Return who of these follows, as far as WeChat says. Asks WeChat; raises AvatarError."""
+        known: dict[str, bool] = {}
         for start in range(0, len(openids), BATCH):
             described = await self._api.described(openids[start : start + BATCH])
-            gone += [openid for openid, profile in described.items() if not profile.follows]
-        return gone
+            known |= {openid: profile.follows for openid, profile in described.items()}
+        return known
 
     async def _agreed(self, openids: Sequence[str]) -> Mapping[str, str]:
         return await self._consents.pictures(openids) if self._consents else {}

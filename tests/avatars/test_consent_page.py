@@ -239,6 +239,18 @@ async def test_a_button_takes_it_back(asking: Asking) -> None:
     assert openid.encode() not in asking.settings.store.read_bytes(), "secure_delete"
 
 
+async def test_a_withdrawal_that_wechat_does_not_confirm_changes_nothing(asking: Asking) -> None:
+    openid = await asking.phone()
+    async with asking.visitor() as visitor:
+        await visitor.agree()
+        led = await visitor.press("withdraw")
+        back = await visitor.answer(led.location)
+        state = query_of(back)["state"]
+        done = await visitor.get(f"/consent/return?state={state}")
+        assert (done.status, done.outcome) == (200, "not-withdrawn")
+    assert await asking.kept() == [openid]
+
+
 async def test_nobody_takes_back_what_somebody_else_agreed_to(asking: Asking) -> None:
     openid = await asking.phone()
     async with asking.visitor() as visitor, asking.visitor() as other:

@@ -81,11 +81,19 @@ async def test_a_follower_who_is_left_out_of_an_answer_is_not_forgotten(asking: 
     assert await asking.kept() == [openid]
 
 
-async def test_a_visitor_who_never_followed_is_not_asked_after(asking: Asking) -> None:
+async def test_a_visitor_is_not_forgotten_and_counts_as_a_follower_once_they_are_one(
+    asking: Asking,
+) -> None:
     stranger = await agree(asking, openid="oSomebodyWhoFollowsNobody012")
-    asking.there.clock.pass_(DAY_S)
-    await upkeep_of(asking).once()
+    upkeep = upkeep_of(asking)
+    await upkeep.once()
     assert await asking.kept() == [stranger]
+    assert await asking.consents.number() == 0
+    asking.there.clock.pass_(DAY_S)
+    came = {"user_info_list": [{"subscribe": 1, "openid": stranger}]}
+    await asking.there.fault(BATCHGET, "answer", times=None, answer=came)
+    await upkeep.once()
+    assert await asking.consents.number() == 1
 
 
 async def test_a_wechat_that_fails_ends_no_consent_and_no_upkeep(asking: Asking) -> None:

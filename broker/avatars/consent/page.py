@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from broker.avatars.consent.consents import Consents, ConsentStoreError
 from broker.avatars.consent.exchange import CodeExchange, ExchangeError
 from broker.avatars.consent.state import FORM_S, StatePurpose, States
-from broker.avatars.consent.store import Consent
+from broker.avatars.consent.store import FOLLOWER, VISITOR, Consent
 from broker.avatars.consent.texts import BUTTONS, OUTCOMES, ConsentTexts
 from broker.avatars.errors import AvatarError
 from broker.avatars.followers import Followers, Status
@@ -86,9 +86,10 @@ class ConsentDesk:
         try:
             if opened is None:
                 raise ExchangeError("state")
+            is_withdrawal = opened.kind == StatePurpose.WITHDRAW
             if not code:
-                raise ExchangeError("refused")
-            if opened.kind == StatePurpose.WITHDRAW:
+                raise ExchangeError("not-withdrawn" if is_withdrawal else "refused")
+            if is_withdrawal:
                 return self._said(request, await self._withdraw(code))
             until = await self._agree(code, opened.text_version)
         except ExchangeError as error:
@@ -118,12 +119,12 @@ class ConsentDesk:
         return time.strftime("%Y-%m-%d", time.gmtime(consent.expires_at + BEIJING_S))
 
     async def _source(self, openid: str) -> str:
-        """Return as whom a person agrees; in doubt as a visitor, whom no list has to have."""
+        """Return as whom a person agrees; in doubt as a follower, who is forgotten on leaving."""
         try:
             follower, _, _ = await self._followers.one(openid)
         except AvatarError:
-            return "visitor"
-        return "visitor" if follower.status is Status.NOT_FOLLOWING else "follower"
+            return FOLLOWER
+        return VISITOR if follower.status is Status.NOT_FOLLOWING else FOLLOWER
 
     async def _withdraw(self, code: str) -> str:
         """Delete what is kept of who brought the code; return what to say."""

@@ -19,6 +19,7 @@ from typing import Final, Self
 from broker.store.encryption import Plain, Seal, Sealed
 from broker.store.sqlite.place import refusals
 
+FOLLOWER, VISITOR = "follower", "visitor"
 BUSY_S: Final = 2.0
 AT_ONCE: Final = 500  # openids in one query
 BEIJING_S: Final = 8 * 3600

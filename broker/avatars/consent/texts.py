@@ -107,18 +107,28 @@ OUTCOMES: Final[Mapping[str, Outcome]] = {
             ENGLISH: ("You did not agree", "Nothing was stored, and nothing has changed."),
         },
     ),
+    "not-withdrawn": Outcome(
+        200,
+        {
+            CHINESE: ("没有撤回", "微信没有确认您是谁，因此没有任何改变。请重新操作。"),
+            ENGLISH: (
+                "Nothing was taken back",
+                "WeChat did not say who you are, so nothing has changed. Please begin again.",
+            ),
+        },
+    ),
     "snapshot": Outcome(
         200,
         {
             CHINESE: (
                 "微信给出的是快照页的虚拟身份",
-                "没有保存任何信息。请在微信页面底部点击“使用完整服务”，然后重新同意。",
+                "没有保存任何信息。请在微信页面底部点击“使用完整服务”，然后重新操作。",
             ),
             ENGLISH: (
                 "WeChat showed a snapshot, with an avatar that is not yours",
                 (
                     "Nothing was stored. Press “使用完整服务” (use the full service) at the bottom"
-                    " of the page in WeChat, then agree again."
+                    " of the page in WeChat, then begin again."
                 ),
             ),
         },

@@ -10,7 +10,7 @@ from typing import Final
 
 from broker.avatars.consent.consents import Consents, ConsentStoreError
 from broker.avatars.consent.exchange import CodeExchange, ExchangeError
-from broker.avatars.consent.store import Consent
+from broker.avatars.consent.store import FOLLOWER, VISITOR, Consent
 from broker.avatars.errors import AvatarError
 from broker.avatars.followers import Followers
 
@@ -49,20 +49,27 @@ class ConsentUpkeep:
         """
         try:
             await self._consents.settle()
-            kept = await self._consents.all()
-            await self._renew(kept)
-            await self._forget_leavers([one.openid for one in kept if one.source == "follower"])
+            await self._look_who_follows(await self._consents.all())
+            await self._renew(await self._consents.all())
         except (ConsentStoreError, AvatarError):
             return
 
-    async def _forget_leavers(self, openids: list[str]) -> None:
-        """Delete those who do not follow any more, of whom no event may have told."""
+    async def _look_who_follows(self, kept: list[Consent]) -> None:
+        """Delete followers who left, of whom no event may have told, and note visitors who came."""
         now = self._clock()
         if self._looked_at is not None and now - self._looked_at < LOOK_FOR_LEAVERS_S:
             return
-        gone = await self._followers.unfollowed(openids)
+        follows = await self._followers.following([one.openid for one in kept])
+        gone = [
+            one.openid
+            for one in kept
+            if one.source == FOLLOWER and not follows.get(one.openid, True)
+        ]
         if gone:
             await self._consents.forget(gone, "unfollowed")
+        for one in kept:
+            if one.source == VISITOR and follows.get(one.openid, False):
+                await self._consents.update(replace(one, source=FOLLOWER))
         self._looked_at = now
 
     async def _renew(self, kept: list[Consent]) -> None:
