@@ -154,25 +154,28 @@ class Refresher:
         else:
             due = self._sync.wall_was_set or now >= self.due_at()
             check = due and now >= min(self.plan.check_at, self._age_check_at())
-        return self._launch(lambda: self._fly(check=check)) if due else None
+        return self._launch(lambda: self._fly(check=check), urgent=report) if due else None
 
     def launch_call(self, claim: Claim) -> Flight:
         """Begin a flight that makes one call. The caller has seen that none is under way."""
         self._deny(claim.lane, None)
-        return self._launch(lambda: self._call(claim))
+        return self._launch(lambda: self._call(claim), urgent=True)
 
     # --- a flight ---------------------------------------------------------------------------------
 
-    def _launch(self, work: Callable[[], Awaitable[Verdict | None]]) -> Flight:
+    def _launch(self, work: Callable[[], Awaitable[Verdict | None]], *, urgent: bool) -> Flight:
         name = f"flight {self._live.account.name}"
-        self._flight = asyncio.create_task(self._guarded(work), name=name)
+        slots = self._dependencies.urgent_slots if urgent else self._dependencies.slots
+        self._flight = asyncio.create_task(self._guarded(work, slots), name=name)
         return self._flight
 
-    async def _guarded(self, work: Callable[[], Awaitable[Verdict | None]]) -> Verdict | None:
+    async def _guarded(
+        self, work: Callable[[], Awaitable[Verdict | None]], slots: asyncio.Semaphore
+    ) -> Verdict | None:
         """Fly. A broken store and a bug both back off like a failure; nothing else raises."""
         verdict = None
         try:
-            async with self._dependencies.slots:
+            async with slots:
                 verdict = await work()
             self._crashes = 0
         except StoreError as error:

@@ -17,7 +17,7 @@ from broker.core.ports import Minted, Verdict
 from broker.core.quota import DAY
 from broker.core.secret import Secret
 from broker.core.serving import Served
-from broker.tokens.dependencies import Dependencies
+from broker.tokens.dependencies import URGENT, Dependencies
 from broker.tokens.keeper import Keeper
 from broker.tokens.registry import Registry
 from broker.tokens.upkeep import identity
@@ -98,6 +98,7 @@ class Tickets:
             dependencies,
             upstream=ByToken(tokens, issuer, timeout_s),
             slots=asyncio.Semaphore(AT_ONCE),
+            urgent_slots=asyncio.Semaphore(URGENT),
             call_timeout_s=STEPS * timeout_s,
         )
         self._tokens = tokens

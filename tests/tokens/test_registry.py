@@ -100,6 +100,34 @@ async def test_calls_to_wechat_at_once_are_bounded_over_all_apps(bench: Bench) -
     assert all(keeper.serve() for keeper in registry)
 
 
+async def test_who_reports_or_orders_does_not_queue_behind_apps_that_are_due_together(
+    bench: Bench,
+) -> None:
+    accounts = [replace(ACCOUNT, name=f"app{number}", appid=f"wx{number}") for number in range(60)]
+    registry = Registry(accounts, await bench.dependencies())
+    await registry.start()
+    registry.tick()
+    await registry.drain()
+    bench.clock.pass_(4000)
+    bench.wechat.gate.clear()
+    reported, ordered, *others = registry
+    for keeper in others:  # all are due, and 16 of them fill the schedule's slots
+        keeper.tick()
+    async with asyncio.timeout(10):
+        while bench.wechat.in_flight < 16:
+            await asyncio.sleep(0)
+    asking = [
+        asyncio.create_task(reported.report(60, version=reported.credential.version)),
+        asyncio.create_task(ordered.refresh(60)),
+    ]
+    async with asyncio.timeout(10):
+        while bench.wechat.in_flight < 18:
+            await asyncio.sleep(0)
+    bench.wechat.gate.set()
+    await asyncio.gather(*asking)
+    await registry.drain()
+
+
 async def test_what_a_callers_refresh_brought_is_looked_at_by_the_next_tick(bench: Bench) -> None:
     registry = Registry([ACCOUNT], await bench.dependencies())
     await registry.start()
