@@ -252,6 +252,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
         "test_zoo::test_in_ordinary_operation_no_client_is_ever_refused",
         "test_zoo::test_without_the_promise_the_same_clients_are_refused",
         "test_zoo::test_whatever_happens_nobody_is_refused_but_for_a_reason",
+        "test_lifetimes::test_over_two_refreshes_no_sdk_is_refused",
     ),
     "50": ("test_zoo::test_in_ordinary_operation_no_client_is_ever_refused",),
     "51": (
@@ -260,6 +261,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
     ),
     "52": (
         "test_zoo::test_a_fleet_that_starts_at_once_costs_one_call_and_nobody_waits_for_a_doubt",
+        "test_lifetimes::test_a_fleet_behind_one_key_is_served_at_the_start_and_after_a_refresh",
     ),
     "53": ("test_compat::test_nobody_waits_long_for_a_verification_while_a_good_token_is_held",),
     "54": (
@@ -272,7 +274,11 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
         "test_compat::test_a_token_that_stays_dead_costs_no_more_than_reports_may",
         "test_proxy_daemon::test_a_token_that_stays_dead_for_one_interface_is_bounded_and_costs_no_token_call",
     ),
-    "56": ("test_zoo::test_at_wecom_no_one_is_refused_at_a_renewal_and_nobody_waits_long",),
+    "56": (
+        "test_zoo::test_at_wecom_no_one_is_refused_at_a_renewal_and_nobody_waits_long",
+        "test_lifetimes::test_a_companys_messages_arrive_across_a_renewal",
+        "test_lifetimes::test_alertmanagers_alerts_arrive_across_a_renewal",
+    ),
     "57": (
         "test_zoo::test_whatever_happens_nobody_is_refused_but_for_a_reason",
         "test_decision::test_a_promise_holds_though_a_later_plan_is_taken_back",

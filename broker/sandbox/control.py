@@ -108,6 +108,7 @@ async def _describe(request: web.Request) -> web.Response:
             "accounts": {account.appid: _account(state, account) for account in accounts},
             "faults": state.faults.queued(),
             "media": state.media.described(),
+            "messages": list(state.messages),
             "routes": _ROUTES,
             "kinds": catalogue(),
         }

@@ -36,6 +36,8 @@ async def answer(request: web.Request, path: str) -> web.StreamResponse:
 
 async def _truth(request: web.Request, path: str) -> Reply:
     corp = request.app[STATE].world.corp(request.query.get("access_token", ""))
+    if corp is not None and path == "/cgi-bin/message/send":
+        return await _send_message(request, corp)
     if corp is not None or path in _CORP_TICKETS:
         return _of_wecom(request, path, corp)
     if path not in _ROUTES:
@@ -63,6 +65,18 @@ def _of_wecom(request: web.Request, path: str, corp: tuple[str, str] | None) -> 
         raise WeChatRefusal(UNNAMED)
     ticket, left = request.app[STATE].world.corp_ticket(kind, *corp)
     return {"errcode": 0, "errmsg": "ok", "ticket": ticket.value, "expires_in": left}
+
+
+async def _send_message(request: web.Request, corp: tuple[str, str]) -> Reply:
+    """Take a message of a company's app, to be seen in the sandbox's state."""
+    try:
+        message = json.loads(await request.read())
+        kind, content = str(message["msgtype"]), str(message[message["msgtype"]]["content"])
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise WeChatRefusal(UNNAMED) from error
+    state = request.app[STATE]
+    state.messages.append({"corpid": corp[0], "msgtype": kind, "content": content})
+    return {"errcode": 0, "errmsg": "ok", "msgid": f"msg-{len(state.messages)}"}
 
 
 async def _domain_ip(_request: web.Request, _account: SimulatedAccount) -> Reply:

@@ -47,7 +47,10 @@ class Media:
         size = int(item["size"])
 
         async def stream() -> web.StreamResponse:
-            response = web.StreamResponse(headers={"Content-Type": "image/png"})
+            # Some SDKs take an answer for a file by this header alone (WECHAT.md W140).
+            name = f'attachment; filename="{request.query["media_id"]}.png"'
+            headers = {"Content-Type": "image/png", "Content-Disposition": name}
+            response = web.StreamResponse(headers=headers)
             response.content_length = size
             await response.prepare(request)
             for start in range(0, size, len(_PATTERN)):

@@ -45,6 +45,7 @@ class SandboxState:
         self.phones: dict[str, Phone] = {}  # who opens the authorise page, by appid
         self.login_calls: Counter[str] = Counter()  # by path
         self.robots = RobotMemory()
+        self.messages: deque[dict[str, str]] = deque(maxlen=1000)  # what WeCom's apps sent
 
 
 STATE = web.AppKey("state", SandboxState)

@@ -52,6 +52,10 @@ TOOLS: Final = {
     "npm": Tool("npm", "node"),
     "wechat-api": Tool(NPM, "node", f"{TESTS}/node_modules/wechat-api"),
     "co-wechat-api": Tool(NPM, "node", f"{TESTS}/node_modules/co-wechat-api"),
+    "node-easywechat": Tool(NPM, "node", f"{TESTS}/node_modules/node-easywechat"),
+    "wechat-jssdk": Tool(NPM, "node", f"{TESTS}/node_modules/wechat-jssdk"),
+    # who sends alerts to WeCom
+    "prometheus-alertmanager": Tool("prometheus-alertmanager"),
     # the unit's restrictions, tried
     "bwrap": Tool("bubblewrap", "root"),
     "libseccomp": Tool(

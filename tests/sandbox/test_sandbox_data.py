@@ -288,7 +288,12 @@ async def test_an_upload_is_counted_hashed_and_comes_back_at_the_same_size(
     seen = (await caller.bench.get("/sandbox"))["media"][answer["media_id"]]
     assert (seen["size"], seen["sha256"]) == (size, hashlib.sha256(b"x" * size).hexdigest())
     url = f"/cgi-bin/media/get?access_token={caller.token}&media_id={answer['media_id']}"
-    data = await (await caller.bench.client.get(url)).read()
+    download = await caller.bench.client.get(url)
+    data = await download.read()
+    name = download.headers[
+        "Content-Disposition"
+    ]  # by which some SDKs know a file (WECHAT.md W140)
+    assert name == f'attachment; filename="{answer["media_id"]}.png"'
     assert len(data) == size
     assert data == (bytes(range(251)) * (size // 251 + 1))[:size]
 

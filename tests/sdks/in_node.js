@@ -10,7 +10,9 @@ const [recipe, sandbox] = [fs.readFileSync(process.argv[2], 'utf8'), process.arg
 
 function built() {
   const api = new Function('require', `${recipe}\nreturn api;`)(require);
-  if (sandbox && api.endpoint) api.endpoint = sandbox;
+  if (api.getCache) api.getCache(); // its files belong to this directory
+  if (sandbox && api.getConfig) api.getConfig().set('http', { baseURL: `${sandbox}/` });
+  else if (sandbox && api.endpoint) api.endpoint = sandbox;
   else if (sandbox) api.prefix = `${sandbox}/cgi-bin/`;
   return api;
 }
@@ -30,12 +32,28 @@ async function told(deed, ...args) {
   }
 }
 
-const call = async (api) => (await asked(api, 'getFollowers')).total;
+// How many followers there are; of wechat-jssdk, which makes no calls, its token and ticket.
+async function call(api) {
+  if (api.getClient) return (await api.getClient().get('cgi-bin/user/get')).toObject().total;
+  if (!api.getGlobalTokenAndTicket) return (await asked(api, 'getFollowers')).total;
+  const kept = await api.getGlobalTokenAndTicket(true);
+  return { token: kept.accessToken, ticket: kept.jsapi_ticket };
+}
+
+// Built in a directory of its own, as in a container of its own.
+function elsewhere() {
+  const here = process.cwd();
+  process.chdir(fs.mkdtempSync(`${here}/fleet-`));
+  const api = built();
+  process.chdir(here);
+  return api;
+}
+
 const deeds = {
   call,
   session: async (api, code) => (await asked(api, 'getSessionKey', code)).data.openid,
   web: async (api, code) => (await asked(api, 'getAccessToken', code)).data.openid,
-  crowd: (_, many) => Promise.all(Array.from({ length: many }, built).map((api) => told(call, api))),
+  crowd: (_, many) => Promise.all(Array.from({ length: many }, elsewhere).map((api) => told(call, api))),
   upload: async (api, path) => (await asked(api, 'uploadMedia', path, 'image')).media_id,
   download: async (api, id) => {
     const content = await asked(api, 'getMedia', id);
@@ -43,11 +61,12 @@ const deeds = {
   },
 };
 
+console.log = console.error; // some SDKs log there
 (async () => {
   const api = built();
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const [name, ...args] = JSON.parse(line);
-    console.log(JSON.stringify(await told(deeds[name], api, ...args)));
+    process.stdout.write(`${JSON.stringify(await told(deeds[name], api, ...args))}\n`);
   }
   process.exit(0);
 })();

@@ -12,12 +12,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import requests
 
 WECHAT: Final = "https://api.weixin.qq.com"
+WECOM: Final = "https://qyapi.weixin.qq.com"
 RECIPE: Final = Path(sys.argv[1]).read_text()
 SANDBOX: Final = sys.argv[2] if len(sys.argv) > 2 else None
 
@@ -46,6 +48,7 @@ def redirect() -> None:
         **kwargs: Any,
     ) -> requests.Response:
         url = str(request.url)
+        assert not url.startswith(WECOM), "the SDK asked WeCom itself"
         if url.startswith(WECHAT):
             assert SANDBOX, "the SDK asked WeChat itself"
             request.url = SANDBOX + url.removeprefix(WECHAT)
@@ -55,7 +58,14 @@ def redirect() -> None:
 
 
 def call(client: Any) -> Any:
-    """How many followers there are, which is how the sandbox says that it took the token."""
+    """How many followers there are, which is how the sandbox says that it took the token.
+
+    A company's app sends a message instead: 0.
+    """
+    if isinstance(client, partial):
+        return client(title="Hello", content="to all").json()["errcode"]
+    if hasattr(client, "corp_id"):
+        return client.message.send_text("1000002", "@all", "Hello")["errcode"]
     return (client.user if hasattr(client, "user") else client).get_followers()["total"]
 
 

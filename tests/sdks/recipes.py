@@ -17,7 +17,8 @@ MARKED = re.compile(
 class Recipe:
     """How an SDK is pointed at the broker.
 
-    The code leaves a `client` (Python) or an `api` (JavaScript).
+    The code leaves a `client` (Python) or an `api` (JavaScript); Alertmanager's is its
+    configuration (YAML).
     """
 
     sdk: str
@@ -48,7 +49,7 @@ def sections(text: str) -> list[tuple[str, str]]:
 
 def is_told(recipes: list[Recipe], name: str, text: str) -> bool:
     """Return True if a section says truly which of its recipes are run, and shows those."""
-    said = re.search(r"Run by tests: (.+?)\.\s", text)
+    said = re.search(r"Run by tests(?:, in `[^`]+`)?: (.+?)\.\s", text)
     run = set(re.findall(r"`([^`]+)`", said[1])) if said else set()
     shown = [recipe for recipe in recipes if recipe.sdk == name.lower()]
     languages = re.findall(r"^```(\w+)$", text, re.MULTILINE)

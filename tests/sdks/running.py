@@ -61,7 +61,9 @@ def running(recipe: Recipe, house: House, *, key: str = KEY) -> Iterator[Sdk]:
     """
     code = house.home / f"{recipe.sdk}-{recipe.way}.{recipe.language}"
     code.write_text(recipe.at(house.daemon, key))
-    elsewhere = [] if recipe.way in {"proxy", "login"} else [house.sandbox]
+    elsewhere = [house.sandbox] if recipe.way in {"adapter", "drop-in", "kept"} else []
+    # node-easywechat keeps its tokens in files of the working directory.
+    place = house.home if recipe.language == "js" else None
     log = house.home / "sdk.log"
     with (
         log.open("a") as stderr,
@@ -70,6 +72,7 @@ def running(recipe: Recipe, house: House, *, key: str = KEY) -> Iterator[Sdk]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
+            cwd=place,
             text=True,
         ) as popen,
     ):

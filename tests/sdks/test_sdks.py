@@ -21,7 +21,8 @@ from tests.harness.processes import ask, until
 from tests.sdks.recipes import KEY, PAGE, Recipe, chapters, is_told, marked, sections
 from tests.sdks.running import running
 
-RECIPES = [recipe for recipe in marked() if "login" not in recipe.way]
+ALL = [recipe for recipe in marked() if "login" not in recipe.way]
+RECIPES = [recipe for recipe in ALL if recipe.way in {"adapter", "drop-in", "proxy"}]
 PROXIED = [recipe for recipe in RECIPES if recipe.way == "proxy"]
 FOLLOWERS = 24
 CROWD = 50
@@ -248,8 +249,9 @@ def test_wechatpys_ticket_lives_on_when_the_token_dies(recipe: Recipe, house: Fo
 # --- the page -------------------------------------------------------------------------------------
 
 NAMES = (
-    "wechatpy|WeRoBot|co-wechat-api|wechat-api|EasyWeChat|WxJava|silenceper/wechat|PowerWeChat"
-    "|chanxuehong/wechat|Senparc.Weixin"
+    "wechatpy|WeRoBot|co-wechat-api|wechat-api|node-easywechat|wechat-jssdk|EasyWeChat|WxJava"
+    "|silenceper/wechat|PowerWeChat|chanxuehong/wechat|Senparc.Weixin|wechatpy-enterprise|onepush"
+    "|Alertmanager"
 )
 TOKENS, _ = chapters()
 SECTIONS = sections(TOKENS)
@@ -262,7 +264,7 @@ def test_the_page_has_a_recipe_for_each_sdk() -> None:
 
 @pytest.mark.parametrize(("name", "text"), SECTIONS, ids=NAMES.split("|"))
 def test_a_recipe_says_whether_it_is_run_and_tells_the_truth(name: str, text: str) -> None:
-    assert is_told(RECIPES, name, text)
+    assert is_told(ALL, name, text)
 
 
 def test_the_configuration_on_the_page_is_accepted(tmp_path: Path) -> None:
@@ -283,9 +285,13 @@ def test_the_versions_on_the_page_are_those_that_run() -> None:
         PAGE.read_text(),
         json.loads((PAGE.parents[2] / "tests" / "package-lock.json").read_text())["packages"],
     )
-    for name in ("co-wechat-api", "wechat-api", "co-wechat-oauth", "wechat-oauth"):
+    for name in ("co-wechat-api", "wechat-api", "co-wechat-oauth", "wechat-oauth", "wechat-jssdk"):
         assert f"{name}) {lock[f'node_modules/{name}']['version']}." in text
-    for name in ("wechatpy", "WeRoBot"):
+    easywechat, socialite = (
+        lock[f"node_modules/{name}"]["version"] for name in ("node-easywechat", "node-socialite")
+    )
+    assert f"node-easywechat) {easywechat}, with node-socialite {socialite} exactly." in text
+    for name in ("wechatpy", "WeRoBot", "onepush"):
         assert f"{name}) {metadata.version(name)}." in text
 
 

@@ -24,7 +24,7 @@ DAYS = pytest.mark.parametrize("days", [0.4, pytest.param(14, marks=pytest.mark.
 HOSTS = pytest.mark.parametrize(
     "hosts", [1, pytest.param(3, marks=pytest.mark.needs("initdb"))], ids=["one host", "three"]
 )
-MOST_A_DAY = 30  # verifications beyond the half of the quota that steady askers have
+MOST_A_DAY = 60  # verifications beyond the half of the quota that steady askers have
 
 
 @asynccontextmanager
