@@ -21,6 +21,7 @@ from broker.notify.states import StateKind
 from broker.sandbox.control import _ROUTES
 from broker.web.api.openapi import DOCUMENT
 from broker.web.gate import SCOPES
+from tests.bench.__main__ import GROUPS
 from tests.harness.guides import CHINESE, DOCS, Page, pages, read
 from tests.harness.places import DEPLOY, ROOT
 
@@ -352,3 +353,9 @@ def test_what_lies_beside_the_guides_is_told() -> None:
     names = told.code | {target.split("/")[0] for target in told.links}
     there = {path.name for path in DEPLOY.iterdir()} - {"README.md"}
     assert {name.rstrip("/") for name in names} >= there
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_groups_of_the_benchmark_exist(page: Page) -> None:
+    for only in re.findall(r"tests\.bench --only ([\w-]+)|`--only ([\w-]+)`", page.text):
+        assert any("".join(only) in group for group in GROUPS), only
