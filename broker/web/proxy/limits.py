@@ -37,7 +37,7 @@ class ProxyLimits:
         """Return how many calls for an app are under way."""
         return self._of_app[app]
 
-    def passing(self, client: Client, app: str) -> "Place":
+    def passing(self, client: Client, app: str) -> "CallPlace":
         """A call of that client for that app, while it is under way. Raises Busy, TooFast.
 
         Where no clients are configured, only the app's limits hold: programs cannot be told apart.
@@ -50,7 +50,7 @@ class ProxyLimits:
         most = min(self._table.max_concurrency, MOST_CONNECTIONS - self._total)
         if self.under_way(app) >= most:
             raise Busy(f"{self.under_way(app)} calls of this app are under way")
-        return Place(self, name, app)
+        return CallPlace(self, name, app)
 
     def count(self, client: str, app: str, number: int) -> None:
         """Count calls that begin, or with a negative number end."""
@@ -70,7 +70,7 @@ class ProxyLimits:
             raise TooFast(f"this client may make {rate:g} requests a second")
 
 
-class Place:
+class CallPlace:
     """One call's place among those under way, taken and given back as a context."""
 
     __slots__ = ("_app", "_client", "_limits")
