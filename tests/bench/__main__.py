@@ -15,6 +15,7 @@ from tests.bench import (
     followers,
     footprint,
     handouts,
+    loads,
     many,
     nodes,
     proxied,
@@ -46,6 +47,8 @@ GROUPS: dict[str, Callable[[Path, bool], list[Row]]] = {
     "followers": lambda home, brief: followers.rows(home, brief=brief),
     "crowds-slow-clients": lambda home, brief: crowds.slow_clients(home, brief=brief),
     "crowds-watchers": lambda home, brief: crowds.watchers(home, brief=brief),
+    "load-logins": lambda home, brief: loads.logins(home, brief=brief),
+    "load-rotation": lambda home, brief: loads.rotation(home, brief=brief),
     "crowds-killed": lambda home, brief: crowds.killed(home, brief=brief),
 }
 

@@ -84,6 +84,7 @@ UNLIKE_THE_DEFAULT = {
     "clients.key_sha256": "a" * 64,
     "clients.scopes": ["read"],
     "proxy.prefixes": ["/cgi-bin/", "/wxa/"],
+    "proxy.allow": ["/cgi-bin/openapi/rid/get"],
     "avatars.listen": "127.0.0.1:2",
     "avatars.broker": "unix:/run/b.sock",
     "notify.language": "zh-CN",

@@ -144,6 +144,7 @@ def test_what_only_asks_is_marked_to_be_run() -> None:
             assert not only_asks or block.mark == "run", f"{page}: {lines[0]}"
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("page", [page for page in PAGES if page.of("sh")], ids=str)
 def test_requests_are_answered(page: Page, running: Running, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
@@ -156,6 +157,7 @@ def test_requests_are_answered(page: Page, running: Running, tmp_path: Path) -> 
             ), done.stdout
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("page", [page for page in PAGES if page.of("python")], ids=str)
 def test_python_runs(page: Page, running: Running, tmp_path: Path) -> None:
     for block in page.of("python"):

@@ -70,6 +70,8 @@ TOOLS: Final = {
     "mmdebstrap": Tool("mmdebstrap", "root"),
     # a company's way out
     "tinyproxy": Tool("tinyproxy"),
+    # the commands of the guides
+    "curl": Tool("curl"),
     # what judges the files in deploy/
     "systemd-analyze": Tool("systemd"),
     "systemd-socket-activate": Tool("systemd"),
