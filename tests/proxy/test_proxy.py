@@ -80,6 +80,17 @@ async def test_headers_that_concern_one_hop_or_us_end_here(broker: Proxied) -> N
     ]
 
 
+@pytest.mark.parametrize("body", ["", "Content-Length: 3\r\n\r\nabc"])
+async def test_no_header_is_added_but_what_http_needs(broker: Proxied, body: str) -> None:
+    method = "POST" if body else "GET"
+    head = f"{method} {GET} HTTP/1.1\r\nHost: localhost\r\nX-Token-Broker: 1\r\n"
+    await broker.raw(f"{head}Connection: close\r\n{body or chr(13) + chr(10)}")
+    (seen,) = broker.wechat.seen
+    added = ["accept-encoding", *(["content-length"] if body else []), "host"]
+    assert sorted(name.lower() for name, _ in seen.headers) == added
+    assert seen.body.decode() == body[-3:]
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 async def test_method_body_and_content_type_go_on(broker: Proxied, method: str) -> None:
     body = '{"名": "值"}'.encode()

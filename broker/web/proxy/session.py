@@ -4,12 +4,13 @@ A request goes over the wire once, whatever becomes of it; redirects, cookies an
 the caller's business.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
 from aiohttp import hdrs
+from multidict import CIMultiDict
 
 from broker.http.no_retry import session_without_retries
 from broker.http.way_out import DIRECT, OutgoingSession, WayOut
@@ -17,12 +18,15 @@ from broker.http.way_out import DIRECT, OutgoingSession, WayOut
 MOST_CONNECTIONS: Final = 256  # over all apps
 # An idle connection is closed before WeChat would: a request on one it has closed would be lost
 KEPT_S: Final = 10.0
-LEFT_ALONE: Final = (
-    hdrs.ACCEPT,
-    hdrs.ACCEPT_ENCODING,
-    hdrs.CONTENT_TYPE,
-    hdrs.USER_AGENT,
-)  # else aiohttp adds its own
+
+
+class PlainRequest(aiohttp.ClientRequest):
+    """A request that has no header but those it was given: aiohttp adds some where they miss."""
+
+    _skip_auto_headers = CIMultiDict({hdrs.CONTENT_TYPE: None})
+
+    def update_auto_headers(self, skip_auto_headers: Iterable[str] | None) -> None:
+        """Add nothing."""
 
 
 @asynccontextmanager
@@ -39,6 +43,6 @@ async def outgoing(
     async with session_without_retries(
         connector,
         timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_s),
-        skip_auto_headers=LEFT_ALONE,
+        request_class=PlainRequest,
     ) as session:
         yield OutgoingSession(session, way_out)
