@@ -341,6 +341,7 @@ TRIED: Final[dict[str, tuple[str, ...]]] = {
         "test_way_out::test_without_the_ca_file_the_relay_is_not_trusted",
     ),
     "72": (
+        "test_image::test_the_image_serves_without_rights_and_after_the_volumes_modes_were_widened",
         "test_environment::test_the_daemon_runs_without_a_file_in_a_read_only_root_as_a_user_without_a_name",
         "test_secret_files::test_a_secret_volume_of_kubernetes_is_accepted",
         "test_secret_files::test_a_file_that_an_engine_mounts_into_run_secrets_is_accepted",
