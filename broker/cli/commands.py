@@ -335,16 +335,23 @@ def forget(
 
 
 @avatars.command()
-@click.argument("openid")
+@click.argument("openid", required=False)
 @CONFIG
 @click.pass_context
-def show(context: click.Context, openid: str, config: Path | None) -> None:
-    """Print all that is kept of one person, who has a right to look at it, as JSON."""
+def show(context: click.Context, openid: str | None, config: Path | None) -> None:
+    """Print all that is kept of one person, who has a right to look at it, as JSON.
+
+    Without OPENID: how many agreed and took it back on which day, and the texts agreed to.
+    """
     import json
 
     from broker.avatars.consent.store import as_export
+    from broker.cli import consents
 
     with _consents_file(config or context.obj) as file:
+        if openid is None:
+            click.echo(json.dumps(consents.proof(file), indent=2, ensure_ascii=False))
+            return
         found = file.find([openid], time.time()).get(openid)
     if found is None:
         stop(FAILED, "nothing is kept of this openid")

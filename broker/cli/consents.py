@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import re
 import sys
@@ -79,3 +80,14 @@ def forgotten(deleted: int, named: int | None = None) -> str:
     if named is None or named == deleted:
         return f"deleted: {deleted}"
     return f"deleted: {deleted}; nothing was kept of the other {named - deleted}"
+
+
+def proof(file: ConsentFile) -> dict[str, object]:
+    """Return what happened on which day, how often, and the texts that were agreed to.
+
+    Days are Beijing's. Nobody is named. Raises ConsentStoreError.
+    """
+    days: dict[str, dict[str, int]] = {}
+    for day, what, number in file.days():
+        days.setdefault(day, {})[what] = number
+    return {"days": days, "texts": {name: json.loads(it) for name, it in file.texts().items()}}

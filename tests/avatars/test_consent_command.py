@@ -17,6 +17,7 @@ from tests.harness.processes import ask, run, until
 
 ALICE, BOB, CAROL = (f"o{name:0<27}" for name in ("Alice", "Bob", "Carol"))
 URL = "https://thirdwx.qlogo.cn/mmopen/abc/132"
+TEXT = '{"en": "the text"}'
 NOBODY = 65534
 
 
@@ -50,7 +51,7 @@ def fill(house: ForkedDaemon, *openids: str) -> None:
     file = ConsentFile.open(house.home / "consent.db")
     now = int(time.time())
     for openid in openids:
-        file.keep(Consent(openid, URL, now, "v" * 12, "follower", now + 86_400), "the text")
+        file.keep(Consent(openid, URL, now, "v" * 12, "follower", now + 86_400), TEXT)
     file.close()
 
 
@@ -241,6 +242,18 @@ def test_show_prints_all_that_is_kept_of_a_person(house: ForkedDaemon) -> None:
     done = command(house, "show", CAROL)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "token-broker: nothing is kept of this openid\n"
+
+
+def test_show_prints_the_proof_which_names_nobody(house: ForkedDaemon) -> None:
+    fill(house, ALICE, BOB)
+    command(house, "forget", ALICE)
+    done = command(house, "show")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = json.loads(done.stdout)
+    assert list(shown["days"].values()) == [{"agreed": 2, "forgotten": 1}]
+    assert shown["texts"] == {"v" * 12: {"en": "the text"}}
+    assert ALICE not in done.stdout
+    assert BOB not in done.stdout
 
 
 def test_without_a_file_or_without_consent_it_says_so(house: ForkedDaemon) -> None:
