@@ -49,7 +49,8 @@ def keeper_of(request: web.Request, registry: Registry, scope: str) -> Keeper:
     if scope not in client.scopes:
         raise ProblemError(403, "insufficient-scope", f"This client lacks the scope `{scope}`.")
     keeper = registry.find(app)
-    if not client.may_use(keeper.account.name if keeper else app):
+    name = keeper.account.name if keeper is not None else app
+    if not client.may_use(name):
         raise ProblemError(403, "insufficient-scope", "This client may not use that app.")
     if keeper is None and registry.is_login_only(app):
         raise ProblemError(
@@ -59,7 +60,7 @@ def keeper_of(request: web.Request, registry: Registry, scope: str) -> Keeper:
         raise ProblemError(
             404, "unknown-app", "No app has this name or AppID; GET /v1/status lists them."
         )
-    request[APP] = keeper.account.name
+    request[APP] = name
     request[JUDGE] = lambda again: keeper_of(again, registry, scope)
     return keeper
 

@@ -15,7 +15,6 @@ from broker.http.no_retry import session_without_retries
 from broker.web.connection.aiohttp_internals import (
     GuardedSite,
     QuietRequestHandler,
-    connection_of,
     is_answering,
     new_handler,
 )
@@ -33,7 +32,7 @@ class Site:
         self.port = 0
 
     async def handle(self, request: web.Request) -> web.Response:
-        self.connections.append(connection_of(request))
+        self.connections.append(getattr(request.protocol, "connection", None))
         self.entered.set()
         await self.go_on.wait()
         return web.Response(text="ok")

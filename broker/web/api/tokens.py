@@ -62,17 +62,11 @@ class TokenDesk:
         """Answer with the token; or 304 if the client has it, at once or after `wait` seconds."""
         keeper = keeper_of(request, self._registry, "read")
         wait, min_ttl = numbers(request, wait=LONGEST_WAIT_S, min_ttl=LONGEST_TTL_S)
-        version = keeper.credential.version
-        if hdrs.IF_NONE_MATCH in request.headers and version and matches(request, version):
-            note_handed(request, keeper)
-            answer = None
-            if wait or keeper.serve(min_ttl) is None:
-                answer = await self._watch(request, keeper, wait, min_ttl)
-            if answer is None and (held := keeper.serve(min_ttl)) is not None:
-                if not wait:
-                    request[AGAIN] = self._again(keeper, held, min_ttl, lambda _: b"")
-                return _unchanged(version)
-        served = keeper.serve(min_ttl) or await self._get(request, keeper, wait, min_ttl)
+        if hdrs.IF_NONE_MATCH in request.headers:
+            unchanged = await self._unless_changed(request, keeper, wait, min_ttl)
+            if unchanged is not None:
+                return unchanged
+        served = await self._get(request, keeper, wait, min_ttl)
         note_handed(request, keeper)
         if not isinstance(served, Served):
             return unavailable(served)
@@ -83,12 +77,32 @@ class TokenDesk:
             )
         return self._token(keeper, served)
 
+    async def _unless_changed(
+        self, request: web.Request, keeper: Keeper, wait: float, min_ttl: float
+    ) -> web.Response | None:
+        """Answer 304 if the client has the version in force, at once or when the time is up."""
+        version = keeper.credential.version
+        if not version or not matches(request, version):
+            return None
+        note_handed(request, keeper)
+        is_held = not wait and keeper.serve(min_ttl) is not None
+        if not is_held and await self._watch(request, keeper, wait, min_ttl) is not None:
+            return None
+        held = keeper.serve(min_ttl)
+        if held is None:
+            return None
+        if not wait:
+            request[AGAIN] = self._again(keeper, held, min_ttl, lambda _: b"")
+        return _unchanged(version)
+
     async def _get(
         self, request: web.Request, keeper: Keeper, wait: float, min_ttl: float
     ) -> Served | Unavailable:
-        getting = keeper.get(min_ttl, max(wait, self._patience_s))
         if not wait:
-            return await getting
+            return await keeper.get(min_ttl, self._patience_s)
+        if (served := keeper.serve(min_ttl)) is not None:
+            return served
+        getting = keeper.get(min_ttl, max(wait, self._patience_s))
         return await self._response_cache.bounded(request, getting) or await keeper.get(min_ttl)
 
     async def _watch(
@@ -160,12 +174,13 @@ class TokenDesk:
         return self._token(keeper, answer)
 
     def _token(self, keeper: Keeper, served: Served, **more: str) -> web.Response:
+        body = token_body(keeper, served, self._wall(), **more)
         headers = {
             **NO_STORE,
             hdrs.ETAG: f'"{served.credential.version}"',
             hdrs.CONTENT_TYPE: "application/json",
         }
-        return web.Response(body=token_body(keeper, served, self._wall(), **more), headers=headers)
+        return web.Response(body=body, headers=headers)
 
     @staticmethod
     def _again(
@@ -189,9 +204,10 @@ class TokenDesk:
 
 def token_body(keeper: Keeper, served: Served, wall: float, **more: str) -> bytes:
     """Return the token object as JSON; `wall` is unix time."""
+    account = keeper.account
     body: dict[str, Any] = {
-        "app": keeper.account.name,
-        "appid": keeper.account.appid,
+        "app": account.name,
+        "appid": account.appid,
         "access_token": served.token.value.reveal(),
         "expires_in": served.expires_in,
         "expires_at": iso(wall + served.expires_in),

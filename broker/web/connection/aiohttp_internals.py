@@ -88,11 +88,6 @@ def close_after_answer(handler: asyncio.Protocol) -> None:
         handler.close()
 
 
-def connection_of(request: web.BaseRequest) -> object:
-    """Return our protocol of the connection that a request came on; None if it is not ours."""
-    return getattr(request.protocol, "connection", None)
-
-
 class GuardedSite(web.BaseSite):
     """A listening socket whose connections are served by our protocol.
 

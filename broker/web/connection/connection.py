@@ -33,6 +33,8 @@ from contextlib import AbstractContextManager
 from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol, cast
 
+from aiohttp import web
+
 from broker.core.credential import NEVER
 from broker.web.connection import aiohttp_internals
 from broker.web.connection.cached_response import CachedResponse, CachedResponses, is_one_request
@@ -285,6 +287,12 @@ class Connection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         self.wake().data_received(data)
+
+
+def connection_of(request: web.BaseRequest) -> Connection | None:
+    """Return the connection that a request came on; None if it is not one of ours."""
+    found = getattr(request.protocol, "connection", None)
+    return found if isinstance(found, Connection) else None
 
 
 def peer_of(transport: asyncio.Transport) -> str:

@@ -25,8 +25,7 @@ from typing import Final
 from aiohttp import web
 
 from broker.core.credential import NEVER
-from broker.web.connection.aiohttp_internals import connection_of
-from broker.web.connection.connection import Connection, State
+from broker.web.connection.connection import Connection, State, connection_of
 from broker.web.connection.holdings import Holdings
 from broker.web.connection.waits import HandlerWait, Waits
 
@@ -203,7 +202,7 @@ async def read_body(request: web.Request) -> bytes:
     """Return a request's body. Raises TimeoutError if it does not come within BODY_DEADLINE_S."""
     async with asyncio.timeout(BODY_DEADLINE_S):
         connection = connection_of(request)
-        if request.content.is_eof() or not isinstance(connection, Connection):
+        if request.content.is_eof() or connection is None:
             return await request.read()
         with connection.admission.body_missing(connection):
             return await request.read()

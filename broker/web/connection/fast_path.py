@@ -17,14 +17,13 @@ from typing import Final, TypeVar
 
 from aiohttp import HttpVersion11, web
 
-from broker.web.connection.aiohttp_internals import connection_of
 from broker.web.connection.cached_response import (
     Again,
     CachedResponse,
     CachedResponses,
     OnAnswered,
 )
-from broker.web.connection.connection import Connection, FastPath
+from broker.web.connection.connection import Connection, FastPath, connection_of
 from broker.web.connection.connections import Connections
 from broker.web.connection.long_poll import PollGroups, Wait
 from broker.web.connection.waits import HandlerWait
@@ -90,7 +89,7 @@ class ResponseCache:
         """Take note of a whole request that has come in, before anything is decided about it."""
         request[_CHANGES] = self._changes
         connection = connection_of(request)
-        if isinstance(connection, Connection) and (since := connection.begin()) is not None:
+        if connection is not None and (since := connection.begin()) is not None:
             request[_SINCE] = since
 
     async def keep(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -99,7 +98,7 @@ class ResponseCache:
         For `on_response_prepare`.
         """
         connection = connection_of(request)
-        if not isinstance(connection, Connection) or connection.request is None:
+        if connection is None or connection.request is None:
             return
         responses, groups = self._paths[connection.is_unix]
         if (group := groups.find(connection.request)) is not None and group.wait is None:
@@ -121,7 +120,7 @@ class ResponseCache:
     def join(self, request: web.Request, wait: Wait | None) -> None:
         """Have others who send the same bytes wait in this way; None if they cannot."""
         connection = connection_of(request)
-        if not isinstance(connection, Connection) or connection.request is None:
+        if connection is None or connection.request is None:
             return
         group = self._paths[connection.is_unix].groups.find(connection.request)
         if group is None or group.wait is not None:
@@ -145,12 +144,10 @@ class ResponseCache:
         Return None if the wait is ended early: the client has too many, others need room, or the
         client may not ask any more.
         """
-        connection = connection_of(request)
-        ours = connection if isinstance(connection, Connection) else None
         client = request[CLIENT].name
         since = request.get(_SINCE, asyncio.get_running_loop().time())
         scope = asyncio.timeout(None)
-        waiter = HandlerWait(scope, ours)
+        waiter = HandlerWait(scope, connection_of(request))
         try:
             async with scope:
                 self.connections.waits.enter(client, waiter, since)
@@ -180,6 +177,7 @@ class ResponseCache:
             self._last_change_of[app] = self._changes
         for path in self._paths.values():
             path.responses.drop(app)
+        for path in self._paths.values():
             path.groups.drop_empty()
 
     def admit_anew(self) -> None:
