@@ -75,8 +75,8 @@ class Daemon:
             handouts=Handouts(store, clock.now, clock.wall),
             reach=reach or Reach(),
         )
-        compat = Compat(gate, self.registry, self.tickets, PATIENCE_S, clock.now)
-        app = self.wired.application(compat.routes() if drop_in else [])
+        self.compat = Compat(gate, self.registry, self.tickets, PATIENCE_S, clock.now)
+        app = self.wired.application(self.compat.routes() if drop_in else [])
         self.http = TestClient(TestServer(app))
         await self.http.start_server()
 
