@@ -21,7 +21,6 @@ from broker.client.protocol import BrokerAddress
 from broker.client.sync import BrokerConnection
 from tests.harness.debian import debian
 from tests.harness.doubles import APPID, CANARY
-from tests.harness.places import ROOT
 from tests.harness.processes import ME, PATIENCE_S, Process, _url, ask, until
 
 pytestmark = [
@@ -60,13 +59,7 @@ class Image:
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
     with debian() as there:
-        source = there.shared / "src"
-        source.mkdir()
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, source)
-        for name in ("broker", "deploy"):
-            leave = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, source / name, ignore=leave)
+        there.bring_source()
         there.must(BUILD)
         config = json.loads((there.shared / "image.json").read_text())["Docker"]["config"]
         yield Image(there.shared / "image", config)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.harness.places import ROOT
+
 SUITE: Final = "bookworm"
 MIRROR: Final = "http://deb.debian.org/debian"
 PACKAGES: Final = ("buildah", "ca-certificates", "python3-venv")
@@ -54,6 +56,16 @@ class Debian:
     @property
     def shared(self) -> Path:
         return self.over / "shared"
+
+    def bring_source(self) -> None:
+        """Copy what image and package are made of to /shared/src."""
+        source = self.shared / "src"
+        source.mkdir()
+        for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"):
+            shutil.copy(ROOT / name, source)
+        for name in ("broker", "deploy"):
+            leave = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, source / name, ignore=leave)
 
     def run(self, script: str) -> "subprocess.CompletedProcess[str]":
         """Run a script of the shell as root in there, to its end."""
