@@ -17,7 +17,18 @@ from broker.core.errcodes import Failure, FailureCode, Kind
 from broker.core.ports import Verdict
 from broker.web.gate import Client
 from tests.harness.doubles import ACCOUNT, CANARY, Bench
-from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, Seen, errcode, raw, says, until
+from tests.harness.proxy_harness import (
+    GOOD,
+    ME,
+    Hostile,
+    Proxied,
+    Seen,
+    digests,
+    errcode,
+    raw,
+    says,
+    until,
+)
 
 GET = "/cgi-bin/user/get"
 WECOM = replace(ACCOUNT, appid="ww0123456789abcdef", endpoint=Endpoint.WECOM)
@@ -589,6 +600,23 @@ async def test_a_call_in_the_gap_between_two_wecom_tokens_waits_for_the_next(
         await broker.look()
         assert await (await asking).json() == {"total": 3}
         assert [seen.token for seen in wechat.seen] == [value(2)]
+
+
+async def test_a_call_whose_client_lost_its_key_while_it_waited_is_not_sent(
+    bench: Bench, wechat: Hostile
+) -> None:
+    clients = {"a" * 20: Client("a", frozenset({"proxy"}))}
+    async with Proxied(bench, wechat).serving(clients, accounts=[WECOM]) as broker:
+        await broker.look()
+        bench.clock.pass_(7199)
+        headers = {"Authorization": f"Bearer {'a' * 20}"}
+        asking = asyncio.create_task(broker.ask("GET", GET, headers=headers))
+        await until(lambda: broker.limits.under_way("main"))
+        broker.gate.admit(digests({"b" * 20: Client("b", frozenset({"proxy"}))}), [])
+        bench.clock.pass_(3)
+        await broker.look()
+        assert b"total" not in await (await asking).read()
+        assert wechat.seen == []
 
 
 async def test_a_call_whose_token_is_refused_just_before_its_replacement_waits_and_is_sent_again(

@@ -195,6 +195,7 @@ class Proxy:
             call.pace(patience_s)
             served = await call.keeper.get(0, patience_s)
             call.pace()
+            self._judge_anew(call)
         if isinstance(served, Unavailable):
             call.outcome = "no-token"
             raise no_token(served, call.keeper.credential.failure)
@@ -205,12 +206,19 @@ class Proxy:
         following = await self._following(call, served)
         if following is None or not call.upload.can_be_sent_again:
             return await self._given(call, answer, seen, served, "token-refused")
+        self._judge_anew(call)
         served = following
         async with await self._sent(call, served) as answer:
             seen = await look(answer, call.pace)
             return await self._given(
                 call, answer, seen, served, "token-refused" if seen.is_refusal else "retried"
             )
+
+    def _judge_anew(self, call: ProxiedCall) -> None:
+        """Raise ErrcodeError if the client has lost its right while the call waited."""
+        judged = call.request[JUDGE](call.request)
+        if isinstance(judged, web.Response):
+            raise ErrcodeError(40001)
 
     async def _following(self, call: ProxiedCall, refused: Served) -> Served | None:
         """Report that WeChat refuses a token, and return the one to try then.
