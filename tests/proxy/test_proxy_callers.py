@@ -1,5 +1,6 @@
 """Who gets through the proxy, for which app, and which paths never do."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -16,7 +17,7 @@ from broker.core.serving import Served
 from broker.web.gate import Client
 from broker.web.handles import LONGEST, LOOP_WINDOW_S, LOOPS_AFTER, PREFIX, Handles
 from tests.harness.doubles import ACCOUNT, APPID, CANARY, Bench
-from tests.harness.proxy_harness import ME, Hostile, Proxied, digests, errcode
+from tests.harness.proxy_harness import GOOD, ME, Hostile, Proxied, digests, errcode
 
 GET = "/cgi-bin/user/get"
 SHOP = replace(ACCOUNT, name="shop", appid="wxshop", secret=Secret(f"{CANARY}-shop"))
@@ -506,3 +507,21 @@ async def test_the_metrics_have_no_word_of_a_clients_choice(guarded: Proxied) ->
     assert 'token_broker_proxied_requests_total{app="main",outcome="passed"} 1.0' in told
     assert 'token_broker_proxy_refusals_total{errcode="40013"} 1.0' in told
     assert "chosen" not in told
+
+
+async def test_a_call_under_way_is_not_answered_to_who_may_not_call_any_more(
+    guarded: Proxied,
+) -> None:
+    called, may_go = asyncio.Event(), asyncio.Event()
+
+    async def slow(*call: Any) -> None:
+        called.set()
+        await may_go.wait()
+        await GOOD(*call)
+
+    guarded.wechat.answers |= {"/cgi-bin/slow": slow}
+    asking = asyncio.create_task(guarded.ask("GET", "/cgi-bin/slow", headers=bearer("orders")))
+    await asyncio.wait_for(called.wait(), 10)
+    guarded.gate.admit(digests({"k": Client("other", PROXY)}), [])
+    may_go.set()
+    assert await errcode(await asking) == 40001
