@@ -139,9 +139,11 @@ def promised_until(credential: Credential, endpoint: Endpoint, policy: Policy, n
     token, end = credential.token, safe_end(credential)
     if token is None or endpoint is not Endpoint.TOKEN:
         return end
-    if credential.suspicion is not None:  # the next call may push it out at once
-        return min(end, max(refresh_at(credential, endpoint, policy), now))
     sure = sure_overlap(token, endpoint, policy)
+    if credential.suspicion is not None:
+        # The next call may push it out at once. Beyond the sure part the lost one may have.
+        next_call = max(refresh_at(credential, endpoint, policy), now)
+        return min(end, next_call, max(credential.suspicion.since + sure, now))
     if credential.reserved_call is not None:  # a call is under way
         return min(end, credential.called_at + sure)
     # A policy that moves the call later may be followed by one that takes this back, so the promise

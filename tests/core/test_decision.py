@@ -113,6 +113,13 @@ IN_FLIGHT = replace(PLANNED, called_at=T0 + 3702, reserved_call=8)
             replace(HELD, suspicion=LOST), Endpoint.TOKEN, T0 + 350, T0 + 350, id="lost, retried"
         ),
         pytest.param(
+            replace(HELD, suspicion=LOST, not_before=T0 + 390),
+            Endpoint.TOKEN,
+            T0 + 350,
+            T0 + 350,
+            id="lost, and the next attempt failed: the overlap has a fuzzy edge",
+        ),
+        pytest.param(
             replace(HELD, suspicion=REFUSED), Endpoint.TOKEN, T0 + 101, T0 + 100, id="refused"
         ),
         pytest.param(PLANNED, Endpoint.STABLE, T0, T0 + 7200, id="stable: nothing kills it early"),
