@@ -75,8 +75,14 @@ async def test_without_the_promise_the_same_clients_are_refused(
         assert "by the proxy" not in refused
 
 
-@HOSTS
-@DAYS
+@pytest.mark.parametrize(
+    ("days", "hosts"),
+    [
+        pytest.param(0.4, 1, id="one host"),
+        pytest.param(14, 1, marks=pytest.mark.soak, id="a fortnight"),
+        pytest.param(2, 3, marks=[pytest.mark.soak, pytest.mark.needs("initdb")], id="three hosts"),
+    ],
+)
 async def test_whatever_happens_nobody_is_refused_but_for_a_reason(
     tmp_path: Path, days: float, hosts: int
 ) -> None:
