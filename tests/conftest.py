@@ -8,8 +8,10 @@ import pytest
 
 from tests.harness import cluster as clusters
 from tests.harness import small_disk as disks
+from tests.harness.chromium import Browser, chromium
 from tests.harness.crashpoints import ForkedDaemon, ForkServer, fork_server
 from tests.harness.doubles import Bench
+from tests.harness.redis_server import RedisServer
 from tests.harness.tools import mark_of, need
 
 # A fixture cannot carry a mark. Who uses one of these needs this of the machine.
@@ -84,3 +86,19 @@ def database(cluster: clusters.Cluster) -> Iterator[str]:
     name = cluster.database()
     yield cluster.dsn(name)
     cluster.sql(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A running redis-server that nobody else uses."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium of a module's tests, with a profile of its own."""
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

@@ -7,19 +7,13 @@ from itertools import takewhile
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.harness.chromium import Browser, chromium
+from tests.harness.chromium import Browser
 from tests.harness.doubles import CANARY
 from tests.harness.processes import ask, process, until
 
 pytestmark = pytest.mark.needs("chromium", "chromedriver", "axe-core")
 
 PICTURES = "return document.querySelectorAll('.face img').length"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("consent-profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,8 @@ TOOLS: Final = {
     "wechat-jssdk": Tool(NPM, "node", f"{TESTS}/node_modules/wechat-jssdk"),
     # who sends alerts to WeCom
     "prometheus-alertmanager": Tool("prometheus-alertmanager"),
+    "co-wechat-oauth": Tool(NPM, "node", f"{TESTS}/node_modules/co-wechat-oauth"),
+    "wechat-oauth": Tool(NPM, "node", f"{TESTS}/node_modules/wechat-oauth"),
     # the unit's restrictions, tried
     "bwrap": Tool("bubblewrap", "root"),
     "libseccomp": Tool(

@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,14 +99,6 @@ def test_nobody_named_is_said(house: House) -> None:
     done = run("notify", "--test", "--config", str(house.config))
     assert done.returncode == 78
     assert "names nobody" in done.stderr
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.mark.needs("redis-server")

@@ -1,7 +1,11 @@
 """The page of recipes, read: what is run is what is shown."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import pytest
 
 from tests.harness.places import DEPLOY
 
@@ -63,3 +67,13 @@ def is_told(recipes: list[Recipe], name: str, text: str) -> bool:
 def marked() -> list[Recipe]:
     """Every recipe that the page says is run."""
     return [Recipe(**found.groupdict()) for found in MARKED.finditer(PAGE.read_text())]
+
+
+def runnable(recipes: Sequence[Recipe]) -> list[Any]:
+    """Return recipes as parameters of a test; those in JavaScript need what npm installs."""
+    return [
+        pytest.param(
+            it, marks=pytest.mark.needs("node", it.sdk) if it.language == "js" else (), id=str(it)
+        )
+        for it in recipes
+    ]

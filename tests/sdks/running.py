@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tests.harness.places import TESTS
 from tests.harness.processes import House
@@ -16,6 +16,8 @@ from tests.sdks.recipes import KEY, Recipe
 
 HERE = TESTS / "sdks"
 PATIENCE_S = 60.0  # a crowd, or ten megabytes through two processes
+# Ways in which an SDK makes its other calls to WeChat itself.
+ASKS_WECHAT_TOO: Final = {"adapter", "adapter-login", "drop-in", "kept"}
 HARNESS = {
     "python": [sys.executable, str(HERE / "in_python.py")],
     "js": ["node", str(HERE / "in_node.js")],
@@ -61,7 +63,7 @@ def running(recipe: Recipe, house: House, *, key: str = KEY) -> Iterator[Sdk]:
     """
     code = house.home / f"{recipe.sdk}-{recipe.way}.{recipe.language}"
     code.write_text(recipe.at(house.daemon, key))
-    elsewhere = [house.sandbox] if recipe.way in {"adapter", "drop-in", "kept"} else []
+    elsewhere = [house.sandbox] if recipe.way in ASKS_WECHAT_TOO else []
     # node-easywechat keeps its tokens in files of the working directory.
     place = house.home if recipe.language == "js" else None
     log = house.home / "sdk.log"

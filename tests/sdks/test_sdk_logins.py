@@ -8,7 +8,7 @@ import pytest
 from tests.harness import invariants
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.processes import House
-from tests.sdks.recipes import KEY, Recipe, chapters, is_told, marked, sections
+from tests.sdks.recipes import KEY, Recipe, chapters, is_told, marked, runnable, sections
 from tests.sdks.running import running
 
 RECIPES = [recipe for recipe in marked() if "login" in recipe.way]
@@ -48,7 +48,7 @@ def code(house: House, kind: str, **more: object) -> str:
     )
 
 
-@pytest.mark.parametrize("recipe", WITH_SESSION, ids=str)
+@pytest.mark.parametrize("recipe", runnable(WITH_SESSION))
 def test_a_mini_programs_user_logs_in_once_with_a_code(recipe: Recipe, house: House) -> None:
     with running(recipe, house) as sdk:
         given = code(house, "miniprogram")
@@ -59,7 +59,7 @@ def test_a_mini_programs_user_logs_in_once_with_a_code(recipe: Recipe, house: Ho
     assert house.control("")["login_calls"] == {"/sns/jscode2session": 3}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize("recipe", runnable(RECIPES))
 def test_a_pages_user_logs_in_once_with_a_code(recipe: Recipe, house: House) -> None:
     with running(recipe, house) as sdk:
         given = code(house, "web")
@@ -68,7 +68,7 @@ def test_a_pages_user_logs_in_once_with_a_code(recipe: Recipe, house: House) -> 
     assert house.control("")["login_calls"] == {"/sns/oauth2/access_token": 2}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize("recipe", runnable(RECIPES))
 def test_a_wrong_key_is_wechats_40125_and_leaves_the_code_alone(
     recipe: Recipe, house: House
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_wrong_key_is_wechats_40125_and_leaves_the_code_alone(
         assert sdk.do("web", given) == "o-1"
 
 
-@pytest.mark.parametrize("recipe", WITH_PROFILE, ids=str)
+@pytest.mark.parametrize("recipe", runnable(WITH_PROFILE))
 def test_users_tokens_are_good_for_the_rest(recipe: Recipe, house: House) -> None:
     with running(recipe, house) as sdk:
         assert sdk.do("web", code(house, "web", scope="snsapi_userinfo")) == "o-1"

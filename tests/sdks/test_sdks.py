@@ -18,7 +18,7 @@ from tests.harness import invariants
 from tests.harness.crashpoints import ForkedDaemon, ForkServer
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.processes import ask, until
-from tests.sdks.recipes import KEY, PAGE, Recipe, chapters, is_told, marked, sections
+from tests.sdks.recipes import KEY, PAGE, Recipe, chapters, is_told, marked, runnable, sections
 from tests.sdks.running import running
 
 ALL = [recipe for recipe in marked() if "login" not in recipe.way]
@@ -47,17 +47,13 @@ scopes = {scopes}
 key_sha256 = "{ops}"
 """
 REFUSED = {"kind": "errcode", "errcode": 40001, "path": "/cgi-bin/user/get", "times": None}
-EXCEPTIONS = {"WeChatClientException", "ClientException", "WeChatAPIError"}  # the SDKs' own
+EXCEPTIONS = {  # the SDKs' own
+    "APILimitedException",
+    "WeChatClientException",
+    "ClientException",
+    "WeChatAPIError",
+}
 Count = Callable[[Recipe, str, int], int]
-
-
-def runnable(recipes: list[Recipe]) -> list[Any]:
-    """Recipes as parameters; those in JavaScript need what npm installs."""
-    marks = {recipe.sdk: pytest.mark.needs("node", recipe.sdk) for recipe in recipes}
-    return [
-        pytest.param(it, marks=marks[it.sdk] if it.language == "js" else (), id=str(it))
-        for it in recipes
-    ]
 
 
 each = pytest.mark.parametrize("recipe", runnable(RECIPES))

@@ -60,6 +60,7 @@ def keeper_on(store: PostgresStore, wechat: ScriptedWeChat, clock: ManualClock) 
     )
 
 
+@pytest.mark.needs("initdb")
 async def test_a_database_that_is_away_at_the_start_is_taken_up_when_it_is_back() -> None:
     with own_cluster() as server:
         database = server.dsn(server.database())

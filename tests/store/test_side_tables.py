@@ -17,7 +17,7 @@ DAY = 86400.0
 SideStore = SqliteStore | PostgresStore
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs("initdb"))])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SideStore]:
     opened: SideStore
     if request.param == "sqlite":

@@ -17,7 +17,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.harness.chromium import Browser, chromium
+from tests.harness.chromium import Browser
 from tests.harness.cluster import Cluster
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.processes import House, ask, process, until
@@ -38,12 +38,6 @@ class Site:
     house: House
     gallery: str
     proxied: str
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -6,19 +6,13 @@ from collections.abc import Iterator
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.harness.chromium import Browser, chromium
+from tests.harness.chromium import Browser
 from tests.harness.cluster import free_port
 from tests.harness.doubles import APPID, CANARY
 from tests.harness.processes import House, until
 
 pytestmark = pytest.mark.needs("chromium", "chromedriver", "axe-core")
 LOOKS = [(320, False), (390, True), (1280, False), (1280, True)]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
