@@ -21,7 +21,7 @@ set -eu
 cd /tree
 python3 --version
 python3 -m venv /venv
-/venv/bin/pip install --quiet --editable '.[dev]'
+/venv/bin/pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
 /venv/bin/pytest -n 2 -m 'not soak and not postgres and not browser and not node and not root'
 """
 

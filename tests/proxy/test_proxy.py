@@ -379,11 +379,11 @@ async def test_a_token_that_stays_dead_is_bounded(broker: Proxied) -> None:
     broker.wechat.dead = {value(number) for number in range(1000)}
     broker.bench.wechat.verdicts.extend([Verdict.DEAD] * 1000)
     for _ in range(100):
-        broker.bench.clock.pass_(1)
+        broker.bench.clock.pass_(6)  # never so near to the next call that one would wait for it
         answer = await broker.get(GET)
         assert (await answer.json(content_type=None))["errcode"] in {40001, -1}
     assert len(broker.wechat.seen) <= 200
-    assert broker.bench.wechat.calls <= 1 + 100 / broker.bench.policy.min_gap + 1
+    assert broker.bench.wechat.calls <= 1 + 600 / broker.bench.policy.min_gap + 1
 
 
 async def test_a_call_is_sent_twice_at_most_though_each_new_token_is_refused(
