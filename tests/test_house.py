@@ -125,7 +125,9 @@ NUMBERED = {
 @pytest.mark.parametrize("pattern", NUMBERED)
 def test_each_pointer_to_a_fact_or_scenario_resolves(pattern: str) -> None:
     document, ids = NUMBERED[pattern]
-    known = set(re.findall(ids, (ROOT / document).read_text()))
+    listed = re.findall(ids, (ROOT / document).read_text())
+    assert [one for one, times in Counter(listed).items() if times > 1] == []
+    known = set(listed)
     files = [*(ROOT / "broker").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     used = {one for path in files for one in re.findall(pattern, path.read_text())}
     assert used

@@ -1,4 +1,4 @@
-"""Events as WeChat pushes them (WECHAT.md W116, W134): signed, XML or JSON, plain or encrypted."""
+"""Events as WeChat pushes them (WECHAT.md W116, W137): signed, XML or JSON, plain or encrypted."""
 
 import base64
 import hashlib
@@ -104,7 +104,7 @@ def _json(fields: dict[str, Any]) -> bytes:
 
 
 def _encrypted(message: bytes, message_key: str, appid: str) -> str:
-    """Encrypt as WECHAT.md W135 says. Needs the package cryptography."""
+    """Encrypt as WECHAT.md W138 says. Needs the package cryptography."""
     from cryptography.hazmat.primitives.ciphers import (  # noqa: PLC0415 -- an extra
         Cipher,
         algorithms,

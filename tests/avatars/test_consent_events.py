@@ -16,7 +16,7 @@ from tests.harness.consent import MESSAGE_KEY, TOKEN, Asking, asking_scene
 from tests.harness.doubles import APPID
 
 EVENTS = "/consent/events"
-# The vectors of WeChat's own documents and sample code (WECHAT.md W134, W135).
+# The vectors of WeChat's own documents and sample code (WECHAT.md W137, W138).
 OFFICIAL_KEY = "jWmYm7qr5nMoAUwZRjGtBxmz3KA1tkAj3ykkR6q2B2C"
 OFFICIAL_APPID = "wx5823bf96d3bd56c7"
 OFFICIAL_SEALED = (

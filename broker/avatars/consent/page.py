@@ -66,7 +66,7 @@ class ConsentDesk:
         return self._page(request, is_stale=False)
 
     async def verify_domain(self, _request: web.Request) -> web.Response:
-        """Answer WeChat's question whether the domain is the operator's (WECHAT.md W136)."""
+        """Answer WeChat's question whether the domain is the operator's (WECHAT.md W139)."""
         name = self._settings.verification_file or ""
         return web.Response(text=name.removeprefix("MP_verify_").removesuffix(".txt"))
 

@@ -1,6 +1,6 @@
 """What WeChat pushes to an account's message URL: signature, encryption, and what is in it.
 
-Pure but for the clock that is passed in. The facts are WECHAT.md W116 to W118 and W134 and W135.
+Pure but for the clock that is passed in. The facts are WECHAT.md W116 to W118 and W137 and W138.
 """
 
 import base64

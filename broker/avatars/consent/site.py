@@ -24,7 +24,7 @@ from broker.http.problems import problem
 EVENTS: Final = "/consent/events"
 LARGEST_BODY: Final = 64 * 1024  # bytes; an event has some 500
 PAGE_S: Final = 25.0  # the broker and WeChat answer within 10 s each
-EVENT_S: Final = 4.0  # WeChat waits for 5 (WECHAT.md W134)
+EVENT_S: Final = 4.0  # WeChat waits for 5 (WECHAT.md W137)
 POLICY: Final = (
     "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none';"
     " form-action 'self' {}; frame-ancestors 'none'"
