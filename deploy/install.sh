@@ -8,7 +8,7 @@ usage: install.sh [options]
 
   --prefix DIR      where the program goes (default /opt/token-broker)
   --root DIR        put everything below DIR, as if DIR were / (nothing is started, no user or group is made)
-  --package SPEC    what pip installs (default: this checkout; e.g. wechat-token-broker==0.1.0 for PyPI)
+  --package SPEC    what pip installs (default: this checkout; e.g. wechat-token-broker==0.2.0 for PyPI)
   --python PROGRAM  the Python to use, 3.11 or newer (default python3)
   --no-package      leave the program as it is: units and configuration only
   --uninstall       remove the program and the units; configuration, secrets and state stay
