@@ -227,12 +227,14 @@ class Keeper:
         version: str | None = None,
         token: str | None = None,
         seen: bool = False,
+        is_doubt: bool = False,
     ) -> tuple[ReportOutcome, Served] | Unavailable:
         """Take a report that the token named by `version` or `token` is refused.
 
         It is hearsay: WeChat is asked, and on its word the token is replaced. Where WeChat gives no
         verdict (WECHAT.md W37), a second report after `verify_gap` is enough, and so is `seen`:
-        this process itself has read the refusal in WeChat's answer to a call.
+        this process itself has read the refusal in WeChat's answer to a call. `is_doubt`: nobody
+        said so, a client has only asked again; that is never enough without a verdict.
         """
         deadline, tried = _deadline(patience_s), False
         is_current = self.is_current(version=version, token=token)
@@ -244,6 +246,7 @@ class Keeper:
                 soon = min(deadline, _deadline(ELSEWHERE_S))
                 if self._refresher.flies_elsewhere and await _until(self._live.change(), soon):
                     continue
+                tried = tried or is_doubt
                 flight = None if tried else self._replace_without_verdict(version, seen=seen)
                 if flight is None:
                     return self._throttled()
@@ -252,6 +255,8 @@ class Keeper:
                 return self._unavailable()
             if (heard := self._heard(flight, version)) is not None:
                 return heard
+            if flight.result() is Verdict.UNDECIDED and not is_doubt:
+                self._note_undecided(version)
         if version is not None and self.credential.version == version:
             return self._unavailable()  # stopping: nobody has asked WeChat
         answer = await self.get(patience_s=_left(deadline))
@@ -269,8 +274,6 @@ class Keeper:
             return ReportOutcome.VERIFIED, served
         if flight.result() is Verdict.UNKNOWN:
             return Unavailable(Code.UPSTREAM_UNAVAILABLE, UnavailableReason.NOT_VERIFIED, 1)
-        if flight.result() is Verdict.UNDECIDED:
-            self._note_undecided(version)
         return None
 
     def _note_undecided(self, version: str) -> None:
@@ -308,7 +311,7 @@ class Keeper:
 
         Wait no longer than `patience_s` for what comes of it; the verification goes on behind.
         """
-        await self.report(patience_s, version=self.credential.version)
+        await self.report(patience_s, version=self.credential.version, is_doubt=True)
 
     def doubt_quietly(self) -> None:
         """Have the token in force verified behind the answers, if it has not been for a while."""

@@ -606,6 +606,20 @@ async def test_without_a_verdict_what_the_broker_has_read_itself_is_enough(bench
     assert bench.wechat.calls == 2
 
 
+async def test_without_a_verdict_no_number_of_doubts_ends_a_token(bench: Bench) -> None:
+    # A client that only asks again has not said that anything was refused: a fleet behind one key
+    # does so all the time, and some accounts never get a verdict.
+    bench.policy = Policy(verify_quota=20)
+    keeper = await kept(bench)
+    bench.wechat.verdicts.extend([Verdict.UNDECIDED] * 20)
+    for _ in range(40):
+        bench.clock.pass_(40)
+        await keeper.doubt(0.1)
+    assert (bench.wechat.calls, bench.wechat.checks) == (1, 20)
+    answer = await keeper.report(1, token=token(1))  # one report is one
+    assert isinstance(answer, Unavailable)
+
+
 async def test_when_the_days_verifications_are_spent_two_reports_are_enough(bench: Bench) -> None:
     bench.policy = Policy(verify_quota=1)
     keeper = await kept(bench)
@@ -775,6 +789,7 @@ async def test_the_daily_quota_holds_whatever_asks(bench: Bench) -> None:
     made = [row["lane"] for row in await bench.rows()]
     assert len(made) == bench.wechat.calls <= 40
     assert len(made) - made.count("scheduled") == spare
+    bench.clock.pass_(31)
     answer = await keeper.refresh(0.1)
     assert isinstance(answer, Unavailable)
     assert answer.code is Code.QUOTA_EXHAUSTED
