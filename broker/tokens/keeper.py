@@ -30,6 +30,9 @@ from broker.tokens.upkeep import Upkeep
 
 # How long a report waits for what another process is doing about the same token.
 ELSEWHERE_S: Final = 1.0
+# A request that finds no token waits for a call that is due so soon: longer than WeCom's renewal
+# takes (WECHAT.md W63), and shorter than SDKs wait for an answer, which is five seconds.
+DUE_SOON_S: Final = 4.5
 
 
 class Keeper:
@@ -197,8 +200,8 @@ class Keeper:
             return await _until(self._live.change(), deadline)
         if self.credential.failure is not None:
             return False
-        due_in = self.next_call_in()
-        if due_in >= _left(deadline):
+        due_in, most = self.next_call_in(), _left(deadline)
+        if due_in >= (most if self.serve() else min(most, DUE_SOON_S)):
             return False
         # The token is good, only not for as long as was asked; or nothing may be handed out until
         # the next call, which is due before the deadline (WECHAT.md W63).

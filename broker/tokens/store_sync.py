@@ -225,7 +225,8 @@ class StoreSync:
         else:
             if change is self._unwritten:
                 self._unwritten = None
-            if self._unsettled is None and not self.unrecorded:
+            # A change that changes nothing is not written: it says nothing of a full disk.
+            if changed and self._unsettled is None and not self.unrecorded:
                 self._error = None
         self.adopt(credential)
         return changed

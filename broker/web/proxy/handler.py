@@ -21,7 +21,7 @@ from broker.core.credential import Account
 from broker.core.interfaces import REFUSED, refused_by_default
 from broker.core.serving import Served, Unavailable
 from broker.http.way_out import PROXY_ERRORS, OutgoingSession, failure_of_call
-from broker.tokens.keeper import Keeper
+from broker.tokens.keeper import DUE_SOON_S, Keeper
 from broker.web.dialect import WECHAT, ErrcodeError, no_token
 from broker.web.gate import CLIENT, JUDGE, Client, answers_in_errcodes, authenticates
 from broker.web.params import NO_STORE
@@ -232,9 +232,9 @@ class Proxy:
             reported = await keeper.report(patience_s, version=version, seen=True)
             if not isinstance(reported, Unavailable):
                 return reported[1]
-            if not call.upload.can_be_sent_again or keeper.next_call_in() >= patience_s:
+            if not call.upload.can_be_sent_again or keeper.next_call_in() >= DUE_SOON_S:
                 return None
-            following = await keeper.watch(version or "", patience_s)
+            following = await keeper.watch(version or "", min(patience_s, DUE_SOON_S))
             return following if isinstance(following, Served) else None
         finally:
             call.pace()
