@@ -595,10 +595,15 @@ class Zoo:
         return broken
 
     def needless(self) -> list[Met]:
-        """I8: what clients met that no incident explains."""
-        return [
-            it for it in self.met if it.token == "" or not self.wechat.ends[it.token].by_incident
-        ]
+        """I8: what clients met that no incident explains.
+
+        No answer can promise less than a second, so a token in doubt may die within that one.
+        """
+        return [it for it in self.met if it.token == "" or not self._is_explained(it)]
+
+    def _is_explained(self, met: Met) -> bool:
+        ended = self.wechat.ends[met.token]
+        return ended.by_incident or met.at <= ended.at + SECOND_S
 
     def table(self) -> str:
         """What each client met, for people."""
