@@ -140,10 +140,12 @@ def promised_until(credential: Credential, endpoint: Endpoint, policy: Policy, n
     if token is None or endpoint is not Endpoint.TOKEN:
         return end
     sure = sure_overlap(token, endpoint, policy)
-    if credential.suspicion is not None:
+    if (suspicion := credential.suspicion) is not None:
         # The next call may push it out at once. Beyond the sure part the lost one may have.
         next_call = max(refresh_at(credential, endpoint, policy), now)
-        return min(end, next_call, max(credential.suspicion.since + sure, now))
+        # After a second lost answer nothing is sure: both calls may have minted (WECHAT.md W6).
+        is_second = suspicion.safe_until < suspicion.since + policy.overlap - 1
+        return min(end, next_call, now if is_second else max(suspicion.since + sure, now))
     if credential.reserved_call is not None:  # a call is under way
         return min(end, credential.called_at + sure)
     # A policy that moves the call later may be followed by one that takes this back, so the promise
