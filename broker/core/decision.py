@@ -143,9 +143,12 @@ def promised_until(credential: Credential, endpoint: Endpoint, policy: Policy, n
     if (suspicion := credential.suspicion) is not None:
         # The next call may push it out at once. Beyond the sure part the lost one may have.
         next_call = max(refresh_at(credential, endpoint, policy), now)
-        # After a second lost answer nothing is sure: both calls may have minted (WECHAT.md W6).
-        is_second = suspicion.safe_until < suspicion.since + policy.overlap - 1
-        return min(end, next_call, now if is_second else max(suspicion.since + sure, now))
+        # With a second call nothing is sure, while it is under way and after its answer is lost:
+        # both calls may have minted (WECHAT.md W6).
+        is_lost_twice = suspicion.safe_until < suspicion.since + policy.overlap - 1
+        if is_lost_twice or credential.reserved_call is not None:
+            return min(end, now)
+        return min(end, next_call, max(suspicion.since + sure, now))
     if credential.reserved_call is not None:  # a call is under way
         return min(end, credential.called_at + sure)
     # A policy that moves the call later may be followed by one that takes this back, so the promise

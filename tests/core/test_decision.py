@@ -18,7 +18,7 @@ from broker.core.credential import (
     Suspicion,
 )
 from broker.core.secret import Secret
-from broker.core.transitions import lost
+from broker.core.transitions import lost, reserved
 
 POLICY = Policy()
 T0 = 1000.0
@@ -218,10 +218,11 @@ def test_a_token_given_back_in_a_new_epoch_is_not_older_than_itself_by_another_c
     )
 
 
-def test_after_a_second_lost_answer_nothing_is_promised() -> None:
+def test_with_a_second_call_whose_answer_may_be_lost_nothing_is_promised() -> None:
     sure = POLICY.overlap * decision.SURE_PART
     once = lost(HELD, T0 + 3600, POLICY.overlap)
     twice = lost(once, T0 + 3600 + sure, POLICY.overlap)
     now = T0 + 3600 + sure + 10
-    for state, until in ((once, T0 + 3600 + sure), (twice, now)):
+    under_way = reserved(once, 8, T0 + 3600 + sure)
+    for state, until in ((once, T0 + 3600 + sure), (under_way, now), (twice, now)):
         assert decision.promised_until(state, Endpoint.TOKEN, POLICY, min(now, until)) == until

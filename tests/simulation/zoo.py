@@ -582,13 +582,14 @@ class Zoo:
     def broken_promises(self) -> list[str]:
         """I7: tokens that lived shorter than was promised, though no incident ended them.
 
-        No answer can promise less than a second.
+        No answer can promise less than a second: with that little a token in doubt is served.
         """
         broken = []
         for it in self.handed:
             ended = self.wechat.ends[it.token]
             short = it.until - ended.at if it.rule != "by the proxy" else 0
-            if short > SECOND_S and not ended.by_incident:
+            is_doubtful = it.until - it.at <= SECOND_S
+            if short > SECOND_S and not is_doubtful and not ended.by_incident:
                 broken.append(
                     f"{it.rule} on {it.app}: {short:.1f} s too much at {it.at - NOON:.0f}"
                 )
@@ -597,13 +598,15 @@ class Zoo:
     def needless(self) -> list[Met]:
         """I8: what clients met that no incident explains.
 
-        No answer can promise less than a second, so a token in doubt may die within that one.
+        A token in doubt after a lost answer may be dead, and is served for a second at a time.
         """
-        return [it for it in self.met if it.token == "" or not self._is_explained(it)]
-
-    def _is_explained(self, met: Met) -> bool:
-        ended = self.wechat.ends[met.token]
-        return ended.by_incident or met.at <= ended.at + SECOND_S
+        doubtful = {it.token for it in self.handed if it.until - it.at <= SECOND_S}
+        return [
+            it
+            for it in self.met
+            if it.token == ""
+            or not (self.wechat.ends[it.token].by_incident or it.token in doubtful)
+        ]
 
     def table(self) -> str:
         """What each client met, for people."""
