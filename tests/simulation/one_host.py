@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
-from broker.core.credential import Account, Credential, Endpoint, Policy
+from broker.core.credential import NEVER, Account, Credential, Endpoint, Policy
 from broker.core.errcodes import Failure, FailureCode
 from broker.core.ports import (
     Change,
@@ -229,6 +229,7 @@ class Checker:
         default_factory=lambda: defaultdict(list)
     )  # what may cost a call more
     gaps: dict[str, Gap] = field(default_factory=lambda: defaultdict(Gap))
+    wall_wrong_at: float = NEVER  # when the broker's wall clock was wrong last
     _newest: dict[str, tuple[str, int]] = field(default_factory=dict)
     _tokens: dict[tuple[str, int], str] = field(default_factory=dict)
     _gap_since: dict[str, float] = field(default_factory=dict)
@@ -273,8 +274,10 @@ class Checker:
         if account.name not in self._gap_since:
             self._gap_since[account.name] = now
             self._why[account.name] = f"{served.code}: {english.unavailable(served)}"
-        # A call that was reserved by a process that died is spent, though WeChat never saw it.
-        spent = sum(now - DAY < at for at in self.rows[account.name][-account.daily_quota :])
+        # A call that was reserved by a process that died is spent, though WeChat never saw it. A
+        # reboot under a wrong wall clock takes another boot's calls for new: they count a day more.
+        window = DAY if self.wall_wrong_at < now - 2 * DAY else 2 * DAY
+        spent = sum(now - window < at for at in self.rows[account.name][-account.daily_quota :])
         if served.reason is UnavailableReason.CALL_FAILED or spent >= account.daily_quota:
             self._needless.pop(account.name, None)
             return
@@ -642,6 +645,8 @@ class Simulation:
         else:
             self.checker.known_dead |= self.dying
             self.dying.clear()
+        if self.times.skew:
+            self.checker.wall_wrong_at = self.times.true
         with contextlib.closing(
             sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)
         ) as ledger:
