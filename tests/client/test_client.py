@@ -83,7 +83,11 @@ def _answering(answer: bytes) -> Iterator[tuple[str, list[float]]]:
                 pass
             self.wfile.write(answer)
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(socketserver.ThreadingTCPServer):
+        # A handler may wait for a request of the very loop that ends the server.
+        daemon_threads, block_on_close = True, False
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=[0.01]).start()
         yield f"http://127.0.0.1:{server.server_address[1]}", asked
         server.shutdown()
